@@ -1,0 +1,34 @@
+"""Onefold: one toolkit for every foundation model.
+
+    import onefold
+
+    model = onefold.load("runs/quickstart")
+    print(model.generate("def fibonacci(n):"))
+
+    onefold.train("gpt2", data="notes/", out="runs/notes")
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onefold.infer.model import load as load
+    from onefold.recipes import train as train
+
+try:
+    __version__ = version("onefold")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = ["__version__", "load", "train"]
+
+# Importing torch takes seconds; `import onefold` and `onefold --help` must not pay for it.
+_LAZY = {"load": "onefold.infer.model", "train": "onefold.recipes"}
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'onefold' has no attribute {name!r}")

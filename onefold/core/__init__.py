@@ -1,0 +1,1 @@
+"""What everything else stands on: configuration, batches, files, progress, processes, errors."""

@@ -1,0 +1,67 @@
+"""The only door to other processes. Without torchrun every function here is a no-op for a world of one."""
+
+import os
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return td.get_rank() if _running() else int(os.environ.get("RANK", 0))
+
+
+def world() -> int:
+    return td.get_world_size() if _running() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """This process's place on its own machine: the index of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def init(device: torch.device) -> None:
+    """Join the other processes when torchrun started this one: NCCL between GPUs, gloo between CPUs."""
+    if _running() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(local_rank())
+    td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+
+
+def shutdown() -> None:
+    if _running():
+        td.destroy_process_group()
+
+
+def barrier() -> None:
+    if _running():
+        td.barrier()
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum over all processes, on each of them (in place, and returned)."""
+    if _running():
+        td.all_reduce(tensor)
+    return tensor
+
+
+def broadcast(value: T) -> T:
+    """The main process's value, on every process. The value is pickled between our own processes only."""
+    if not _running():
+        return value
+    box = [value]
+    td.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _running() -> bool:
+    return td.is_available() and td.is_initialized()

@@ -1,0 +1,115 @@
+"""Configs refuse typos, merge overrides into the variant that is there, and never run code from a file."""
+
+import json
+from typing import Annotated, Literal
+
+import pytest
+
+from onefold.core.config import Config, Slot, differences, parse_override
+from onefold.core.errors import UserError
+
+
+class Circle(Config):
+    kind: Literal["circle"] = "circle"
+    radius: float = 1.0
+
+
+class Square(Config):
+    kind: Literal["square"] = "square"
+    side: float = 2.0
+    turned: bool = False
+
+
+class Mine(Config):
+    """A researcher's own arm, unknown to the slot."""
+
+    points: int = 5
+
+    def build(self):
+        return self.points
+
+
+class Drawing(Config):
+    shape: Annotated[Circle | Square, Slot()] = Circle()
+    frame: Annotated[Circle | Square, Slot()] | None = None
+    sizes: tuple[int, ...] = (1, 2)
+
+
+def test_json_round_trip_keeps_the_variant():
+    drawing = Drawing(shape=Square(side=3), frame=Circle(radius=2))
+    assert Drawing.from_json(drawing.to_json()) == drawing
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({"shape.radius": 4}, Circle(radius=4)),
+        ({"shape": {"radius": 4}}, Circle(radius=4)),
+        ({"shape": {"kind": "square", "side": 5}}, Square(side=5)),
+        ({"shape.side": 7, "shape.kind": "square"}, Square(side=7)),
+        ({"shape": "square"}, Square()),
+        ({"shape": Square(side=9)}, Square(side=9)),
+    ],
+)
+def test_overrides_merge_or_pick_another_kind(changes, shape):
+    assert Drawing().but(changes).shape == shape
+
+
+def test_merging_keeps_what_was_not_named():
+    square = Drawing(shape=Square(side=3, turned=True))
+    assert square.but({"shape": {"side": 4}}).shape == Square(side=4, turned=True)
+
+
+def test_lists_are_edited_by_index():
+    assert Drawing().but({"sizes.1": 7}).sizes == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shap.radius": 1}, "did you mean shape"),
+        ({"shape.radios": 1}, "did you mean radius"),
+        ({"shape.radius": "wide"}, "shape.radius: "),
+        ({"shape": "triangle"}, "one of circle, square"),
+        ({"frame.radius": 3}, "frame: kind must be one of"),
+        ({"sizes.9": 3}, "index from 0 to 1"),
+        ({"shape.radius.x": 3}, "no settings of its own"),
+    ],
+)
+def test_mistakes_name_the_place_and_the_nearest_name(changes, message):
+    with pytest.raises(UserError, match=message):
+        Drawing().but(changes)
+
+
+def test_unknown_key_in_a_file_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"shape: no setting named radus; did you mean radius"):
+        Drawing.from_dict({"shape": {"kind": "circle", "radus": 1}})
+
+
+def test_own_class_enters_from_python_but_never_from_a_file():
+    path = f"{Mine.__module__}:Mine"
+    mine = Drawing().but({"shape": {"kind": path, "points": 7}})
+    assert mine.shape == Mine(points=7)
+    assert Drawing(shape=Mine()).to_dict()["shape"]["kind"] == path
+    assert mine.but({"sizes": [3]}).shape == Mine(points=7)
+    with pytest.raises(UserError, match="is code"):
+        Drawing.from_json(mine.to_json())
+
+
+def test_digest_ignores_excluded_paths_only():
+    a, b = Drawing(), Drawing().but({"shape.radius": 2})
+    assert a.digest() != b.digest()
+    assert a.digest(exclude=("shape.radius",)) == b.digest(exclude=("shape.radius",))
+
+
+def test_parse_override_reads_json_or_text():
+    assert parse_override("a.b=3e-4") == ("a.b", 3e-4)
+    assert parse_override("data=notes/") == ("data", "notes/")
+    with pytest.raises(UserError):
+        parse_override("steps")
+
+
+def test_differences_are_dotted():
+    a, b = Drawing(), Drawing().but({"shape.radius": 2})
+    assert differences(a.to_dict(), b.to_dict()) == {"shape.radius": (1.0, 2.0)}
+    assert json.loads(a.to_json()) == a.to_dict()
