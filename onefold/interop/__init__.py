@@ -1,0 +1,1 @@
+"""What lies on disk: our own folders, and the formats that others publish models in."""
