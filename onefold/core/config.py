@@ -103,7 +103,9 @@ class Slot:
             if isinstance(value, Config):
                 if not isinstance(value, arms) and not hasattr(value, "build"):
                     names = ", ".join(arm.__name__ for arm in arms)
-                    raise PydanticCustomError("slot", "{text}", {"text": f"{type(value).__name__} does not fit; takes {names}"})
+                    raise PydanticCustomError(
+                        "slot", "{text}", {"text": f"{type(value).__name__} does not fit; takes {names}"}
+                    )
                 return value
             if isinstance(value, str):
                 value = {"kind": value}
@@ -131,7 +133,9 @@ class Slot:
 def _foreign(kind: str, value: Mapping[str, Any], trusted: bool) -> Config:
     """A researcher's own config class, by import path."""
     if not trusted:
-        raise PydanticCustomError("foreign", "{text}", {"text": f"{kind} is code; give it on the command line or from Python"})
+        raise PydanticCustomError(
+            "foreign", "{text}", {"text": f"{kind} is code; give it on the command line or from Python"}
+        )
     module, _, name = kind.partition(":")
     try:
         found = getattr(import_module(module), name)
@@ -185,7 +189,9 @@ def explain(error: ValidationError, data: Any) -> str:
             except (KeyError, IndexError, TypeError):
                 place = None
         given = f", not {mistake['input']!r}" if isinstance(mistake["input"], str | int | float | None) else ""
-        message = mistake["msg"] + (given if mistake["type"] not in ("unknown", "kind", "foreign", "slot", "missing") else "")
+        message = mistake["msg"] + (
+            given if mistake["type"] not in ("unknown", "kind", "foreign", "slot", "missing") else ""
+        )
         lines.append(": ".join(filter(None, [".".join(names), message])))
     return "\n".join(lines)
 

@@ -46,7 +46,9 @@ class Progress:
 
     def update(self, n: float = 1, **figures: float | str) -> None:
         self.done += n
-        self.figures |= {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in figures.items()}
+        self.figures |= {
+            name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in figures.items()
+        }
         if self._bar:
             self._bar.update(self._task, completed=self.done, figures=self._shown())
         elif not self._quiet and time.monotonic() - self._spoke > QUIET_INTERVAL:
@@ -64,7 +66,9 @@ class Progress:
 
     def _line(self) -> None:
         seconds = time.monotonic() - self._began
-        amount = f"{self.done:,.0f}" + (f"/{self.total:,.0f}" if self.total else "") + (f" {self.unit}" if self.unit else "")
+        amount = (
+            f"{self.done:,.0f}" + (f"/{self.total:,.0f}" if self.total else "") + (f" {self.unit}" if self.unit else "")
+        )
         left = ""
         if self.total and self.first < self.done < self.total:
             left = f"  {clock(seconds / (self.done - self.first) * (self.total - self.done))} left"
@@ -78,7 +82,12 @@ class Progress:
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn()]
         if self.unit:
             columns.append(TextColumn(self.unit))
-        columns += [TextColumn("[cyan]{task.fields[figures]}"), TimeElapsedColumn(), TextColumn("·"), TimeRemainingColumn()]
+        columns += [
+            TextColumn("[cyan]{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("·"),
+            TimeRemainingColumn(),
+        ]
         return Bar(*columns, console=Console(stderr=True), transient=False)
 
 

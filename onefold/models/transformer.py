@@ -1,0 +1,238 @@
+"""One decoder for GPT-2, GPT-NeoX, Llama, Mistral, Qwen: what tells them apart is data.
+
+    tokens → embed → blocks → norm → head → logits
+
+A block is norm, mixer, norm, feed-forward, each a slot; see families.py for the published settings.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from onefold.core.config import Config, Slot
+from onefold.core.errors import UserError
+from onefold.nn.attention import AttentionConfig, KVCache, Layout
+from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
+from onefold.nn.norm import LayerNormConfig, RMSNormConfig
+from onefold.nn.position import LearnedPositionConfig, SinusoidalPositionConfig
+
+Norm = Annotated[LayerNormConfig | RMSNormConfig, Slot()]
+
+
+class EmbedConfig(Config):
+    """Token vectors, and what is added to them before the first block."""
+
+    position: Annotated[LearnedPositionConfig | SinusoidalPositionConfig, Slot()] | None = None
+    dropout: float = 0.0
+
+
+class BlockConfig(Config):
+    """norm → mixer → norm → feed-forward, each added to the residual stream.
+
+    `residual`: "pre" normalises what enters a branch, "post" what leaves the sum (the first Transformer), "parallel"
+    gives both branches the same input (GPT-NeoX).
+    """
+
+    norm: Norm = RMSNormConfig()
+    mixer: Annotated[AttentionConfig, Slot()]
+    ffn: Annotated[MLPConfig | GatedMLPConfig, Slot()]
+    residual: Literal["pre", "post", "parallel"] = "pre"
+    dropout: float = 0.0  # of what each branch adds
+
+    def build(self, width: int) -> "Block":
+        return Block(self, width)
+
+
+class DecoderConfig(Config):
+    """A causal language model.
+
+    `pattern` varies the blocks: layer i is `block.but(pattern[i % len(pattern)])`, so that alternating windows are
+    `({}, {"mixer.window": 256})` and a pyramid has as many entries as layers.
+    """
+
+    kind: Literal["decoder"] = "decoder"
+    vocab: int
+    width: int
+    depth: int
+    context: int  # what it is trained on; learned positions end here
+    embed: EmbedConfig = EmbedConfig()
+    block: BlockConfig
+    pattern: tuple[dict[str, Any], ...] = ()
+    norm: Norm = RMSNormConfig()  # before the head
+    tied: bool = True  # the head is the embedding, transposed
+    init: Literal["normal", "fan_in"] = "normal"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DecoderConfig":
+        for block in set(self.blocks()) if self.pattern else (self.block,):
+            if isinstance(block.mixer, AttentionConfig):
+                block.mixer.widths(self.width)
+        learned = self.embed.position
+        if isinstance(learned, LearnedPositionConfig) and learned.context < self.context:
+            raise ValueError(f"context ({self.context}) exceeds the learned positions ({learned.context})")
+        return self
+
+    def blocks(self) -> list[BlockConfig]:
+        """The config of every layer, in order."""
+        if not self.pattern:
+            return [self.block] * self.depth
+        variants = [self.block.but(changes) if changes else self.block for changes in self.pattern]
+        return [variants[i % len(variants)] for i in range(self.depth)]
+
+    def build(self) -> "Decoder":
+        """The model with fresh weights from torch's current generator; under `torch.device("meta")`, shapes only."""
+        return Decoder(self)
+
+
+class DecoderState:
+    """What a decoder remembers of the columns it has read: one cache a layer."""
+
+    def __init__(self, layers: list[KVCache], capacity: int):
+        self.layers, self.capacity = layers, capacity
+        self.length = 0  # columns read, padding included
+        self.pad: Tensor | None = None  # Long[B]: leading columns that are padding
+
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+    def reorder(self, rows: Int[Tensor, " B"]) -> None:
+        """Row i becomes what row rows[i] was (beams)."""
+        for layer in self.layers:
+            layer.reorder(rows)
+        if self.pad is not None:
+            self.pad = self.pad[rows]
+
+    def layout(self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None) -> Layout:
+        """Where the next tokens stand. Positions of -1 mark padding, which may only lead a row."""
+        T = tokens.shape[1]
+        if self.length + T > self.capacity:
+            raise UserError(f"{self.length + T} tokens do not fit a cache made for {self.capacity}")
+        if positions is not None and bool((positions < 0).any()):
+            pad = (positions < 0).sum(1)
+            self.pad = pad if self.pad is None else self.pad + pad
+        columns = torch.arange(self.length, self.length + T, device=tokens.device)[None]
+        truth = columns if self.pad is None else (columns - self.pad[:, None]).clamp(min=0)
+        return Layout(truth, start=self.length, pad=self.pad)
+
+
+class Block(nn.Module):
+    def __init__(self, config: BlockConfig, width: int):
+        super().__init__()
+        self.residual = config.residual
+        self.mixer_norm = config.norm.build(width)
+        self.mixer = config.mixer.build(width)
+        self.ffn_norm = config.norm.build(width)
+        self.ffn = config.ffn.build(width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout, state: Any = None) -> Float[Tensor, "B T D"]:
+        if self.residual == "parallel":
+            mixed = self.mixer(self.mixer_norm(x), layout, state)
+            return x + self.dropout(mixed) + self.dropout(self.ffn(self.ffn_norm(x)))
+        if self.residual == "post":
+            x = self.mixer_norm(x + self.dropout(self.mixer(x, layout, state)))
+            return self.ffn_norm(x + self.dropout(self.ffn(x)))
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), layout, state))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class Embed(nn.Module):
+    def __init__(self, config: EmbedConfig, vocab: int, width: int):
+        super().__init__()
+        self.token = nn.Embedding(vocab, width)
+        self.position = config.position.build(width) if config.position else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
+        x = self.token(tokens)
+        if self.position is not None:
+            x = x + self.position(positions)
+        return self.dropout(x)
+
+
+class Decoder(nn.Module):
+    """`features` reads tokens, `head` turns features into logits; calling the model does both.
+
+    Without a state, row after row is read whole; `positions` and `segments` tell documents packed into one row apart.
+    With a state, tokens follow those already read, and positions of -1 mark the padding that leads shorter rows.
+    """
+
+    entry_points = ("features", "head")  # what a parallel plan has to wrap
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed = Embed(config.embed, config.vocab, config.width)
+        self.blocks = nn.ModuleList(block.build(config.width) for block in config.blocks())
+        self.norm = config.norm.build(config.width)
+        self.unembed = nn.Linear(config.width, config.vocab, bias=False)
+        if config.tied:
+            self.unembed.weight = self.embed.token.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Fresh weights.
+
+        "normal" is GPT-2's: N(0, 0.02), and 1/√(2·depth) of that for what writes to the residual stream, whose
+        variance then does not grow with depth. "fan_in" scales every matrix to its own input, starts what writes to
+        the stream at zero, so that the model begins as a bigram table of small logits, and depends on no width.
+        """
+        fan_in = self.config.init == "fan_in"
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(1)
+            elif name.startswith("embed."):
+                parameter.normal_(std=1 / math.sqrt(self.config.width) if fan_in else 0.02)
+            elif name.startswith("unembed."):
+                parameter.normal_(std=0.5 / math.sqrt(self.config.width) if fan_in else 0.02)
+            elif name.endswith("out.weight"):
+                parameter.zero_() if fan_in else parameter.normal_(std=0.02 / math.sqrt(2 * self.config.depth))
+            else:
+                parameter.normal_(std=1 / math.sqrt(parameter.shape[1]) if fan_in else 0.02)
+
+    def features(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+        state: DecoderState | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """What the model makes of each token: the input of `head`."""
+        if state is not None:
+            layout = state.layout(tokens, positions)
+        else:
+            whole = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            layout = Layout(whole if positions is None else positions, segments=segments)
+        x = self.embed(tokens, layout.positions)
+        for i, block in enumerate(self.blocks):
+            x = block(x, layout, state.layers[i] if state is not None else None)
+        if state is not None:
+            state.length += tokens.shape[1]
+        return self.norm(x)
+
+    def head(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
+        """Logits of the next token."""
+        return self.unembed(features)
+
+    def forward(self, tokens: Int[Tensor, "B T"], *args: Any, **kwargs: Any) -> Float[Tensor, "B T V"]:
+        return self.head(self.features(tokens, *args, **kwargs))
+
+    def init_state(self, batch: int, capacity: int, device=None, dtype=None) -> DecoderState:
+        """Empty caches for `batch` rows of up to `capacity` columns; windows shorter than that roll."""
+        weight = self.embed.token.weight
+        device, dtype = device or weight.device, dtype or weight.dtype
+        layers = [block.mixer.init_state(batch, capacity, device, dtype) for block in self.blocks]
+        return DecoderState(layers, capacity)
+
+
+def count_parameters(config: DecoderConfig) -> int:
+    """How many parameters a model of this config has (shared ones once), without allocating them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in config.build().parameters())

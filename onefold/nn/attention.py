@@ -1,0 +1,211 @@
+"""Attention: many heads or grouped ones, a window or none, a cache or none, in one short forward.
+
+Tokens stand in *columns* 0, 1, 2, … of their row; a cache keeps the columns already read. Rows of different length are
+padded on the left, so two tokens of a row are as far apart as their columns: causality, windows and ALiBi need columns
+only, and rotary angles are the only place where true positions count.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from onefold.core.config import Config, Slot
+from onefold.nn.norm import RMSNormConfig
+from onefold.nn.position import AlibiConfig, RotaryConfig, rotate
+
+
+@dataclass
+class Layout:
+    """Where the tokens of one forward pass stand: shared by all layers, which memoise what they derive from it."""
+
+    positions: Int[Tensor, "#B T"]  # within the token's own document
+    start: int = 0  # columns already in the cache
+    pad: Int[Tensor, " B"] | None = None  # how many leading columns of each row are padding
+    segments: Int[Tensor, "B T"] | None = None  # attention stays inside a segment
+    memo: dict = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return self.positions.shape[1]
+
+    def rotation(self, rotary: RotaryConfig, head_width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each [B|1, T, 1, half]."""
+        key = ("rotation", repr(rotary), head_width)
+        if key not in self.memo:
+            angles = rotary.angles(self.positions, head_width)[:, :, None]
+            self.memo[key] = (angles.cos().to(dtype), angles.sin().to(dtype))
+        return self.memo[key]
+
+    def mask(self, keys: "slice | Tensor", window: int | None, causal: bool) -> Bool[Tensor, "B 1 T S"] | None:
+        """Who may look at whom; None when the answer is "all" or, without a cache, "all before" (plain causal).
+
+        `keys` are the columns of the keys: a range without gaps, or a tensor where a ring has turned.
+        """
+        name = (keys.start, keys.stop) if isinstance(keys, slice) else "ring"
+        key = ("mask", name, window, causal)
+        if key not in self.memo:
+            self.memo[key] = self._mask(keys, window, causal)
+        return self.memo[key]
+
+    def _mask(self, keys, window, causal):
+        device = self.positions.device
+        queries = torch.arange(self.start, self.start + self.length, device=device)
+        if isinstance(keys, slice):
+            keys = torch.arange(keys.start, keys.stop, device=device)
+        distance = queries[:, None] - keys
+        seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+        if window is not None:
+            seen = seen & (distance.abs() < window)
+        seen = seen[None, None]
+        if self.segments is not None:
+            seen = seen & (self.segments[:, None, :, None] == self.segments[:, None, None, :])
+        if self.pad is not None:
+            # Padding sees itself: a row of attention with nothing to see would be NaN.
+            seen = (seen & (keys >= self.pad[:, None])[:, None, None]) | (distance == 0)
+        return seen
+
+
+class KVCache:
+    """Keys and values of one layer: every column so far, or, for a window, a ring of the last `capacity`.
+
+    `k`, `v`: Float[B, kv_heads, capacity, head_width].
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], rolling: bool, device=None, dtype=None):
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.capacity, self.rolling = shape[2], rolling
+
+    @property
+    def bytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+    def extend(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor, "slice | Tensor"]:
+        """Append columns start, start+1, …; return the keys and values to attend over, and their columns."""
+        stop = start + k.shape[2]
+        if not self.rolling:
+            self.k[:, :, start:stop] = k
+            self.v[:, :, start:stop] = v
+            return self.k[:, :, :stop], self.v[:, :, :stop], slice(0, stop)
+        if k.shape[2] == 1:
+            self.k[:, :, start % self.capacity] = k[:, :, 0]
+            self.v[:, :, start % self.capacity] = v[:, :, 0]
+            if stop <= self.capacity:
+                return self.k[:, :, :stop], self.v[:, :, :stop], slice(0, stop)
+            slots = torch.arange(self.capacity, device=k.device)
+            return self.k, self.v, start - (start - slots) % self.capacity
+        # A chunk: its first query still sees capacity - 1 columns before it, so attend first, then overwrite.
+        first = max(0, start - self.capacity + 1)
+        before = torch.arange(first, start, device=k.device) % self.capacity
+        keys, values = torch.cat((self.k[:, :, before], k), 2), torch.cat((self.v[:, :, before], v), 2)
+        last = torch.arange(max(start, stop - self.capacity), stop, device=k.device)
+        self.k[:, :, last % self.capacity] = k[:, :, last - start]
+        self.v[:, :, last % self.capacity] = v[:, :, last - start]
+        return keys, values, slice(first, stop)
+
+    def reorder(self, rows: Int[Tensor, " B"]) -> None:
+        """Row i becomes what row rows[i] was (beams)."""
+        self.k, self.v = self.k[rows], self.v[rows]
+
+
+class AttentionConfig(Config):
+    """Scaled dot-product attention (arXiv 1706.03762), grouped heads (2305.13245), windows (2310.06825)."""
+
+    kind: Literal["attention"] = "attention"
+    heads: int
+    kv_heads: int | None = None  # None: one per head; 1: multi-query
+    head_width: int | None = None  # None: width / heads
+    window: int | None = None  # how many columns a token sees, itself included; None: all
+    causal: bool = True
+    position: Annotated[RotaryConfig | AlibiConfig, Slot()] | None = None  # additive positions live in `embed`
+    bias: bool = False  # on queries, keys and values
+    out_bias: bool = False
+    qk_norm: RMSNormConfig | None = None  # over each head, before rotation (Qwen 3)
+    dropout: float = 0.0  # of attention weights
+
+    def build(self, width: int) -> "Attention":
+        return Attention(self, width)
+
+    def widths(self, width: int) -> tuple[int, int, int]:
+        """(query heads, key-value heads, head width) in a model of this width."""
+        kv_heads = self.kv_heads or self.heads
+        if self.heads % kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({kv_heads})")
+        if self.head_width is None and width % self.heads:
+            raise ValueError(f"width ({width}) must be a multiple of heads ({self.heads}), or give head_width")
+        return self.heads, kv_heads, self.head_width or width // self.heads
+
+
+class Attention(nn.Module):
+    """Queries, keys and values lie in one matrix, in this order: one multiplication instead of three."""
+
+    def __init__(self, config: AttentionConfig, width: int):
+        super().__init__()
+        self.config = config
+        self.heads, self.kv_heads, self.head_width = config.widths(width)
+        rows = tuple(n * self.head_width for n in (self.heads, self.kv_heads, self.kv_heads))
+        self.qkv = nn.Linear(width, sum(rows), bias=config.bias)
+        self.out = nn.Linear(rows[0], width, bias=config.out_bias)
+        self.packed = {"qkv.weight": rows}
+        self.q_norm = config.qk_norm.build(self.head_width) if config.qk_norm else None
+        self.k_norm = config.qk_norm.build(self.head_width) if config.qk_norm else None
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], layout: Layout, state: KVCache | None = None
+    ) -> Float[Tensor, "B T D"]:
+        B, T, _ = x.shape
+        qkv = self.qkv(x).view(B, T, self.heads + 2 * self.kv_heads, self.head_width)
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        if self.q_norm is not None:
+            q, k = qk.split((self.heads, self.kv_heads), dim=2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
+        if isinstance(self.config.position, RotaryConfig):
+            qk = rotate(qk, *layout.rotation(self.config.position, self.head_width, qk.dtype))
+        q, k = qk.split((self.heads, self.kv_heads), dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, Dh]
+
+        columns = slice(0, T)
+        if state is not None:
+            k, v, columns = state.extend(k, v, layout.start)
+        y = self._attend(q, k, v, layout, columns)
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, columns: "slice | Tensor") -> Tensor:
+        window, causal = self.config.window, self.config.causal
+        T, S = q.shape[2], k.shape[2]
+        aligned = isinstance(columns, slice) and columns.start == layout.start  # queries and keys: the same columns
+        plain = layout.pad is None and layout.segments is None and (window is None or S <= window)
+        alibi = isinstance(self.config.position, AlibiConfig)
+        # The newest token alone sees all that is in its cache; a ring holds no more than the window.
+        everything = plain and (not causal or (T == 1 and not (aligned and S > 1)))
+        dropout = self.config.dropout if self.training else 0.0
+        if self.kv_heads != self.heads:
+            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
+        if everything and not alibi:
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        if plain and causal and aligned and not alibi:
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        mask = layout.mask(columns, window, causal)
+        if alibi:
+            mask = self._bias(layout, columns, mask, q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+    def _bias(self, layout: Layout, columns: "slice | Tensor", mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """ALiBi: -slope · distance where attention may look, -inf elsewhere. Float[B|1, H, T, S]."""
+        device = mask.device
+        queries = torch.arange(layout.start, layout.start + layout.length, device=device)
+        keys = torch.arange(columns.start, columns.stop, device=device) if isinstance(columns, slice) else columns
+        distance = (queries[:, None] - keys).abs()
+        bias = -AlibiConfig.slopes(self.heads, device)[:, None, None] * distance
+        return bias.masked_fill(~mask, float("-inf")).to(dtype)
+
+    def init_state(self, batch: int, capacity: int, device=None, dtype=None) -> KVCache:
+        """An empty cache for `capacity` columns; a ring of `window` columns where that is less."""
+        window = self.config.window
+        rolling = window is not None and window < capacity
+        shape = (batch, self.kv_heads, window if rolling else capacity, self.head_width)
+        return KVCache(shape, rolling, device, dtype)

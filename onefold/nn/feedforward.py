@@ -1,0 +1,73 @@
+"""The feed-forward half of a block: widen, bend, narrow."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from onefold.core.config import Config
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu"]
+
+
+def activation(name: Activation) -> Callable[[Tensor], Tensor]:
+    return {
+        "gelu": F.gelu,
+        "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        "relu": F.relu,
+        "relu_squared": lambda x: F.relu(x).square(),  # Primer, arXiv 2109.08668
+        "silu": F.silu,
+    }[name]
+
+
+class MLPConfig(Config):
+    """Two matrices with an activation between (arXiv 1706.03762, section 3.3)."""
+
+    kind: Literal["mlp"] = "mlp"
+    width: int
+    activation: Activation = "gelu"
+    bias: bool = True
+
+    def build(self, width: int) -> "MLP":
+        return MLP(self, width)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: MLPConfig, width: int):
+        super().__init__()
+        self.up = nn.Linear(width, config.width, bias=config.bias)
+        self.activation = activation(config.activation)
+        self.out = nn.Linear(config.width, width, bias=config.bias)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.out(self.activation(self.up(x)))
+
+
+class GatedMLPConfig(Config):
+    """SwiGLU and kin (Shazeer 2020, arXiv 2002.05202): out(act(gate x) · up x)."""
+
+    kind: Literal["gated"] = "gated"
+    width: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+    def build(self, width: int) -> "GatedMLP":
+        return GatedMLP(self, width)
+
+
+class GatedMLP(nn.Module):
+    """Gate and up projection lie in one matrix, gate first: one multiplication instead of two."""
+
+    def __init__(self, config: GatedMLPConfig, width: int):
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * config.width, bias=config.bias)
+        self.activation = activation(config.activation)
+        self.out = nn.Linear(config.width, width, bias=config.bias)
+        self.packed = {"gate_up.weight": (config.width, config.width)}
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.out(self.activation(gate) * up)

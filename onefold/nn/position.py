@@ -1,0 +1,113 @@
+"""Where a token stands: rotary angles, linear biases, and vectors added to the embedding."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from onefold.core.config import Config, Slot
+
+
+class LinearScaling(Config):
+    """Positions divided by `factor` (position interpolation, arXiv 2306.15595)."""
+
+    kind: Literal["linear"] = "linear"
+    factor: float
+
+    def apply(self, frequencies: Tensor) -> Tensor:
+        return frequencies / self.factor
+
+
+class Llama3Scaling(Config):
+    """Llama 3.1's: long wavelengths are stretched by `factor`, short ones kept, the band between blended."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: float = 8.0
+    low: float = 1.0  # wavelengths above context/low are stretched in full
+    high: float = 4.0  # wavelengths below context/high are kept
+    context: int = 8192  # what the model was first trained on
+
+    def apply(self, frequencies: Tensor) -> Tensor:
+        turns = self.context * frequencies / (2 * math.pi)  # over the original context
+        keep = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return frequencies * (keep + (1 - keep) / self.factor)
+
+
+class RotaryConfig(Config):
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves convention.
+
+    `fraction` of each head turns, the rest stays (GPT-NeoX turns a quarter).
+    """
+
+    kind: Literal["rotary"] = "rotary"
+    theta: float = 10000.0
+    fraction: float = 1.0
+    scaling: Annotated[LinearScaling | Llama3Scaling, Slot()] | None = None
+
+    def turned(self, head_width: int) -> int:
+        """How many of a head's channels turn."""
+        return int(head_width * self.fraction)
+
+    def angles(self, positions: Int[Tensor, "B T"], head_width: int) -> Float[Tensor, "B T half"]:
+        """Radians by which each pair of channels turns at each position, in fp32."""
+        turned = self.turned(head_width)
+        exponents = torch.arange(0, turned, 2, device=positions.device, dtype=torch.float32) / turned
+        frequencies = 1.0 / self.theta**exponents
+        if self.scaling is not None:
+            frequencies = self.scaling.apply(frequencies)
+        return positions[..., None].float() * frequencies
+
+
+def rotate(
+    x: Float[Tensor, "B T H Dh"], cos: Float[Tensor, "#B T 1 half"], sin: Float[Tensor, "#B T 1 half"]
+) -> Float[Tensor, "B T H Dh"]:
+    """Turn the first 2·half channels of every head; channel i pairs with channel i + half."""
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+
+
+class AlibiConfig(Config):
+    """Attention with linear biases (Press et al. 2021, arXiv 2108.12409)."""
+
+    kind: Literal["alibi"] = "alibi"
+
+    @staticmethod
+    def slopes(heads: int, device: torch.device | None = None) -> Float[Tensor, " heads"]:
+        """2^(-8i/n) for the nearest power of two n, then every other slope of 2n for the heads that are left."""
+        n = 2 ** math.floor(math.log2(heads))
+        powers = [2 ** (-8 * (i + 1) / n) for i in range(n)]
+        powers += [2 ** (-4 * (i + 1) / n) for i in range(0, 2 * (heads - n), 2)]
+        return torch.tensor(powers, device=device)
+
+
+class LearnedPositionConfig(Config):
+    """A trained vector for each of `context` positions, added to the embedding."""
+
+    kind: Literal["learned"] = "learned"
+    context: int
+
+    def build(self, width: int) -> nn.Module:
+        return nn.Embedding(self.context, width)
+
+
+class SinusoidalPositionConfig(Config):
+    """The Transformer's fixed sines and cosines, interleaved (arXiv 1706.03762, section 3.5)."""
+
+    kind: Literal["sinusoidal"] = "sinusoidal"
+
+    def build(self, width: int) -> nn.Module:
+        return Sinusoidal(width)
+
+
+class Sinusoidal(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T width"]:
+        exponents = torch.arange(0, self.width, 2, device=positions.device) / self.width
+        angles = positions[..., None].float() / 10000.0**exponents
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., : self.width]

@@ -1,0 +1,1 @@
+"""What is minimised: each objective turns (model, batch, step) into sums and their counts."""

@@ -1,0 +1,60 @@
+"""Cross-entropy from features, without ever holding the logits of a whole batch.
+
+A batch of 16k tokens over a vocabulary of 128k has 8 GB of logits in fp32. Here they exist for one chunk of tokens at
+a time: its loss and the gradients of features and head are taken together, so nothing is computed twice either.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK = 2**24  # logits held at once: 64 MB in fp32
+
+
+def linear_cross_entropy(
+    features: Float[Tensor, "*batch D"],
+    head: Float[Tensor, "V D"],
+    targets: Int[Tensor, "*batch"],
+    weights: Float[Tensor, "*batch"],
+    z_loss: float = 0.0,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Σ weight · (-log softmax(head · features)[target]), and Σ weight · z_loss · logsumexp² to look at.
+
+    The second keeps the softmax's normaliser near one (PaLM, arXiv 2204.02311, section 5). Both are fp32 scalars;
+    the gradient of the first already contains that of the second, which itself carries none.
+    """
+    flat = features.reshape(-1, features.shape[-1])
+    return _LinearCrossEntropy.apply(flat, head, targets.reshape(-1), weights.reshape(-1).float(), z_loss)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features, head, targets, weights, z_loss):
+        wanted = any(ctx.needs_input_grad[:2])
+        d_features = torch.empty_like(features) if wanted else None
+        d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if wanted else None
+        nll, z = features.new_zeros((), dtype=torch.float32), features.new_zeros((), dtype=torch.float32)
+        size = max(1, CHUNK // head.shape[0])
+        for start in range(0, len(features), size):
+            part = slice(start, start + size)
+            x, y, w = features[part], targets[part, None], weights[part, None]
+            logits = (x @ head.T).float()
+            lse = logits.logsumexp(-1, keepdim=True)
+            nll = nll + (w * (lse - logits.gather(1, y))).sum()
+            z = z + z_loss * (w * lse.square()).sum()
+            if wanted:
+                # d nll = softmax - onehot; d z = 2 · z_loss · lse · softmax
+                d_logits = (logits - lse).exp_().mul_(w * (1 + 2 * z_loss * lse))
+                d_logits.scatter_add_(1, y, -w)
+                d_logits = d_logits.to(x.dtype)
+                d_features[part] = d_logits @ head
+                d_head += d_logits.T @ x
+        if wanted:
+            ctx.save_for_backward(d_features, d_head.to(head.dtype))
+        ctx.mark_non_differentiable(z)
+        return nll, z
+
+    @staticmethod
+    def backward(ctx, d_nll, _):
+        d_features, d_head = ctx.saved_tensors
+        return d_features * d_nll, d_head * d_nll, None, None, None

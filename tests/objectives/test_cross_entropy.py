@@ -1,0 +1,44 @@
+"""The chunked loss is the plain one, gradients included."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from onefold.core.batch import TokenBatch
+from onefold.models import families
+from onefold.objectives import cross_entropy
+from onefold.objectives.language import NextToken
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_equals_plain_cross_entropy_with_gradients(monkeypatch, z_loss):
+    monkeypatch.setattr(cross_entropy, "CHUNK", 50)  # several chunks, the last one short
+    torch.manual_seed(0)
+    features, head = torch.randn(3, 5, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
+    targets, weights = torch.randint(0, 13, (3, 5)), torch.rand(3, 5)
+    nll, z = cross_entropy.linear_cross_entropy(features, head, targets, weights, z_loss)
+    (nll * 0.3).backward()
+    got = features.grad.clone(), head.grad.clone()
+    features.grad = head.grad = None
+
+    logits = features @ head.T
+    plain = (F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") * weights.flatten()).sum()
+    plain_z = z_loss * (logits.logsumexp(-1).square() * weights).sum()
+    ((plain + plain_z) * 0.3).backward()
+    torch.testing.assert_close(nll, plain)
+    torch.testing.assert_close(z, plain_z.detach())
+    torch.testing.assert_close(got, (features.grad, head.grad))
+
+
+def test_next_token_counts_only_weighted_targets():
+    config = families.gpt2().but(
+        {"vocab": 31, "width": 16, "depth": 1, "context": 8, "block.mixer.heads": 2, "block.ffn.width": 16}
+    )
+    torch.manual_seed(0)
+    model = config.build()
+    tokens, targets = torch.randint(0, 31, (2, 2, 8)).unbind()
+    weights = torch.tensor([[1.0] * 8, [0.0] * 5 + [1.0] * 3])
+    loss = NextToken().build()(model, TokenBatch(tokens=tokens, targets=targets, weights=weights), 0)
+    each = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="none").view(2, 8)
+    assert loss.terms["ce"].count == 11
+    torch.testing.assert_close(loss.terms["ce"].sum, (each * weights).sum())
