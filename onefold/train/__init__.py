@@ -1,0 +1,1 @@
+"""Training: one run, one loop, optimizers, schedules, what resuming needs, several processes, estimates."""

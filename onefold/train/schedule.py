@@ -1,0 +1,85 @@
+"""Learning-rate schedules: pure functions from a step to a multiplier of the peak learning rate.
+
+Step s (0 is the first) of `steps` has warm-up multiplier (s + 1) / warmup while s < warmup. What follows depends on
+the progress p = (s - warmup) / (steps - warmup), so the step after the last would have p = 1: no step is wasted on a
+learning rate of zero.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from onefold.core.config import Config
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Warmed(Config):
+    """What all schedules share: a linear warm-up. `warmup` counts steps; below 1 it is a share of the run."""
+
+    warmup: Annotated[float, Field(ge=0)] = 0.02
+
+    def warmup_steps(self, steps: int) -> int:
+        return min(steps, round(self.warmup if self.warmup >= 1 else self.warmup * steps))
+
+    def multiplier(self, step: int, steps: int) -> float:
+        """What to multiply the peak learning rate by in step `step` (from 0) of `steps`."""
+        warmup = self.warmup_steps(steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        return self.shape(min(1.0, (step - warmup) / max(1, steps - warmup)))
+
+    def shape(self, progress: float) -> float:
+        raise NotImplementedError
+
+
+class Constant(_Warmed):
+    """1 after the warm-up."""
+
+    kind: Literal["constant"] = "constant"
+
+    def shape(self, progress: float) -> float:
+        return 1.0
+
+
+class Linear(_Warmed):
+    """A straight line from 1 to `final`."""
+
+    kind: Literal["linear"] = "linear"
+    final: Share = 0.0
+
+    def shape(self, progress: float) -> float:
+        return 1 - (1 - self.final) * progress
+
+
+class Cosine(_Warmed):
+    """Half a cosine from 1 to `final` (arXiv 1608.03983, without restarts)."""
+
+    kind: Literal["cosine"] = "cosine"
+    final: Share = 0.1
+
+    def shape(self, progress: float) -> float:
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class WSD(_Warmed):
+    """Warm-up, stable, decay (arXiv 2404.06395): 1, then over the last `cooldown` share of what follows the warm-up
+    down to `final`.
+
+    `curve` "sqrt" is 1 - sqrt(x), which arXiv 2405.18392 found to beat the straight line.
+    """
+
+    kind: Literal["wsd"] = "wsd"
+    cooldown: Share = 0.2
+    final: Share = 0.0
+    curve: Literal["linear", "sqrt"] = "linear"
+
+    def shape(self, progress: float) -> float:
+        if progress <= 1 - self.cooldown:
+            return 1.0
+        x = (progress - (1 - self.cooldown)) / self.cooldown
+        return self.final + (1 - self.final) * (1 - (math.sqrt(x) if self.curve == "sqrt" else x))
+
+
+Schedule = Constant | Linear | Cosine | WSD

@@ -1,0 +1,47 @@
+"""Schedules against closed forms."""
+
+import math
+
+import pytest
+
+from onefold.train.schedule import WSD, Constant, Cosine, Linear
+
+
+@pytest.mark.parametrize("schedule", [Constant(warmup=10), Linear(warmup=10), Cosine(warmup=10), WSD(warmup=10)])
+def test_warm_up_is_a_straight_line_that_starts_above_zero(schedule):
+    assert [schedule.multiplier(s, 100) for s in range(10)] == pytest.approx([(s + 1) / 10 for s in range(10)])
+    assert schedule.multiplier(10, 100) == 1.0
+
+
+def test_warm_up_as_a_share():
+    assert Constant(warmup=0.25).multiplier(9, 80) == 0.5
+    assert Constant(warmup=0).multiplier(0, 80) == 1.0
+
+
+def test_cosine():
+    schedule = Cosine(warmup=20, final=0.1)
+    for s in range(20, 120):
+        closed = 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * (s - 20) / 100))
+        assert schedule.multiplier(s, 120) == pytest.approx(closed)
+    assert schedule.multiplier(70, 120) == pytest.approx(0.55)
+    assert schedule.multiplier(500, 120) == pytest.approx(0.1)
+
+
+def test_linear():
+    schedule = Linear(warmup=0, final=0.2)
+    assert [schedule.multiplier(s, 4) for s in range(4)] == pytest.approx([1, 0.8, 0.6, 0.4])
+    assert schedule.multiplier(4, 4) == pytest.approx(0.2)
+
+
+def test_wsd():
+    schedule = WSD(warmup=0, cooldown=0.5)
+    assert [schedule.multiplier(s, 8) for s in range(8)] == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    root = WSD(warmup=0, cooldown=0.5, curve="sqrt", final=0.1)
+    assert root.multiplier(5, 8) == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(0.25)))
+    assert WSD(warmup=0, cooldown=0).multiplier(7, 8) == 1.0
+
+
+@pytest.mark.parametrize("schedule", [Constant(), Linear(), Cosine(), WSD()])
+def test_never_zero_within_a_run_and_never_above_one(schedule):
+    for steps in (1, 2, 7, 100):
+        assert all(0 < schedule.multiplier(s, steps) <= 1 for s in range(steps))
