@@ -32,13 +32,12 @@ class Layout:
     def length(self) -> int:
         return self.positions.shape[1]
 
-    def rotation(self, rotary: RotaryConfig, head_width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each [B|1, T, 1, half]."""
-        key = ("rotation", repr(rotary), head_width)
-        if key not in self.memo:
-            angles = rotary.angles(self.positions, head_width)[:, :, None]
-            self.memo[key] = (angles.cos().to(dtype), angles.sin().to(dtype))
-        return self.memo[key]
+    def rotation(self, rotary: RotaryConfig, name: str, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for heads of this width, each [B|1, T, 1, half]; `name` tells rotary configs apart."""
+        if name not in self.memo:
+            angles = rotary.angles(self.positions, width)[:, :, None]
+            self.memo[name] = (angles.cos().to(dtype), angles.sin().to(dtype))
+        return self.memo[name]
 
     def mask(self, keys: "slice | Tensor", window: int | None, causal: bool) -> Bool[Tensor, "B 1 T S"] | None:
         """Who may look at whom; None when the answer is "all" or, without a cache, "all before" (plain causal).
@@ -151,6 +150,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, sum(rows), bias=config.bias)
         self.out = nn.Linear(rows[0], width, bias=config.out_bias)
         self.packed = {"qkv.weight": rows}
+        self.rotation = f"rotation {config.position!r} {self.head_width}"  # layers of one name share their angles
         self.q_norm = config.qk_norm.build(self.head_width) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(self.head_width) if config.qk_norm else None
 
@@ -164,7 +164,7 @@ class Attention(nn.Module):
             q, k = qk.split((self.heads, self.kv_heads), dim=2)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
         if isinstance(self.config.position, RotaryConfig):
-            qk = rotate(qk, *layout.rotation(self.config.position, self.head_width, qk.dtype))
+            qk = rotate(qk, *layout.rotation(self.config.position, self.rotation, self.head_width, qk.dtype))
         q, k = qk.split((self.heads, self.kv_heads), dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, Dh]
 
@@ -178,7 +178,7 @@ class Attention(nn.Module):
         window, causal = self.config.window, self.config.causal
         T, S = q.shape[2], k.shape[2]
         aligned = isinstance(columns, slice) and columns.start == layout.start  # queries and keys: the same columns
-        plain = layout.pad is None and layout.segments is None and (window is None or S <= window)
+        plain = layout.pad is None and layout.segments is None and (window is None or window >= S)
         alibi = isinstance(self.config.position, AlibiConfig)
         # The newest token alone sees all that is in its cache; a ring holds no more than the window.
         everything = plain and (not causal or (T == 1 and not (aligned and S > 1)))
