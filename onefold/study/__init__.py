@@ -1,0 +1,1 @@
+"""Looking at runs: baselines, forecasts, reports, comparisons and checks."""
