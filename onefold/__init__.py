@@ -8,18 +8,13 @@
     onefold.train("gpt2", data="notes/", out="runs/notes")
 """
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onefold.infer.model import load as load
     from onefold.recipes import train as train
 
-try:
-    __version__ = version("onefold")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
-
+__version__ = "0.1.0"
 __all__ = ["__version__", "load", "train"]
 
 # Importing torch takes seconds; `import onefold` and `onefold --help` must not pay for it.

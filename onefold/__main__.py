@@ -1,0 +1,5 @@
+"""`python -m onefold`, for torchrun."""
+
+from onefold.cli import main
+
+main()

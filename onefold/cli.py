@@ -1,0 +1,226 @@
+"""The command line: `onefold VERB NOUN name=value …`. Verbs only translate; what they do lives below."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from onefold import recipes
+from onefold.core.errors import UserError
+
+app = typer.Typer(
+    name="onefold",
+    help="One toolkit for every foundation model: train, adapt, evaluate, chat, serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this annotation
+    typer.Argument(metavar="[NAME=VALUE]…", help="Settings, by dotted path: trainer.steps=100", show_default=False),
+]
+ModelPath = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run, a Hugging Face folder, a .gguf file, or org/name")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto")]
+
+
+def _open(path: str, device: str):
+    """The model at a path, on the device of that name."""
+    from onefold.core.device import pick
+    from onefold.infer.model import load
+
+    return load(path, device=pick(device))
+
+
+def _example(*lines: str) -> str:
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
+
+
+def _settings(given: list[str] | None) -> dict[str, Any]:
+    from onefold.core.config import parse_override
+
+    return dict(parse_override(text) for text in given or [])
+
+
+@app.command(
+    epilog=_example(
+        "onefold quickstart",
+        "onefold quickstart data=notes/ minutes=30",
+        "onefold quickstart data=articles.jsonl chat=dialogues.jsonl out=runs/mine",
+    )
+)
+def quickstart(settings: Settings = None):
+    """Text in, a trained, evaluated, chatting model out, in minutes.
+
+    Settings: [bold]data[/bold] a folder, text, JSONL, Parquet or Hugging Face dataset on disk (default: this Python's
+    standard library); [bold]minutes[/bold] of pre-training (5); [bold]chat[/bold] a JSONL of messages to fine-tune on;
+    [bold]out[/bold] where everything goes (runs/quickstart); [bold]seed[/bold].
+    """
+    from onefold.recipes.quickstart import run
+
+    run(**_settings(settings))
+
+
+@app.command(
+    epilog=_example(
+        "onefold train gpt2 --tiny data=notes/ out=runs/notes",
+        "onefold train llama2 data=corpus.jsonl model.depth=16 optimizer.lr=1e-3",
+        "onefold train my.json",
+        "torchrun --nproc-per-node 2 -m onefold train gpt2 --tiny data=notes/ out=runs/notes",
+    )
+)
+def train(
+    what: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name, or a config file")],
+    settings: Settings = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="The same idea in minutes on two cores")] = False,
+):
+    """Train a recipe on your data. Given the same [bold]out=[/bold] again, it goes on where it stopped."""
+    recipes.train(what, tiny=tiny, **_settings(settings))
+
+
+@app.command(epilog=_example("onefold show gpt2 > my.json", "onefold show mistral --tiny model.depth=8"))
+def show(
+    what: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name, or a config file")],
+    settings: Settings = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="The same idea in minutes on two cores")] = False,
+):
+    """Print the resolved configuration as JSON: edit it, and `onefold train` it."""
+    print(recipes.resolve(what, _settings(settings), tiny).to_json())
+
+
+@app.command(
+    epilog=_example(
+        "onefold generate runs/quickstart 'def main('",
+        "onefold generate model.gguf prompts.jsonl --out answers.jsonl temperature=0.8 max_new_tokens=100",
+    )
+)
+def generate(
+    model: ModelPath,
+    prompt: Annotated[str, typer.Argument(help="Text to continue, or a JSONL file with a prompt or messages a line")],
+    settings: Settings = None,
+    out: Annotated[Optional[Path], typer.Option(help="Where answers to a JSONL go (default: printed)")] = None,  # noqa: UP045
+    batch: Annotated[int, typer.Option(help="Prompts answered at once")] = 16,
+    device: Device = "auto",
+):
+    """Continue a text, or answer a file of prompts."""
+    from onefold.infer.prompts import answer_file
+
+    loaded, sampling = _open(model, device), _settings(settings)
+    if prompt.endswith(".jsonl"):
+        answer_file(loaded, Path(prompt), out, batch=batch, **sampling)
+        return
+    print(prompt, end="", flush=True)
+    for piece in loaded.stream(prompt, **sampling):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command(epilog=_example("onefold chat runs/quickstart", "onefold chat model.gguf temperature=0.5"))
+def chat(model: ModelPath, settings: Settings = None, device: Device = "auto"):
+    """Talk to a model in the terminal."""
+    from onefold.serve.terminal import chat as talk
+
+    talk(_open(model, device), **_settings(settings))
+
+
+@app.command(epilog=_example("onefold serve runs/quickstart", "onefold serve model.gguf --host 0.0.0.0 --port 8080"))
+def serve(
+    model: ModelPath,
+    host: Annotated[str, typer.Option(help="Anything wider than loopback requires a key")] = "127.0.0.1",
+    port: int = 8000,
+    key: Annotated[
+        Optional[str], typer.Option(help="What clients must send; made up when needed", envvar="ONEFOLD_KEY")
+    ] = None,  # noqa: UP045
+    device: Device = "auto",
+):
+    """A chat page and an OpenAI-compatible API at /v1."""
+    from onefold.serve.server import serve as run
+
+    run(_open(model, device), host=host, port=port, key=key)
+
+
+@app.command(epilog=_example("onefold evaluate runs/quickstart data=notes/", "onefold evaluate model.gguf data=stdlib"))
+def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto"):
+    """Bits per byte and perplexity of a model on your text ([bold]data=[/bold]), every byte predicted once."""
+    from onefold.infer.evaluate import evaluate_text
+
+    evaluate_text(_open(model, device), **_settings(settings))
+
+
+@app.command(epilog=_example("onefold compare runs/a runs/b", "onefold compare runs/* --html compare.html"))
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs")],
+    html: Annotated[Optional[Path], typer.Option(help="Also write a page with overlaid curves")] = None,  # noqa: UP045
+):
+    """What differs between runs, and what came of it."""
+    from onefold.study.compare import compare as show_comparison
+
+    show_comparison(*runs, html=html)
+
+
+@app.command(
+    epilog=_example(
+        "onefold export runs/quickstart out/ --format hf", "onefold export model.gguf out.gguf --format gguf"
+    )
+)
+def export(
+    model: ModelPath,
+    to: Annotated[Path, typer.Argument(help="Folder or file to write")],
+    format: Annotated[str, typer.Option(help="hf, gguf or onefold")] = "hf",
+):
+    """Write a model in a published format."""
+    _open(model, "cpu").save(to, format=format)
+    print(f"wrote {to}")
+
+
+@app.command(epilog=_example("onefold check mistral", "onefold check --all"))
+def check(
+    names: Annotated[Optional[list[str]], typer.Argument(metavar="[RECIPE]…")] = None,  # noqa: UP045
+    all: Annotated[bool, typer.Option("--all", help="Every recipe; writes docs/landmarks.md")] = False,
+):
+    """Check a landmark: what must hold if it is implemented right, and what it shows in miniature."""
+    from onefold.study.check import run_checks
+
+    chosen = recipes.names() if all else names
+    if not chosen:
+        raise UserError(f"name a recipe to check, or --all; recipes: {', '.join(recipes.names())}")
+    raise typer.Exit(run_checks({name: recipes.find(name).check for name in chosen}, publish=all))
+
+
+@app.command(name="recipes", epilog=_example("onefold recipes"))
+def list_recipes():
+    """List the recipes."""
+    for name in recipes.names():
+        print(name)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version")] = False):
+    if version:
+        from onefold import __version__
+
+        print(f"onefold {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: what a user can mend is one line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"onefold: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The landmark systems as short recipes, one file each; a recipe is known by its file's name.
+
+A recipe module has
+    recipe(…) -> Run      the published setting
+    tiny(…) -> Run        the same idea in minutes on two cores
+    check(report)         what must hold if it is implemented right, and what it showed
+Both functions take a few typed parameters of their own (`data=`, `size=`); dotted paths edit the Run they return.
+"""
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from onefold.core.errors import UserError
+
+if TYPE_CHECKING:
+    from onefold.train.run import Result, Run
+
+
+def names() -> list[str]:
+    """All recipes, by file name; nothing is imported."""
+    return sorted(f.stem for f in Path(__file__).parent.glob("*.py") if not f.stem.startswith("_"))
+
+
+def find(name: str) -> ModuleType:
+    if name not in names():
+        from onefold.core.config import unknown_name
+
+        raise UserError(unknown_name(name, names()).replace("setting", "recipe"))
+    return import_module(f"onefold.recipes.{name}")
+
+
+def resolve(what: "str | Path | Run", overrides: Mapping[str, Any] | None = None, tiny: bool = False) -> "Run":
+    """A recipe's name, a config file (or a run's folder), or a Run; with overrides applied."""
+    from onefold.train.run import Run
+
+    overrides = dict(overrides or {})
+    if isinstance(what, Run):
+        return what.but(overrides)
+    path = Path(what)
+    if path.suffix == ".json" or path.is_dir():
+        file = path / "config.json" if path.is_dir() else path
+        try:
+            text = file.read_text()
+        except OSError as error:
+            raise UserError(f"could not read {file}: {error.strerror}") from None
+        return Run.from_json(text, source=str(file)).but(overrides)
+    module = find(str(what))
+    make = module.tiny if tiny else module.recipe
+    return make(**_own(make, overrides)).but(overrides)
+
+
+def _own(make, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Take the recipe's own parameters out of the overrides."""
+    return {name: overrides.pop(name) for name in inspect.signature(make).parameters if name in overrides}
+
+
+def train(what: "str | Path | Run", /, *, tiny: bool = False, **overrides: Any) -> "Result":
+    """Train a recipe, a config file or a Run, and return the finished run.
+
+        onefold.train("gpt2", tiny=True, data="notes/", out="runs/notes", **{"trainer.steps": 200})
+
+    Given the same `out` again, it goes on where it stopped. Raises UserError for what the caller can mend.
+    """
+    from onefold.train.run import train as run
+
+    return run(resolve(what, overrides, tiny))
