@@ -1,0 +1,246 @@
+"""Text to token ids and back, for tokenizers trained here and for those that come with a published model.
+
+One convention everywhere: a document is `start, its tokens, end`, so its first byte is predicted from `start` and a
+generation from an empty prompt begins where training documents began. Trained here, both are `<|endoftext|>`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Backend
+
+from onefold.core.errors import UserError
+from onefold.core.files import atomic_write
+from onefold.data.template import DEFAULT_TEMPLATE
+
+END_OF_TEXT = "<|endoftext|>"
+CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+BATCH_BYTES = 4 << 20  # text encoded at once: bounds memory, still feeds every core
+
+# What published tokenizers call the end of a document, and the end of a turn.
+_DOCUMENT_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>")
+_TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end_of_turn|>", "<|return|>")
+
+
+class Tokenizer:
+    """An immutable tokenizer with its special tokens and chat template.
+
+    `bos`, `eos` and `pad` are ids or token strings; `stops` are further ids that end a turn.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        bos: str | int | None = None,
+        eos: str | int | None = None,
+        pad: str | int | None = None,
+        chat_template: str | None = None,
+        stops: Iterable[int] = (),
+    ):
+        self._literal = Backend.from_str(backend.to_str())
+        self._literal.no_padding()
+        self._literal.no_truncation()
+        self._literal.encode_special_tokens = True  # "<|end|>" typed by a user is eight characters, not a command
+        self.bos, self.eos, self.pad = (self._id(token) for token in (bos, eos, pad))
+        self.chat_template = chat_template
+        self._given_stops = frozenset(stops)
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], vocab: int, special: Sequence[str] = (END_OF_TEXT, *CHAT_TOKENS), minimum: int = 2
+    ) -> Self:
+        """Byte-level BPE (Sennrich 2016; words cut as in GPT-2) of at most `vocab` tokens, `special` first.
+
+        Merges that occur fewer than `minimum` times are not made, so a small corpus gives a smaller vocabulary.
+        """
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        if vocab < len(alphabet) + len(special):
+            least = len(alphabet) + len(special)
+            raise UserError(f"vocab={vocab} is too small: the 256 bytes and the special tokens alone need {least}")
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=vocab,
+                special_tokens=list(special),
+                initial_alphabet=alphabet,
+                min_frequency=minimum,
+                show_progress=False,
+            ),
+        )
+        end = special[0] if special else None
+        if end is not None:
+            _frame(backend, end)
+        template = DEFAULT_TEMPLATE if set(CHAT_TOKENS) <= set(special) else None
+        return cls(backend, bos=end, eos=end, pad=end, chat_template=template)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read tokenizer.json, GPT-2's vocab.json + merges.txt, or a SentencePiece .model: a file, or their folder."""
+        from onefold.data.tokenizer_files import load
+
+        return cls(**load(Path(path)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` opens too."""
+        folder = Path(folder)
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        for name, token in (("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad)):
+            if token is not None:
+                config[name] = self._literal.id_to_token(token)
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        atomic_write(folder / "tokenizer.json", self._literal.to_str())
+        atomic_write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """The ids of `text` alone. `special`: names of special tokens in it become those tokens (templates)."""
+        return (self._marked if special else self._literal).encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """`encode` of many texts, on all cores."""
+        backend = self._marked if special else self._literal
+        found: list[list[int]] = []
+        for some in _portions(texts):
+            found += [e.ids for e in backend.encode_batch_fast(some, add_special_tokens=False)]
+        return found
+
+    def prompt(self, text: str) -> list[int]:
+        """What a generation starts from: the text behind what this tokenizer puts before every text; never empty."""
+        return [*self.prefix, *self.encode(text)] or [self.start]
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """The text of `ids`, special tokens shown only if asked for; broken UTF-8 becomes U+FFFD."""
+        return self._literal.decode([int(i) for i in ids], skip_special_tokens=not special)
+
+    def stream(self) -> "TextStream":
+        return TextStream(self)
+
+    def add_special(self, tokens: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with further special tokens, ids from `size` on; those that it has stay as they are."""
+        backend = self.backend
+        known = self.special
+        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in tokens if t not in known])
+        return Tokenizer(backend, self.bos, self.eos, self.pad, self.chat_template, self._given_stops)
+
+    def with_template(self, chat_template: str | None) -> "Tokenizer":
+        return Tokenizer(self._literal, self.bos, self.eos, self.pad, chat_template, self._given_stops)
+
+    @property
+    def backend(self) -> Backend:
+        """A copy of the underlying `tokenizers.Tokenizer`."""
+        return Backend.from_str(self._literal.to_str())
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        return self._literal.get_vocab()
+
+    @cached_property
+    def size(self) -> int:
+        """Rows that an embedding needs: the largest id + 1."""
+        return max(self.vocabulary.values(), default=-1) + 1
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Special tokens by name."""
+        return {t.content: i for i, t in self._literal.get_added_tokens_decoder().items() if t.special}
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """Ids that this tokenizer puts before every text (a beginning-of-text token, or nothing)."""
+        encoded = self._literal.encode("a")
+        return encoded.ids[: encoded.special_tokens_mask.index(0)] if 0 in encoded.special_tokens_mask else []
+
+    @cached_property
+    def end(self) -> int:
+        """The id that ends a document. Raises UserError when the tokenizer has none."""
+        found = next((self.special[name] for name in _DOCUMENT_ENDS if name in self.special), self.eos)
+        if found is None:
+            raise UserError(f"this tokenizer has no token that ends a text; add one: add_special(['{END_OF_TEXT}'])")
+        return found
+
+    @property
+    def start(self) -> int:
+        """The id that begins a document."""
+        return self.end if self.bos is None else self.bos
+
+    @cached_property
+    def stops(self) -> set[int]:
+        """Ids that end a turn or a text."""
+        named = {self.special[name] for name in (*_DOCUMENT_ENDS, *_TURN_ENDS) if name in self.special}
+        return named | self._given_stops | ({self.eos} if self.eos is not None else set())
+
+    @cached_property
+    def digest(self) -> str:
+        """A short hash of everything that decides how text becomes ids."""
+        parts = (self._literal.to_str(), self.bos, self.eos, self.pad, self.chat_template)
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+
+    @cached_property
+    def _marked(self) -> Backend:
+        backend = self.backend
+        backend.encode_special_tokens = False
+        return backend
+
+    def _id(self, token: str | int | None) -> int | None:
+        return self._literal.token_to_id(token) if isinstance(token, str) else token
+
+
+class TextStream:
+    """Turns ids that arrive one by one into text; a character appears when all of its bytes have."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._decode = tokenizer.decode
+        self._ids: list[int] = []  # enough of the past to decode what comes next as it stands there
+        self._recent = 0  # where the ids of the newest finished piece begin
+        self._shown = 0  # characters of their text that were given out
+
+    def push(self, token: int) -> str:
+        """The new text that `token` completes; often empty, never half a character."""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        # An unfinished character decodes to one U+FFFD, or to one for each of its at most three bytes.
+        safe = len(text) - min(3, len(text) - len(text.rstrip("\ufffd")))
+        new, self._shown = text[self._shown : safe], max(safe, self._shown)
+        if new and safe == len(text):
+            # Keep the newest piece: some decoders drop the space at the beginning of what they are given.
+            kept = self._ids[self._recent :]
+            length = len(self._decode(kept))
+            if length:
+                self._ids, self._shown = kept, length
+                self._recent = len(kept)
+        return new
+
+    def finish(self) -> str:
+        """What is left: U+FFFD for a character that never became whole."""
+        rest = self._decode(self._ids)[self._shown :]
+        self._ids, self._recent, self._shown = [], 0, 0
+        return rest
+
+
+def _frame(backend: Backend, start: str) -> None:
+    """Let other programs that use the file put the token before every text, too."""
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", pair=f"{start} $A $B", special_tokens=[(start, backend.token_to_id(start))]
+    )
+
+
+def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Consecutive texts, about BATCH_BYTES at a time."""
+    some: list[str] = []
+    size = 0
+    for text in texts:
+        some.append(text)
+        size += len(text)
+        if size >= BATCH_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
