@@ -56,8 +56,13 @@ def test_encoding_equals_the_reference_bit_for_bit(name):
 
 def test_what_we_write_the_format_package_reads(tmp_path):
     values = {
-        "general.architecture": "llama", "llama.block_count": 3, "llama.eps": 0.5, "yes": True,
-        "words": ["a", "bé", ""], "types": [1, -3], "scores": [0.25, -1.5],
+        "general.architecture": "llama",
+        "llama.block_count": 3,
+        "llama.eps": 0.5,
+        "yes": True,
+        "words": ["a", "bé", ""],
+        "types": [1, -3],
+        "scores": [0.25, -1.5],
     }
     tensors = {"a": torch.randn(3, 64), "norm": torch.randn(5), "h": torch.randn(2, 7)}
     kinds = {"a": "Q8_0", "norm": "F32", "h": "F16"}

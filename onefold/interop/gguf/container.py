@@ -87,7 +87,9 @@ def open_container(path: Path) -> Container:
     return Container(path, values, tensors, content)
 
 
-def write_container(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> None:
+def write_container(
+    path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor], kinds: Mapping[str, str]
+) -> None:
     """Write `tensors`, each as the type that `kinds` names for it; `path` should be a temporary place.
 
     Integers become uint32 (in lists: int32), floats float32. Tensors are taken one at a time.
@@ -165,8 +167,9 @@ def _packed(value: Any) -> bytes:
     """A value behind the number of its type."""
     if isinstance(value, list):
         kind, code = _list_kind(value)
-        head = struct.pack("<IIQ", _ARRAY, kind, len(value))
-        return head + (b"".join(map(_packed_string, value)) if kind == _STRING else struct.pack(f"<{len(value)}{code}", *value))
+        strings = kind == _STRING
+        items = b"".join(map(_packed_string, value)) if strings else struct.pack(f"<{len(value)}{code}", *value)
+        return struct.pack("<IIQ", _ARRAY, kind, len(value)) + items
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _packed_string(value)
     kind = 7 if isinstance(value, bool) else 4 if isinstance(value, int) else 6

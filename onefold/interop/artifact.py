@@ -1,0 +1,131 @@
+"""Our own folder: what a model is, its weights, its tokenizer and its card. Safetensors and JSON, nothing else.
+
+artifact.json        format, version, model (the config), card (where it came from, what was measured)
+model.safetensors    parameters under our names; shards and an index above 4 GB
+tokenizer.json, tokenizer_config.json
+manifest.json        sizes and checksums
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onefold.core.config import Config
+from onefold.core.errors import UserError
+from onefold.core.files import atomic_folder
+from onefold.data.tokenizer import Tokenizer
+from onefold.interop.loaded import Loaded, dtype_named, fill, name_of
+from onefold.interop.table import own_weights
+from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors, write_safetensors
+from onefold.interop.tokens import check_vocabulary, load_tokenizer, save_tokenizer
+from onefold.models.transformer import DecoderConfig
+
+FILE, FORMAT, VERSION = "artifact.json", "onefold", 1
+MODELS: Mapping[str, type[Config]] = {"decoder": DecoderConfig}
+# From version n to n + 1, on the content of artifact.json.
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def save_artifact(
+    folder: Path,
+    model: nn.Module,
+    config: Config,
+    tokenizer: Tokenizer | None,
+    card: Mapping[str, Any] | None = None,
+    dtype: "str | torch.dtype | None" = None,
+) -> None:
+    """Write the folder in one step: a crash leaves the old one or the new one. `dtype`: None keeps the model's."""
+    with atomic_folder(Path(folder)) as temporary:
+        write_artifact(temporary, config, own_weights(model), tokenizer, card, dtype)
+
+
+def write_artifact(
+    folder: Path,
+    config: Config,
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer | None,
+    card: Mapping[str, Any] | None = None,
+    dtype: "str | torch.dtype | None" = None,
+) -> None:
+    """Write an artifact's files into a folder that the caller finishes (a checkpoint adds its own state).
+
+    `weights`: parameters by our names, shared ones once.
+    """
+    kind = dtype_named(dtype)
+    weights = {name: tensor.to(kind) if kind else tensor for name, tensor in weights.items()}
+    write_safetensors(folder, weights)
+    if tokenizer is not None:
+        save_tokenizer(folder, tokenizer)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": config.to_dict(),
+        "weights": {"dtype": name_of(next(iter(weights.values())).dtype), "parameters": count(weights)},
+        "card": dict(card or {}),
+    }
+    (folder / FILE).write_text(json.dumps(content, indent=1, default=str))
+
+
+def load_artifact(
+    folder: Path, device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None
+) -> Loaded:
+    """Read what `save_artifact` wrote. Raises UserError naming the file that is missing, damaged or too new."""
+    folder = Path(folder)
+    content = read_card(folder)
+    config = read_model_config(content, folder / FILE)
+    files = find_safetensors(folder)
+    if files is None:
+        raise UserError(f"{folder / 'model.safetensors'} is missing")
+    check_written(folder)
+    source = SafetensorFiles(files)
+    tokenizer = load_tokenizer(folder, {})
+    check_vocabulary(tokenizer, config, str(folder))
+
+    def reading(names):
+        if unlike := set(names) ^ set(source):
+            raise UserError(f"{folder}: the weights are of another model than {FILE} says ({sorted(unlike)[0]})")
+        return source
+
+    model = fill(config, reading, torch.device(device), dtype, str(folder))
+    return Loaded(config, model, tokenizer, content["card"])
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The content of a folder's artifact.json, brought up to this version."""
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("version"), int):
+        raise UserError(f"{path} is not an artifact of onefold")
+    if content["version"] > VERSION:
+        raise UserError(f"{path} has version {content['version']}; this onefold reads up to {VERSION}: upgrade it")
+    while content["version"] < VERSION:
+        step = MIGRATIONS.get(content["version"])
+        if step is None:
+            raise UserError(f"{path} has the unknown version {content['version']}")
+        content = {**step(content), "version": content["version"] + 1}
+    return content
+
+
+def read_model_config(content: Mapping[str, Any], where: Path) -> DecoderConfig:
+    """The model's config in an artifact. No code is imported for it."""
+    model = content.get("model")
+    kind = model.get("kind") if isinstance(model, dict) else None
+    if kind not in MODELS:
+        raise UserError(f"{where}: the model kind {kind!r} is not known here; known: {', '.join(MODELS)}")
+    try:
+        return MODELS[kind].from_dict(model)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def count(weights: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in weights.values())

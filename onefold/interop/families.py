@@ -1,0 +1,463 @@
+"""The published families: what their config.json says, as our config and back, and their tables of names.
+
+Sources: the configuration and modelling files of Hugging Face transformers. Where config.json is silent, its class's
+default holds, which is not always what the published files say.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from onefold.core.config import differences, explain
+from onefold.core.errors import UserError
+from onefold.interop.rope import read_rope, write_rope
+from onefold.interop.table import GateUp, HeadByHead, QueryKeyValue, Row, Table, Transposed
+from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
+from onefold.nn.attention import AttentionConfig
+from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
+from onefold.nn.norm import LayerNormConfig, RMSNormConfig
+from onefold.nn.position import LearnedPositionConfig
+
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "relu": "relu", "relu2": "relu_squared", "silu": "silu", "swish": "silu",
+}  # fmt: skip
+_THEIR_ACTIVATION = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+
+# Keys of config.json that do not change what a trained model computes.
+SILENT = frozenset(
+    [
+        "architectures",
+        "model_type",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "use_cache",
+        "initializer_range",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "unk_token_id",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "pretraining_tp",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "is_decoder",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+        "return_dict_in_generate",
+        "_name_or_path",
+        "name_or_path",
+        "classifier_dropout",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+        "n_ctx",
+        "reorder_and_upcast_attn",
+        "gradient_checkpointing",
+        "task_specific_params",
+        "attn_implementation",
+        "_attn_implementation",
+        "auto_map",
+        "tokenizer_class",
+        "max_length",
+        "do_sample",
+        "max_window_layers",
+        "use_sliding_window",
+        "layer_types",
+        "head_dim",
+        "model_max_length",
+        "unsloth_version",
+        "unsloth_fixed",
+        "neftune_noise_alpha",
+        "transformers.js_config",
+        "prefix",
+        "finetuning_task",
+    ]
+)
+
+
+class Keys:
+    """A config.json that remembers which of its keys were asked for."""
+
+    def __init__(self, data: Mapping[str, Any], where: str):
+        self.data, self.where, self.used = data, where, set[str]()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value, or its class's default where the file is silent."""
+        self.used.add(name)
+        return self.data.get(name, default)
+
+    def number(self, name: str, default: int | None = None) -> int:
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{self.where}: {name} must be a positive whole number, not {value!r}")
+        return value
+
+    def must_be(self, name: str, *allowed: Any) -> None:
+        """Refuse settings that would need another model; absence is fine."""
+        if self.get(name, allowed[0]) not in allowed:
+            raise UserError(f"{self.where}: {name}={self.data[name]!r} is not supported (only {allowed[0]!r})")
+
+    def activation(self, name: str, default: str) -> str:
+        value = self.get(name, default)
+        if value not in ACTIVATIONS:
+            raise UserError(f"{self.where}: the activation {value!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def unknown(self) -> list[str]:
+        """Keys that nobody asked for and that are not known to be silent."""
+        return sorted(k for k, v in self.data.items() if k not in self.used | SILENT and v not in (None, False, [], {}))
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: its name in config.json, its class, its table, and its config both ways."""
+
+    name: str
+    architecture: str
+    table: Table
+    read: Callable[[Keys], DecoderConfig]
+    write: Callable[[DecoderConfig], dict[str, Any]]
+
+
+def read_config(data: Mapping[str, Any], where: str) -> tuple[Family, DecoderConfig, list[str]]:
+    """The family and our config of a config.json, and the keys in it that are not understood.
+
+    Raises UserError for an unknown architecture (naming the known ones) and for settings that we have no model for.
+    """
+    family = FAMILIES.get(data.get("model_type"))
+    if family is None:
+        named = data.get("architectures") or []
+        family = next((f for f in FAMILIES.values() if f.architecture in named and "model_type" not in data), None)
+    if family is None:
+        shown = data.get("model_type") or ", ".join(data.get("architectures") or []) or "nothing"
+        raise UserError(f"{where}: the architecture {shown!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if data.get("quantization_config"):
+        raise UserError(f"{where}: quantized weights are only read from GGUF files; use the original model")
+    keys = Keys(data, where)
+    try:
+        return family, family.read(keys), keys.unknown()
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error, data)}") from None
+    except (TypeError, AttributeError):
+        raise UserError(f"{where}: a setting has the wrong type for {family.name}") from None
+
+
+def write_config(config: DecoderConfig, prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
+    """The first family (`prefer` before all) whose config.json says exactly what this config says, and that file's content.
+
+    Found by writing and reading back. Raises UserError naming what the nearest family cannot say.
+    """
+    order = [FAMILIES[prefer]] if prefer in FAMILIES else []
+    order += [family for family in FAMILIES.values() if family.name != prefer]
+    meant, nearest = canonical(config), None
+    for family in order:
+        try:
+            written = {"architectures": [family.architecture], "model_type": family.name} | family.write(config)
+            said = canonical(family.read(Keys(written, family.name)))
+        except (AttributeError, KeyError, UserError, ValueError):  # a slot holds what this family has no name for
+            continue
+        lost = differences(meant, said)
+        if not lost:
+            return family, written
+        if nearest is None or len(lost) < len(nearest[1]):
+            nearest = family.name, lost
+    if nearest is None:
+        raise UserError("no published family has this model's parts; save it with format='onefold'")
+    path, (ours, theirs) = next(iter(nearest[1].items()))
+    raise UserError(
+        f"no published family can say this model: nearest is {nearest[0]}, but {path} is {ours}, not {theirs}; "
+        "save it with format='onefold'"
+    )
+
+
+def canonical(config: DecoderConfig) -> dict[str, Any]:
+    """What a config computes, as plain values: layers spelled out, defaults resolved, initialisation left out."""
+    plain = config.to_dict() | {"block": None, "pattern": None, "init": None}
+    for i, block in enumerate(config.blocks()):
+        _, kv_heads, head_width = block.mixer.widths(config.width)
+        plain[f"layer {i}"] = block.but({"mixer.kv_heads": kv_heads, "mixer.head_width": head_width}).to_dict()
+    return plain
+
+
+# --- GPT-2 ---------------------------------------------------------------------------------------------------------
+
+
+def _read_gpt2(keys: Keys) -> DecoderConfig:
+    keys.must_be("scale_attn_weights", True)
+    keys.must_be("scale_attn_by_inverse_layer_idx", False)
+    keys.must_be("add_cross_attention", False)
+    width, heads = keys.number("n_embd", 768), keys.number("n_head", 12)
+    context = keys.number("n_positions", 1024)
+    norm = LayerNormConfig(eps=keys.get("layer_norm_epsilon", 1e-5))
+    return DecoderConfig(
+        vocab=keys.number("vocab_size", 50257),
+        width=width,
+        depth=keys.number("n_layer", 12),
+        context=context,
+        embed=EmbedConfig(position=LearnedPositionConfig(context=context), dropout=keys.get("embd_pdrop", 0.1)),
+        block=BlockConfig(
+            norm=norm,
+            mixer=AttentionConfig(heads=heads, bias=True, out_bias=True, dropout=keys.get("attn_pdrop", 0.1)),
+            ffn=MLPConfig(
+                width=keys.get("n_inner") or 4 * width, activation=keys.activation("activation_function", "gelu_new")
+            ),
+            dropout=keys.get("resid_pdrop", 0.1),
+        ),
+        norm=norm,
+        tied=keys.get("tie_word_embeddings", True),
+    )
+
+
+def _write_gpt2(config: DecoderConfig) -> dict[str, Any]:
+    block = config.block
+    return {
+        "vocab_size": config.vocab,
+        "n_positions": config.embed.position.context,
+        "n_embd": config.width,
+        "n_layer": config.depth,
+        "n_head": block.mixer.heads,
+        "n_inner": block.ffn.width,
+        "activation_function": _THEIR_ACTIVATION[block.ffn.activation],
+        "layer_norm_epsilon": config.norm.eps,
+        "embd_pdrop": config.embed.dropout,
+        "attn_pdrop": block.mixer.dropout,
+        "resid_pdrop": block.dropout,
+        "tie_word_embeddings": config.tied,
+    }
+
+
+_GPT2 = Table(
+    rows=(
+        Row("embed.token", ("transformer.wte",)),
+        Row("embed.position", ("transformer.wpe",)),
+        Row("blocks.{i}.mixer_norm", ("transformer.h.{i}.ln_1",)),
+        Row("blocks.{i}.mixer.qkv", ("transformer.h.{i}.attn.c_attn",), Transposed()),
+        Row("blocks.{i}.mixer.out", ("transformer.h.{i}.attn.c_proj",), Transposed()),
+        Row("blocks.{i}.ffn_norm", ("transformer.h.{i}.ln_2",)),
+        Row("blocks.{i}.ffn.up", ("transformer.h.{i}.mlp.c_fc",), Transposed()),
+        Row("blocks.{i}.ffn.out", ("transformer.h.{i}.mlp.c_proj",), Transposed()),
+        Row("norm", ("transformer.ln_f",)),
+        Row("unembed", ("lm_head",)),
+    ),
+    ignorable=(r".*\.attn\.(masked_)?bias",),  # causal masks that old versions stored
+    prefix="transformer.",
+)
+
+
+# --- GPT-NeoX ------------------------------------------------------------------------------------------------------
+
+
+def _read_neox(keys: Keys) -> DecoderConfig:
+    norm = LayerNormConfig(eps=keys.get("layer_norm_eps", 1e-5))
+    bias = keys.get("attention_bias", True)
+    rope = read_rope(keys, theta="rotary_emb_base", fraction="rotary_pct", default_fraction=0.25)
+    dropout = keys.get("hidden_dropout", 0.0)
+    mixer = AttentionConfig(
+        heads=keys.number("num_attention_heads", 64), position=rope, bias=bias, out_bias=bias,
+        dropout=keys.get("attention_dropout", 0.0),
+    )  # fmt: skip
+    return DecoderConfig(
+        vocab=keys.number("vocab_size", 50432),
+        width=keys.number("hidden_size", 6144),
+        depth=keys.number("num_hidden_layers", 44),
+        context=keys.number("max_position_embeddings", 2048),
+        embed=EmbedConfig(dropout=dropout),
+        block=BlockConfig(
+            norm=norm,
+            mixer=mixer,
+            ffn=MLPConfig(
+                width=keys.number("intermediate_size", 24576), activation=keys.activation("hidden_act", "gelu")
+            ),
+            residual="parallel" if keys.get("use_parallel_residual", True) else "pre",
+            dropout=dropout,
+        ),
+        norm=norm,
+        tied=keys.get("tie_word_embeddings", False),
+    )
+
+
+def _write_neox(config: DecoderConfig) -> dict[str, Any]:
+    block = config.block
+    rope = write_rope(block.mixer.position)
+    return {
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": block.mixer.heads,
+        "intermediate_size": block.ffn.width,
+        "hidden_act": _THEIR_ACTIVATION[block.ffn.activation],
+        "max_position_embeddings": config.context,
+        "layer_norm_eps": config.norm.eps,
+        "use_parallel_residual": block.residual == "parallel",
+        "attention_bias": block.mixer.bias,
+        "attention_dropout": block.mixer.dropout,
+        "hidden_dropout": block.dropout,
+        "rotary_emb_base": rope.pop("rope_theta"),
+        "rotary_pct": block.mixer.position.fraction,
+        **rope,
+        "tie_word_embeddings": config.tied,
+    }
+
+
+_NEOX = Table(
+    rows=(
+        Row("embed.token", ("gpt_neox.embed_in",)),
+        Row("blocks.{i}.mixer_norm", ("gpt_neox.layers.{i}.input_layernorm",)),
+        Row("blocks.{i}.mixer.qkv", ("gpt_neox.layers.{i}.attention.query_key_value",), HeadByHead()),
+        Row("blocks.{i}.mixer.out", ("gpt_neox.layers.{i}.attention.dense",)),
+        Row("blocks.{i}.ffn_norm", ("gpt_neox.layers.{i}.post_attention_layernorm",)),
+        Row("blocks.{i}.ffn.up", ("gpt_neox.layers.{i}.mlp.dense_h_to_4h",)),
+        Row("blocks.{i}.ffn.out", ("gpt_neox.layers.{i}.mlp.dense_4h_to_h",)),
+        Row("norm", ("gpt_neox.final_layer_norm",)),
+        Row("unembed", ("embed_out",)),
+    ),
+    ignorable=(r".*\.attention\.(masked_)?bias", r".*rotary_emb\.inv_freq"),
+    prefix="gpt_neox.",
+    renamed=((r"^lm_head\.", "embed_out."),),  # its name in memory, in newer versions
+)
+
+
+# --- Llama and its kin: Mistral has windows, Qwen 2 biases on queries, keys and values, Qwen 3 normed heads ----------
+
+
+def _read_llama_like(keys: Keys, model: str) -> DecoderConfig:
+    qwen = model in ("qwen2", "qwen3")
+    keys.must_be("use_qk_norm", False)
+    width, depth = keys.number("hidden_size", 4096), keys.number("num_hidden_layers", 32)
+    heads, eps = keys.number("num_attention_heads", 32), keys.get("rms_norm_eps", 1e-6)
+    kv_heads = keys.get("num_key_value_heads", 8 if model == "mistral" else 32 if qwen else None)
+    head_width = keys.get("head_dim", 128 if model == "qwen3" else None)
+    bias = model == "qwen2" or (model != "mistral" and keys.get("attention_bias", False))
+    window, pattern = _windows(keys, depth) if qwen else (None, ())
+    if model == "mistral":
+        window = keys.get("sliding_window", 4096)
+    norm = RMSNormConfig(eps=eps)
+    return DecoderConfig(
+        vocab=keys.number("vocab_size", 151936 if qwen else 32000),
+        width=width,
+        depth=depth,
+        context=keys.number("max_position_embeddings", {"llama": 2048, "mistral": 131072}.get(model, 32768)),
+        block=BlockConfig(
+            norm=norm,
+            mixer=AttentionConfig(
+                heads=heads,
+                kv_heads=kv_heads if kv_heads != heads else None,
+                head_width=head_width if head_width and head_width * heads != width else None,
+                window=window,
+                position=read_rope(keys),
+                bias=bias,
+                out_bias=bias and model != "qwen2",
+                qk_norm=norm if model == "qwen3" else None,
+                dropout=keys.get("attention_dropout", 0.0),
+            ),
+            ffn=GatedMLPConfig(
+                width=keys.number("intermediate_size", {"llama": 11008, "mistral": 14336}.get(model, 22016)),
+                activation=keys.activation("hidden_act", "silu"),
+                bias=model == "llama" and keys.get("mlp_bias", False),
+            ),
+        ),
+        pattern=pattern,
+        norm=norm,
+        tied=keys.get("tie_word_embeddings", False),
+    )
+
+
+def _windows(keys: Keys, depth: int) -> tuple[int | None, tuple[dict[str, Any], ...]]:
+    """Qwen's window and the layers it holds for: (window, pattern)."""
+    window = keys.get("sliding_window", 4096) if keys.get("use_sliding_window", False) else None
+    first = keys.get("max_window_layers", 28)
+    kinds = keys.get("layer_types") or [
+        "sliding_attention" if window and i >= first else "full_attention" for i in range(depth)
+    ]
+    if len(kinds) != depth or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        raise UserError(f"{keys.where}: layer_types must name full_attention or sliding_attention for {depth} layers")
+    sliding = [kind == "sliding_attention" and window is not None for kind in kinds]
+    if all(sliding) or not any(sliding):
+        return (window if sliding[0] else None), ()
+    return None, tuple({"mixer.window": window} if slides else {} for slides in sliding)
+
+
+def _write_llama_like(config: DecoderConfig, model: str) -> dict[str, Any]:
+    blocks = config.blocks()
+    block = blocks[0]
+    mixer, (heads, kv_heads, head_width) = block.mixer, block.mixer.widths(config.width)
+    windows = [b.mixer.window for b in blocks]
+    written = {
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "intermediate_size": block.ffn.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_width,
+        "hidden_act": _THEIR_ACTIVATION[block.ffn.activation],
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": config.norm.eps,
+        **write_rope(mixer.position),
+        "attention_dropout": mixer.dropout,
+        "tie_word_embeddings": config.tied,
+    }
+    if model in ("llama", "qwen3"):
+        written["attention_bias"] = mixer.bias
+    if model == "llama":
+        written["mlp_bias"] = block.ffn.bias
+    if model == "mistral":
+        written["sliding_window"] = windows[0]
+    elif model != "llama":
+        written |= {
+            "use_sliding_window": any(windows),
+            "sliding_window": next(filter(None, windows), None),
+            "max_window_layers": next((i for i, w in enumerate(windows) if w), config.depth),
+            "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
+        }
+    return written
+
+
+_LLAMA = Table(
+    rows=(
+        Row("embed.token", ("model.embed_tokens",)),
+        Row("blocks.{i}.mixer_norm", ("model.layers.{i}.input_layernorm",)),
+        Row("blocks.{i}.mixer.qkv", tuple(f"model.layers.{{i}}.self_attn.{x}_proj" for x in "qkv"), QueryKeyValue()),
+        Row("blocks.{i}.mixer.q_norm", ("model.layers.{i}.self_attn.q_norm",)),
+        Row("blocks.{i}.mixer.k_norm", ("model.layers.{i}.self_attn.k_norm",)),
+        Row("blocks.{i}.mixer.out", ("model.layers.{i}.self_attn.o_proj",)),
+        Row("blocks.{i}.ffn_norm", ("model.layers.{i}.post_attention_layernorm",)),
+        Row("blocks.{i}.ffn.gate_up", ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj"), GateUp()),
+        Row("blocks.{i}.ffn.out", ("model.layers.{i}.mlp.down_proj",)),
+        Row("norm", ("model.norm",)),
+        Row("unembed", ("lm_head",)),
+    ),
+    ignorable=(r".*rotary_emb\.inv_freq",),
+    prefix="model.",
+)
+
+
+def _llama_like(model: str, architecture: str) -> Family:
+    return Family(
+        model, architecture, _LLAMA,
+        read=lambda keys: _read_llama_like(keys, model), write=lambda config: _write_llama_like(config, model),
+    )  # fmt: skip
+
+
+FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        _llama_like("llama", "LlamaForCausalLM"),
+        _llama_like("mistral", "MistralForCausalLM"),
+        _llama_like("qwen2", "Qwen2ForCausalLM"),
+        _llama_like("qwen3", "Qwen3ForCausalLM"),
+        Family("gpt2", "GPT2LMHeadModel", _GPT2, _read_gpt2, _write_gpt2),
+        Family("gpt_neox", "GPTNeoXForCausalLM", _NEOX, _read_neox, _write_neox),
+    )
+}

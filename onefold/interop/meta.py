@@ -1,0 +1,234 @@
+"""The makers' own folders: params.json beside consolidated.*.pth (Meta) or consolidated.safetensors (Mistral).
+
+Sources: the reference code of Llama (llama/model.py, llama3/tokenizer.py) and of mistral-inference.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onefold.core.errors import UserError
+from onefold.data.tokenizer import Tokenizer
+from onefold.interop.families import read_config
+from onefold.interop.huggingface import read_json
+from onefold.interop.loaded import Loaded, fill
+from onefold.interop.table import GateUp, QueryKeyValue, Row, Table
+from onefold.interop.tensors import SafetensorFiles, read_index, read_pickled
+from onefold.interop.tokens import check_vocabulary
+from onefold.interop.vocabulary import frame, mark_special, ranked_bytes
+
+TABLE = Table(
+    rows=(
+        Row("embed.token", ("tok_embeddings",)),
+        Row("blocks.{i}.mixer_norm", ("layers.{i}.attention_norm",)),
+        Row(
+            "blocks.{i}.mixer.qkv",
+            tuple(f"layers.{{i}}.attention.w{x}" for x in "qkv"),
+            QueryKeyValue(interleaved=True),
+        ),
+        Row("blocks.{i}.mixer.out", ("layers.{i}.attention.wo",)),
+        Row("blocks.{i}.ffn_norm", ("layers.{i}.ffn_norm",)),
+        Row("blocks.{i}.ffn.gate_up", ("layers.{i}.feed_forward.w1", "layers.{i}.feed_forward.w3"), GateUp()),
+        Row("blocks.{i}.ffn.out", ("layers.{i}.feed_forward.w2",)),
+        Row("norm", ("norm",)),
+        Row("unembed", ("output",)),
+    ),
+    ignorable=(r"rope\.freqs",),
+)
+_BY_ROWS = re.compile(r".*\.(wq|wk|wv|w1|w3)\.weight|output\.weight")
+_BY_COLUMNS = re.compile(r".*\.(wo|w2)\.weight")
+_MISTRAL_ONLY = ("hidden_dim", "head_dim", "sliding_window")
+_KNOWN = frozenset(
+    [
+        "dim",
+        "n_layers",
+        "n_heads",
+        "n_kv_heads",
+        "vocab_size",
+        "multiple_of",
+        "ffn_dim_multiplier",
+        "norm_eps",
+        "rope_theta",
+        "max_seq_len",
+        "max_batch_size",
+        "use_scaled_rope",
+        "rope_scaling_factor",
+        "rope_high_freq_factor",
+        "hidden_dim",
+        "head_dim",
+        "sliding_window",
+        "tied_embeddings",
+        "model_type",
+        "rope_freq_base_swa",
+    ]
+)
+
+
+def is_makers_folder(folder: Path) -> bool:
+    return (folder / "params.json").is_file() and any(folder.glob("consolidated*"))
+
+
+def load_makers(folder: Path, device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None) -> Loaded:
+    """Read a folder in Meta's or Mistral's own format, its shards joined as their tensor parallelism cut them.
+
+    Raises UserError for mixtures of experts and other settings without a counterpart here, and for damaged files.
+    """
+    where = str(folder)
+    params = read_json(folder / "params.json")
+    if odd := sorted(key for key, value in params.items() if key not in _KNOWN and value not in (None, False)):
+        raise UserError(f"{folder / 'params.json'}: {', '.join(odd)} is not supported; plain Llama and Mistral are")
+    width = params.get("dim")
+    if not isinstance(width, int):
+        raise UserError(f"{folder / 'params.json'}: lacks dim")
+    source = _open(folder, width)
+    data = describe(params, source, where)
+    _, config, _ = read_config(data, str(folder / "params.json"))
+    tokenizer = _tokenizer(folder)
+    check_vocabulary(tokenizer, config, where)
+    model = fill(config, lambda names: TABLE.read(config, names, source, where), torch.device(device), dtype, where)
+    return Loaded(config, model, tokenizer, {"source": where, "format": "makers", "family": data["model_type"]})
+
+
+def describe(params: Mapping[str, Any], source: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """What params.json says, as a config.json of the family."""
+    try:
+        width, heads = params["dim"], params["n_heads"]
+        mistral = any(key in params for key in _MISTRAL_ONLY)
+        embedding = source["tok_embeddings.weight"]
+        tied = bool(params.get("tied_embeddings", False)) or "output.weight" not in source
+        vocab = params.get("vocab_size", -1)
+        if vocab > 0 and vocab != len(embedding):
+            raise UserError(f"{where}: the weights have a vocabulary of {len(embedding)}, params.json one of {vocab}")
+        theta = params.get("rope_theta", 1e4 if not mistral or params.get("sliding_window") else 1e6)
+        data = {
+            "model_type": "mistral" if mistral else "llama",
+            "vocab_size": len(embedding),
+            "hidden_size": width,
+            "num_hidden_layers": params["n_layers"],
+            "num_attention_heads": heads,
+            "num_key_value_heads": params.get("n_kv_heads") or heads,
+            "head_dim": params.get("head_dim") or width // heads,
+            "intermediate_size": params.get("hidden_dim") or ffn_width(params),
+            "rms_norm_eps": params.get("norm_eps", 1e-5),
+            "rope_theta": theta,
+            "tie_word_embeddings": tied,
+            "max_position_embeddings": params.get("max_seq_len") or _context(params, mistral, theta),
+        }
+    except KeyError as missing:
+        raise UserError(f"{where}: lacks {missing}") from None
+    except (TypeError, ZeroDivisionError):
+        raise UserError(f"{where}: a setting in params.json has the wrong type") from None
+    if mistral:
+        return data | {"sliding_window": params.get("sliding_window")}
+    if params.get("use_scaled_rope"):
+        # Nothing in the file tells Llama 3.2, scaled by 32, from 3.1, scaled by 8, but that only 3.2 ties its head.
+        same = not tied and torch.equal(source["output.weight"], embedding)
+        factor = params.get("rope_scaling_factor") or (32.0 if same or tied else 8.0)
+        data["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": params.get("rope_high_freq_factor") or 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+    return data
+
+
+def ffn_width(params: Mapping[str, Any]) -> int:
+    """Meta's rule: two thirds of 4·dim, times a factor, up to the next multiple of `multiple_of`."""
+    width = int(2 * 4 * params["dim"] / 3)
+    if params.get("ffn_dim_multiplier") is not None:
+        width = int(params["ffn_dim_multiplier"] * width)
+    return -(-width // params.get("multiple_of", 256)) * params.get("multiple_of", 256)
+
+
+class Shards(Mapping[str, Tensor]):
+    """Tensor-parallel shards joined again. Rows: queries, keys, values, w1, w3, head. Columns: wo, w2.
+
+    Embeddings were cut by columns before Llama 3 and by rows since: their width tells. Norms are whole in every shard.
+    """
+
+    def __init__(self, shards: list[Mapping[str, Tensor]], width: int, where: str):
+        self.shards, self.width = shards, width
+        for i, shard in enumerate(shards[1:], 1):
+            if unlike := set(shard) ^ set(shards[0]):
+                raise UserError(f"{where}: {sorted(unlike)[0]} is not in all shards (shard {i} differs from the first)")
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = [shard[name] for shard in self.shards]
+        if len(parts) == 1 or parts[0].ndim < 2:
+            return parts[0]
+        if name == "tok_embeddings.weight":
+            return torch.cat(parts, dim=0 if parts[0].shape[1] == self.width else 1)
+        if _BY_ROWS.fullmatch(name) or _BY_COLUMNS.fullmatch(name):
+            return torch.cat(parts, dim=0 if _BY_ROWS.fullmatch(name) else 1)
+        return parts[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shards[0])
+
+    def __len__(self) -> int:
+        return len(self.shards[0])
+
+
+def _open(folder: Path, width: int) -> Mapping[str, Tensor]:
+    if (index := folder / "consolidated.safetensors.index.json").is_file():
+        return SafetensorFiles(read_index(index))
+    if (file := folder / "consolidated.safetensors").is_file():
+        return SafetensorFiles([file])
+    files = sorted(folder.glob("consolidated.*.pth"))
+    numbers = [file.name.split(".")[1] for file in files]
+    if not files or numbers != [f"{i:02}" for i in range(len(files))]:
+        raise UserError(f"{folder}: consolidated.00.pth, consolidated.01.pth, … are not complete: found {numbers}")
+    return Shards([read_pickled(file) for file in files], width, str(folder))
+
+
+def _context(params: Mapping[str, Any], mistral: bool, theta: float) -> int:
+    """params.json does not say it: Mistral 32k, Llama 3.1 128k, Llama 3 8k, Llama 2 4k."""
+    return 32768 if mistral else 131072 if params.get("use_scaled_rope") else 8192 if theta > 1e5 else 4096
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    """tokenizer.model, from Mistral also with a version: SentencePiece, or for Llama 3 ranked bytes in base64."""
+    files = sorted(folder.glob("tokenizer.model*"))
+    if not files:
+        return None
+    with files[-1].open("rb") as file:
+        first = file.readline(400).split()
+    return _llama3(files[-1]) if len(first) == 2 and first[1] == b"0" else _sentencepiece(files[-1])
+
+
+def _sentencepiece(file: Path) -> Tokenizer:
+    from onefold.data.sentencepiece import read_sentencepiece
+
+    backend, roles = read_sentencepiece(file)
+    return Tokenizer(backend, **roles)
+
+
+def _llama3(file: Path) -> Tokenizer:
+    try:
+        tokens = [base64.b64decode(line.split()[0], validate=True) for line in file.read_bytes().splitlines() if line]
+    except (binascii.Error, IndexError):
+        raise UserError(f"{file} is damaged: not lines of base64 and rank") from None
+    backend = ranked_bytes(tokens, "llama-bpe")
+    names = "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id "
+    names += "reserved_special_token_2 start_header_id end_header_id eom_id eot_id python_tag"
+    special = [f"<|{name}|>" for name in names.split()]
+    special += [f"<|reserved_special_token_{i}|>" for i in range(3, 256 - len(special) + 3)]
+    mark_special(backend, special)
+    frame(backend, special[0], None)
+    stops = [backend.token_to_id(f"<|{name}|>") for name in ("end_of_text", "eom_id", "eot_id")]
+    return Tokenizer(backend, special[0], special[1], "<|finetune_right_pad_id|>", LLAMA3_TEMPLATE, stops)
+
+
+LLAMA3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n{{ message.content | trim }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)

@@ -1,0 +1,119 @@
+"""Deciding what a path is, and opening it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from onefold.core.errors import UserError
+from onefold.core.progress import say
+from onefold.interop import artifact, hub, meta
+from onefold.interop.gguf import load_gguf
+from onefold.interop.huggingface import load_folder
+from onefold.interop.loaded import Loaded
+
+CHECKPOINTS = "checkpoints"
+
+
+def open_model(
+    path: "str | Path", device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None
+) -> Loaded:
+    """Open a run folder, an artifact, a Hugging Face, Meta or Mistral folder, a .gguf file, or a hub id `org/name`.
+
+    A run gives its best checkpoint (by held-out loss), or its newest where none was evaluated; a folder of several
+    stages gives the last one. `device` "auto" takes a GPU where there is one. `dtype` None: float32 on the CPU, else
+    as stored. Raises UserError saying what is there instead, or what is wrong with it.
+    """
+    device, place = choose_device(device), Path(path).expanduser()
+    if place.is_file():
+        return _open_file(place, device, dtype)
+    if place.is_dir():
+        return _open_folder(place, device, dtype)
+    if hub.looks_like_id(str(path)):
+        return _open_folder(hub.fetch(str(path)), device, dtype)
+    raise UserError(f"{path} does not exist: give a run, a model folder, a .gguf file or a hub id like org/name")
+
+
+def choose_device(device: "str | torch.device") -> torch.device:
+    """ "auto": CUDA, else Apple's GPU, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise UserError(f"no device named {device!r}: use auto, cpu, cuda, cuda:1 or mps") from None
+
+
+def checkpoints(run: Path) -> Iterator[Path]:
+    """A run's checkpoints in the order in which to try them: the best, then from the newest back."""
+    folder = run / CHECKPOINTS
+    steps = sorted((int(f.name) for f in folder.iterdir() if f.is_dir() and f.name.isdigit()), reverse=True)
+    best = _best(folder)
+    if best in steps:
+        yield folder / str(best)
+    yield from (folder / str(step) for step in steps if step != best)
+
+
+def _open_file(file: Path, device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
+    with file.open("rb") as opened:
+        magic = opened.read(4)
+    if magic == b"GGUF" or file.suffix == ".gguf":
+        return load_gguf(file, device, dtype)
+    if file.suffix in (".safetensors", ".pth", ".pt", ".bin", ".json"):
+        return _open_folder(file.absolute().parent, device, dtype)
+    raise UserError(f"{file} is no model: give a .gguf file or the folder of a model")
+
+
+def _open_folder(folder: Path, device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
+    if (folder / artifact.FILE).is_file():
+        return artifact.load_artifact(folder, device, dtype)
+    if (folder / CHECKPOINTS).is_dir():
+        return _open_run(folder, device, dtype)
+    if meta.is_makers_folder(folder) and not _is_published(folder):
+        return meta.load_makers(folder, device, dtype)
+    if _is_published(folder):
+        return load_folder(folder, device, dtype)
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) == 1:
+        return load_gguf(files[0], device, dtype)
+    if files:
+        raise UserError(f"{folder} holds {len(files)} GGUF files; name one, for example {files[0]}")
+    stages = [inner for inner in folder.iterdir() if (inner / CHECKPOINTS).is_dir() and any(checkpoints(inner))]
+    if stages:
+        return _open_run(max(stages, key=lambda run: (run / CHECKPOINTS).stat().st_mtime), device, dtype)
+    raise UserError(
+        f"{folder} holds no model: looked for artifact.json, checkpoints/, a published config.json, "
+        "params.json and *.gguf"
+    )
+
+
+def _open_run(run: Path, device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
+    """The first checkpoint that is whole; what is wrong with those before it is said."""
+    first: UserError | None = None
+    for folder in checkpoints(run):
+        try:
+            loaded = artifact.load_artifact(folder, device, dtype)
+        except UserError as error:
+            first = first or error
+            continue
+        if first:
+            say(f"{first}. Going back to {folder}")
+        return loaded
+    raise first or UserError(f"{run / CHECKPOINTS} is empty: the run has not saved anything yet")
+
+
+def _best(folder: Path) -> int | None:
+    try:
+        return int(json.loads((folder / "best.json").read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_published(folder: Path) -> bool:
+    """A config.json of Hugging Face's kind; a run's own config.json says neither."""
+    try:
+        data = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return (folder / "config.json").is_file()
+    return isinstance(data, dict) and ("model_type" in data or "architectures" in data)
