@@ -1,0 +1,169 @@
+"""The HTTP application: OpenAI-compatible completions, and the chat page. It knows the model only through an `Engine`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from onefold.serve import page, wire
+from onefold.serve.access import Guard, refusal_headers
+from onefold.serve.engine import Answer, Engine, Refusal
+
+HEARTBEAT = 10.0  # seconds of silence after which a stream sends a comment, so that proxies do not give it up
+
+
+def create_app(engine: Engine, key: str | None = None, hosts: Iterable[str] = ()) -> FastAPI:
+    """The application around an engine.
+
+    `key` None: only requests addressed to this machine (or one of `hosts`) are answered, see `access`. `hosts` are
+    further names, without port, under which the server is reached.
+    """
+    app = FastAPI(title="Onefold", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _broken)
+    _add_routes(app, engine)
+    app.add_middleware(Guard, key=key, hosts=hosts, limits=engine.limits)
+    return app
+
+
+def _add_routes(app: FastAPI, engine: Engine) -> None:
+    html, policy = page.build()
+    name = engine.about.name
+
+    @app.get("/")
+    async def index() -> HTMLResponse:
+        headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer"}
+        return HTMLResponse(html, headers=headers | {"X-Content-Type-Options": "nosniff"})
+
+    @app.get("/favicon.ico")
+    async def favicon() -> Response:
+        return Response(page.ICON, media_type="image/svg+xml")
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", **engine.load()}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [wire.card(engine.about)]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> dict[str, Any]:
+        _check_model(model, name)
+        return wire.card(engine.about)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = wire.parse(wire.ChatBody, await request.body())
+        if not engine.about.chat:
+            text = f"{name} has no chat template, so it cannot take turns; use /v1/completions to let it continue a text"
+            raise Refusal(400, text, code="no_chat_template")
+        return await _answer(engine, body, request)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await _answer(engine, wire.parse(wire.TextBody, await request.body()), request)
+
+
+async def _answer(engine: Engine, body: wire.ChatBody | wire.TextBody, request: Request) -> Response:
+    _check_model(body.model, engine.about.name)
+    answer = await engine.submit(body.job())
+    reply = wire.Reply(body, engine.about.name, answer.prompt_tokens)
+    if body.stream:
+        return EventStream(answer, _events(answer, reply))
+    whole = await _unless_gone(_collect(answer, reply), request, answer)
+    return JSONResponse(whole, headers={"Cache-Control": "no-store"})
+
+
+async def _collect(answer: Answer, reply: wire.Reply) -> dict[str, Any]:
+    texts = []
+    async for piece in answer:
+        texts.append(piece.text)
+        if piece.finish:
+            return reply.whole("".join(texts), piece)
+    raise Refusal(500, "the answer ended early", "server_error")
+
+
+async def _unless_gone(work: Any, request: Request, answer: Answer) -> Any:
+    """The result of `work`; when the client goes away first, the answer is given up."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refusal(499, "the client went away")  # nobody reads it; 499 is nginx's number for this
+        return working.result()
+    finally:
+        answer.cancel()
+        for task in (working, leaving):
+            task.cancel()
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of one answer, which is given up when the client goes away, wherever that is noticed."""
+
+    def __init__(self, answer: Answer, events: AsyncIterator[str]):
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter: nginx must not collect events
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self.answer = answer
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.answer.cancel()
+
+
+async def _events(answer: Answer, reply: wire.Reply) -> AsyncIterator[str]:
+    if opening := reply.first():
+        yield opening
+    pieces = aiter(answer)
+    coming = asyncio.ensure_future(anext(pieces))
+    try:
+        while True:
+            if not (await asyncio.wait({coming}, timeout=HEARTBEAT))[0]:
+                yield ": still working\n\n"
+                continue
+            piece = coming.result()
+            if events := reply.piece(piece):
+                yield events
+            if piece.finish:
+                break
+            coming = asyncio.ensure_future(anext(pieces))
+    except Refusal as refusal:  # the status line is long gone; clients look for `error` in an event
+        yield wire.event(refusal.body())
+    finally:
+        coming.cancel()
+        with suppress(asyncio.CancelledError, Refusal):  # an iterator is closed only when its last step has ended
+            await coming
+    yield wire.DONE
+
+
+def _check_model(asked: str | None, name: str) -> None:
+    if asked is not None and asked != name:
+        text = f"the model {asked[:200]!r} is not served here; this server has {name!r}"
+        raise Refusal(404, text, code="model_not_found", param="model")
+
+
+async def _refused(request: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)
+    return JSONResponse(refusal.body(), refusal.status, refusal_headers(refusal))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = {404: f"there is no {request.url.path[:200]} here", 405: f"{request.method} is not allowed here"}
+    return JSONResponse(Refusal(error.status_code, text.get(error.status_code, error.detail)).body(), error.status_code, error.headers)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    return JSONResponse(Refusal(500, "the server failed; its log says why", "server_error").body(), 500)

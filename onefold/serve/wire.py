@@ -1,0 +1,212 @@
+"""OpenAI's wire format: requests in, bodies out. https://platform.openai.com/docs/api-reference
+
+What this server cannot do is refused by name, never ignored in silence; fields that steer only OpenAI's own billing and
+storage are accepted and ignored.
+"""
+
+import json
+import time
+from difflib import get_close_matches
+from secrets import token_hex
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from onefold.serve.engine import About, Job, Piece, Refusal
+
+IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
+# Accepted while they say nothing; the values that say nothing, beside null.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},),
+    "frequency_penalty": (0,), "presence_penalty": (0,), "tools": ([],), "tool_choice": ("none", "auto"),
+    "functions": ([],), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
+    "modalities": (["text"],), "audio": (), "prediction": (), "suffix": ("",), "web_search_options": (),
+}  # fmt: skip
+
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+B = TypeVar("B", bound="Body")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra="forbid", hide_input_in_errors=True)
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One turn. Fields of turns that a client sends back as it got them (refusal, annotations…) are ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    def plain(self) -> dict[str, str]:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Body(Strict):
+    """What both kinds of completion share."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    # Beyond OpenAI's, as other open servers name them:
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise PydanticCustomError("shape", "the body must be a JSON object")
+        kept = {}
+        for name, value in data.items():
+            if name in cls.model_fields:
+                kept[name] = value
+            elif name in UNSUPPORTED:
+                if value is not None and not any(value == nothing for nothing in UNSUPPORTED[name]):
+                    text = "n must be 1: one answer a request" if name == "n" else f"{name} is not supported by this server"
+                    raise PydanticCustomError("unsupported", "{text}", {"text": text, "param": name})
+            elif name not in IGNORED:
+                near = get_close_matches(name, cls.model_fields, n=1)
+                text = f"unknown field {name[:80]!r}" + (f"; did you mean {near[0]}?" if near else "")
+                raise PydanticCustomError("unknown", "{text}", {"text": text, "param": name[:80]})
+        return kept
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self) -> dict[str, Any]:
+        """What the client set, by the names of `infer.sampling`; the rest is the model's own default."""
+        names = ("temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if "seed" in given:
+            given["seed"] %= 2**64  # negative ones are allowed here
+        if given.get("top_k") == 0:
+            del given["top_k"]  # other servers' way to say: all
+        if self.stop:
+            given["stop"] = [self.stop] if isinstance(self.stop, str) else list(self.stop)
+        return given
+
+
+class ChatBody(Body):
+    messages: list[Message] = Field(min_length=1, max_length=1024)  # templates take time quadratic in their number
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    def job(self) -> Job:
+        messages = tuple(message.plain() for message in self.messages)
+        return Job(messages=messages, max_tokens=self.max_completion_tokens or self.max_tokens, sampling=self.sampling())
+
+
+class TextBody(Body):
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    echo: bool | None = None
+
+    @property
+    def text(self) -> str:
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+    def job(self) -> Job:
+        return Job(prompt=self.text, max_tokens=self.max_tokens or 16, sampling=self.sampling())  # 16: OpenAI's default
+
+
+def parse(kind: type[B], body: bytes) -> B:
+    """Validate a request; a mistake raises Refusal with one line that names the field."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        # In a union every arm complains; the arm that got furthest is the one that was meant.
+        worst = max(error.errors(include_url=False), key=lambda mistake: len(mistake["loc"]))
+        context = worst.get("ctx") or {}
+        place = [str(part) for part in worst["loc"] if not _is_arm(part)]
+        param = context.get("param") or ".".join(place) or None
+        text = worst["msg"] if not place else f"{'.'.join(place)}: {worst['msg']}"
+        if worst["type"] == "json_invalid":
+            text = f"the body is not valid JSON: {context.get('error', '')}"
+        raise Refusal(400, text[:500], param=param) from None
+
+
+def _is_arm(part: str | int) -> bool:
+    """Whether part of an error's place is the name of a union's arm, which the client never wrote."""
+    return isinstance(part, str) and (part in ("str", "constrained-str", "TextPart") or "[" in part)
+
+
+class Reply:
+    """The bodies of one answer, whole or as a stream of chunks."""
+
+    def __init__(self, body: Body, model: str, prompt_tokens: int):
+        self.chat = isinstance(body, ChatBody)
+        self.echo = body.text if isinstance(body, TextBody) and body.echo else ""
+        self.include_usage = body.include_usage
+        self.prompt_tokens = prompt_tokens
+        self.head = {"id": ("chatcmpl-" if self.chat else "cmpl-") + token_hex(12), "created": int(time.time()), "model": model}
+
+    def whole(self, text: str, last: Piece) -> dict[str, Any]:
+        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": self.echo + text}
+        kind = "chat.completion" if self.chat else "text_completion"
+        return self._body(kind, [self._choice(said, last.finish)], usage=self.usage(last.tokens))
+
+    def first(self) -> str:
+        """The event that opens a stream: whose turn it is, or the echoed prompt; may be empty."""
+        if self.chat:
+            return self._event([self._choice({"delta": {"role": "assistant", "content": ""}}, None)])
+        return self._event([self._choice({"text": self.echo}, None)]) if self.echo else ""
+
+    def piece(self, piece: Piece) -> str:
+        events = ""
+        if piece.text or not self.chat:
+            said = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
+            events = self._event([self._choice(said, None if self.chat else piece.finish)])
+        if piece.finish and self.chat:
+            events += self._event([self._choice({"delta": {}}, piece.finish)])
+        if piece.finish and self.include_usage:
+            events += self._event([], usage=self.usage(piece.tokens))
+        return events
+
+    def usage(self, completion: int) -> dict[str, int]:
+        total = self.prompt_tokens + completion
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": completion, "total_tokens": total}
+
+    def _choice(self, said: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        return {"index": 0, **said, "logprobs": None, "finish_reason": finish}
+
+    def _body(self, kind: str, choices: list[dict], **more: Any) -> dict[str, Any]:
+        return {"id": self.head["id"], "object": kind, **self.head, "choices": choices, **more}
+
+    def _event(self, choices: list[dict], **more: Any) -> str:
+        if self.include_usage:
+            more = {"usage": None} | more
+        return event(self._body("chat.completion.chunk" if self.chat else "text_completion", choices, **more))
+
+
+def event(body: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+DONE = "data: [DONE]\n\n"
+
+
+def card(about: About) -> dict[str, Any]:
+    """A model as /v1/models shows it; the page reads the three fields beyond OpenAI's."""
+    return {
+        "id": about.name, "object": "model", "created": about.created, "owned_by": "onefold",
+        "parameters": about.parameters, "context_length": about.context, "chat": about.chat,
+    }  # fmt: skip
