@@ -1,0 +1,1 @@
+"""Using a model: one generate loop for all, sampling, beam search, evaluation, and what `onefold.load` returns."""

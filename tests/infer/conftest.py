@@ -1,0 +1,13 @@
+"""Fixtures of the tests of inference."""
+
+import pytest
+from small_models import config, decoder
+
+from onefold.models.transformer import Decoder
+
+
+@pytest.fixture(params=["gpt2", "pythia", "llama2", "mistral", "alibi"])
+def model(request) -> Decoder:
+    if request.param == "alibi":
+        return decoder(config("llama2", **{"block.mixer.position": {"kind": "alibi"}, "block.mixer.window": 6}))
+    return decoder(config(request.param))
