@@ -4,14 +4,11 @@ Sources: the configuration and modelling files of Hugging Face transformers. Whe
 default holds, which is not always what the published files say.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
-from onefold.core.config import differences, explain
 from onefold.core.errors import UserError
+from onefold.interop.family import THEIR_ACTIVATION, Family, Keys
 from onefold.interop.rope import read_rope, write_rope
 from onefold.interop.table import GateUp, HeadByHead, QueryKeyValue, Row, Table, Transposed
 from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
@@ -19,176 +16,6 @@ from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
 from onefold.nn.position import LearnedPositionConfig
-
-ACTIVATIONS = {
-    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "relu": "relu", "relu2": "relu_squared", "silu": "silu", "swish": "silu",
-}  # fmt: skip
-_THEIR_ACTIVATION = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-
-# Keys of config.json that do not change what a trained model computes.
-SILENT = frozenset(
-    [
-        "architectures",
-        "model_type",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "use_cache",
-        "initializer_range",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "unk_token_id",
-        "sep_token_id",
-        "decoder_start_token_id",
-        "pretraining_tp",
-        "chunk_size_feed_forward",
-        "is_encoder_decoder",
-        "is_decoder",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "output_hidden_states",
-        "output_attentions",
-        "return_dict",
-        "return_dict_in_generate",
-        "_name_or_path",
-        "name_or_path",
-        "classifier_dropout",
-        "summary_type",
-        "summary_use_proj",
-        "summary_activation",
-        "summary_proj_to_labels",
-        "summary_first_dropout",
-        "n_ctx",
-        "reorder_and_upcast_attn",
-        "gradient_checkpointing",
-        "task_specific_params",
-        "attn_implementation",
-        "_attn_implementation",
-        "auto_map",
-        "tokenizer_class",
-        "max_length",
-        "do_sample",
-        "max_window_layers",
-        "use_sliding_window",
-        "layer_types",
-        "head_dim",
-        "model_max_length",
-        "unsloth_version",
-        "unsloth_fixed",
-        "neftune_noise_alpha",
-        "transformers.js_config",
-        "prefix",
-        "finetuning_task",
-    ]
-)
-
-
-class Keys:
-    """A config.json that remembers which of its keys were asked for."""
-
-    def __init__(self, data: Mapping[str, Any], where: str):
-        self.data, self.where, self.used = data, where, set[str]()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value, or its class's default where the file is silent."""
-        self.used.add(name)
-        return self.data.get(name, default)
-
-    def number(self, name: str, default: int | None = None) -> int:
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.where}: {name} must be a positive whole number, not {value!r}")
-        return value
-
-    def must_be(self, name: str, *allowed: Any) -> None:
-        """Refuse settings that would need another model; absence is fine."""
-        if self.get(name, allowed[0]) not in allowed:
-            raise UserError(f"{self.where}: {name}={self.data[name]!r} is not supported (only {allowed[0]!r})")
-
-    def activation(self, name: str, default: str) -> str:
-        value = self.get(name, default)
-        if value not in ACTIVATIONS:
-            raise UserError(f"{self.where}: the activation {value!r} is not supported; known: {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[value]
-
-    def unknown(self) -> list[str]:
-        """Keys that nobody asked for and that are not known to be silent."""
-        return sorted(k for k, v in self.data.items() if k not in self.used | SILENT and v not in (None, False, [], {}))
-
-
-@dataclass(frozen=True)
-class Family:
-    """One architecture: its name in config.json, its class, its table, and its config both ways."""
-
-    name: str
-    architecture: str
-    table: Table
-    read: Callable[[Keys], DecoderConfig]
-    write: Callable[[DecoderConfig], dict[str, Any]]
-
-
-def read_config(data: Mapping[str, Any], where: str) -> tuple[Family, DecoderConfig, list[str]]:
-    """The family and our config of a config.json, and the keys in it that are not understood.
-
-    Raises UserError for an unknown architecture (naming the known ones) and for settings that we have no model for.
-    """
-    family = FAMILIES.get(data.get("model_type"))
-    if family is None:
-        named = data.get("architectures") or []
-        family = next((f for f in FAMILIES.values() if f.architecture in named and "model_type" not in data), None)
-    if family is None:
-        shown = data.get("model_type") or ", ".join(data.get("architectures") or []) or "nothing"
-        raise UserError(f"{where}: the architecture {shown!r} is not supported; supported are {', '.join(FAMILIES)}")
-    if data.get("quantization_config"):
-        raise UserError(f"{where}: quantized weights are only read from GGUF files; use the original model")
-    keys = Keys(data, where)
-    try:
-        return family, family.read(keys), keys.unknown()
-    except ValidationError as error:
-        raise UserError(f"{where}: {explain(error, data)}") from None
-    except (TypeError, AttributeError):
-        raise UserError(f"{where}: a setting has the wrong type for {family.name}") from None
-
-
-def write_config(config: DecoderConfig, prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
-    """The first family (`prefer` before all) whose config.json says exactly what this config says, and that file's content.
-
-    Found by writing and reading back. Raises UserError naming what the nearest family cannot say.
-    """
-    order = [FAMILIES[prefer]] if prefer in FAMILIES else []
-    order += [family for family in FAMILIES.values() if family.name != prefer]
-    meant, nearest = canonical(config), None
-    for family in order:
-        try:
-            written = {"architectures": [family.architecture], "model_type": family.name} | family.write(config)
-            said = canonical(family.read(Keys(written, family.name)))
-        except (AttributeError, KeyError, UserError, ValueError):  # a slot holds what this family has no name for
-            continue
-        lost = differences(meant, said)
-        if not lost:
-            return family, written
-        if nearest is None or len(lost) < len(nearest[1]):
-            nearest = family.name, lost
-    if nearest is None:
-        raise UserError("no published family has this model's parts; save it with format='onefold'")
-    path, (ours, theirs) = next(iter(nearest[1].items()))
-    raise UserError(
-        f"no published family can say this model: nearest is {nearest[0]}, but {path} is {ours}, not {theirs}; "
-        "save it with format='onefold'"
-    )
-
-
-def canonical(config: DecoderConfig) -> dict[str, Any]:
-    """What a config computes, as plain values: layers spelled out, defaults resolved, initialisation left out."""
-    plain = config.to_dict() | {"block": None, "pattern": None, "init": None}
-    for i, block in enumerate(config.blocks()):
-        _, kv_heads, head_width = block.mixer.widths(config.width)
-        plain[f"layer {i}"] = block.but({"mixer.kv_heads": kv_heads, "mixer.head_width": head_width}).to_dict()
-    return plain
-
 
 # --- GPT-2 ---------------------------------------------------------------------------------------------------------
 
@@ -228,7 +55,7 @@ def _write_gpt2(config: DecoderConfig) -> dict[str, Any]:
         "n_layer": config.depth,
         "n_head": block.mixer.heads,
         "n_inner": block.ffn.width,
-        "activation_function": _THEIR_ACTIVATION[block.ffn.activation],
+        "activation_function": THEIR_ACTIVATION[block.ffn.activation],
         "layer_norm_epsilon": config.norm.eps,
         "embd_pdrop": config.embed.dropout,
         "attn_pdrop": block.mixer.dropout,
@@ -296,7 +123,7 @@ def _write_neox(config: DecoderConfig) -> dict[str, Any]:
         "num_hidden_layers": config.depth,
         "num_attention_heads": block.mixer.heads,
         "intermediate_size": block.ffn.width,
-        "hidden_act": _THEIR_ACTIVATION[block.ffn.activation],
+        "hidden_act": THEIR_ACTIVATION[block.ffn.activation],
         "max_position_embeddings": config.context,
         "layer_norm_eps": config.norm.eps,
         "use_parallel_residual": block.residual == "parallel",
@@ -401,7 +228,7 @@ def _write_llama_like(config: DecoderConfig, model: str) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_width,
-        "hidden_act": _THEIR_ACTIVATION[block.ffn.activation],
+        "hidden_act": THEIR_ACTIVATION[block.ffn.activation],
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm.eps,
         **write_rope(mixer.position),

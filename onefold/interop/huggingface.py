@@ -11,7 +11,7 @@ from torch import Tensor
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.core.progress import say
-from onefold.interop.families import read_config, write_config
+from onefold.interop.config_json import read_config, write_config
 from onefold.interop.loaded import Loaded, dtype_named, fill, name_of
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import (

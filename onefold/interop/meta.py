@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onefold.core.errors import UserError
 from onefold.data.tokenizer import Tokenizer
-from onefold.interop.families import read_config
+from onefold.interop.config_json import read_config
 from onefold.interop.huggingface import read_json
 from onefold.interop.loaded import Loaded, fill
 from onefold.interop.table import GateUp, QueryKeyValue, Row, Table
@@ -44,30 +44,11 @@ TABLE = Table(
 _BY_ROWS = re.compile(r".*\.(wq|wk|wv|w1|w3)\.weight|output\.weight")
 _BY_COLUMNS = re.compile(r".*\.(wo|w2)\.weight")
 _MISTRAL_ONLY = ("hidden_dim", "head_dim", "sliding_window")
-_KNOWN = frozenset(
-    [
-        "dim",
-        "n_layers",
-        "n_heads",
-        "n_kv_heads",
-        "vocab_size",
-        "multiple_of",
-        "ffn_dim_multiplier",
-        "norm_eps",
-        "rope_theta",
-        "max_seq_len",
-        "max_batch_size",
-        "use_scaled_rope",
-        "rope_scaling_factor",
-        "rope_high_freq_factor",
-        "hidden_dim",
-        "head_dim",
-        "sliding_window",
-        "tied_embeddings",
-        "model_type",
-        "rope_freq_base_swa",
-    ]
-)
+_SETTINGS = """
+dim n_layers n_heads n_kv_heads vocab_size multiple_of ffn_dim_multiplier norm_eps rope_theta max_seq_len
+max_batch_size use_scaled_rope rope_scaling_factor rope_high_freq_factor hidden_dim head_dim sliding_window
+tied_embeddings model_type"""
+_KNOWN = frozenset(_SETTINGS.split())
 
 
 def is_makers_folder(folder: Path) -> bool:

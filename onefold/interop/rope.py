@@ -1,16 +1,14 @@
 """Rotary positions in config.json: the older `rope_theta` + `rope_scaling`, and the newer `rope_parameters`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onefold.core.errors import UserError
+from onefold.interop.family import Keys
 from onefold.nn.position import LinearScaling, Llama3Scaling, RotaryConfig
-
-if TYPE_CHECKING:
-    from onefold.interop.families import Keys
 
 
 def read_rope(
-    keys: "Keys",
+    keys: Keys,
     theta: str = "rope_theta",
     fraction: str = "partial_rotary_factor",
     default_fraction: float | None = None,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from conftest import CASES
+from published_models import CASES
 
 from onefold.interop.huggingface import load_folder, save_folder
 

@@ -14,7 +14,7 @@ from onefold.core.config import differences
 from onefold.core.errors import UserError
 from onefold.core.files import disk_error
 from onefold.core.progress import say
-from onefold.interop.families import canonical, read_config, write_config
+from onefold.interop.config_json import canonical, read_config, write_config
 from onefold.interop.gguf.blocks import BLOCK, KINDS
 from onefold.interop.gguf.container import Container, open_container, write_container
 from onefold.interop.gguf.vocab import read_tokenizer, write_tokenizer
@@ -196,12 +196,18 @@ def _translate(loaded: Loaded, where: str) -> tuple[str, dict[str, Any], dict[st
     rotary = config.block.mixer.position
     if isinstance(rotary, RotaryConfig):
         head_width = config.block.mixer.widths(config.width)[2]
-        values["rope.dimension_count"] = rotary.turned(head_width)
+        values["rope.dimension_count"] = turned = rotary.turned(head_width)
+        if turned % 2:
+            raise UserError(f"{where}: llama.cpp turns an even number of channels of a head, this model {turned}")
         if isinstance(rotary.scaling, Llama3Scaling):
             tensors[_ROPE] = _divisors(rotary, head_width)
             values[_CONTEXT] = rotary.scaling.context
         elif rotary.scaling is not None:
             values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rotary.scaling.factor)}
+    if architecture == "gptneox" and config.tied:  # llama.cpp wants its head spelled out
+        tensors["output.weight"] = tensors["token_embd.weight"]
+    if architecture == "qwen3" and config.block.mixer.bias:
+        raise UserError(f"{where}: llama.cpp's qwen3 has no biases in attention, this model has")
     if "attention.key_length" in values:
         values["attention.value_length"] = values["attention.key_length"]
     values["vocab_size"] = config.vocab
@@ -216,6 +222,7 @@ def _check_same(config: DecoderConfig, architecture: str, values: dict, tensors:
     stand_in = _AsWritten(Path(where), {**values, "general.architecture": architecture}, tensors)
     _, data = describe(stand_in)
     lost = differences(canonical(config), canonical(read_config(data, where)[1]))
+    lost.pop("tied", None)  # only where the head was spelled out
     if lost:
         path, (ours, theirs) = next(iter(lost.items()))
         raise UserError(f"{where}: llama.cpp has no such {architecture} model: {path} is {ours}, there it is {theirs}")

@@ -1,0 +1,72 @@
+"""config.json of a published model, read as our config and written from it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from onefold.core.config import differences, explain
+from onefold.core.errors import UserError
+from onefold.interop.families import FAMILIES
+from onefold.interop.family import Family, Keys
+from onefold.models.transformer import DecoderConfig
+
+
+def read_config(data: Mapping[str, Any], where: str) -> tuple[Family, DecoderConfig, list[str]]:
+    """The family and our config of a config.json, and the keys in it that are not understood.
+
+    Raises UserError for an unknown architecture (naming the known ones) and for settings that we have no model for.
+    """
+    family = FAMILIES.get(data.get("model_type"))
+    if family is None:
+        named = data.get("architectures") or []
+        family = next((f for f in FAMILIES.values() if f.architecture in named and "model_type" not in data), None)
+    if family is None:
+        shown = data.get("model_type") or ", ".join(data.get("architectures") or []) or "nothing"
+        raise UserError(f"{where}: the architecture {shown!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if data.get("quantization_config"):
+        raise UserError(f"{where}: quantized weights are only read from GGUF files; use the original model")
+    keys = Keys(data, where)
+    try:
+        return family, family.read(keys), keys.unknown()
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error, data)}") from None
+    except (TypeError, AttributeError):
+        raise UserError(f"{where}: a setting has the wrong type for {family.name}") from None
+
+
+def write_config(config: DecoderConfig, prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
+    """The first family (`prefer` before all) whose config.json can say exactly this, and that file's content.
+
+    Found by writing and reading back. Raises UserError naming what the nearest family cannot say.
+    """
+    order = [FAMILIES[prefer]] if prefer in FAMILIES else []
+    order += [family for family in FAMILIES.values() if family.name != prefer]
+    meant, nearest = canonical(config), None
+    for family in order:
+        try:
+            written = {"architectures": [family.architecture], "model_type": family.name} | family.write(config)
+            said = canonical(family.read(Keys(written, family.name)))
+        except (AttributeError, KeyError, UserError, ValueError):  # a slot holds what this family has no name for
+            continue
+        lost = differences(meant, said)
+        if not lost:
+            return family, written
+        if nearest is None or len(lost) < len(nearest[1]):
+            nearest = family.name, lost
+    if nearest is None:
+        raise UserError("no published family has this model's parts; save it with format='onefold'")
+    path, (ours, theirs) = next(iter(nearest[1].items()))
+    raise UserError(
+        f"no published family can say this model: nearest is {nearest[0]}, but {path} is {ours}, not {theirs}; "
+        "save it with format='onefold'"
+    )
+
+
+def canonical(config: DecoderConfig) -> dict[str, Any]:
+    """What a config computes, as plain values: layers spelled out, defaults resolved, initialisation left out."""
+    plain = config.to_dict() | {"block": None, "pattern": None, "init": None}
+    for i, block in enumerate(config.blocks()):
+        _, kv_heads, head_width = block.mixer.widths(config.width)
+        plain[f"layer {i}"] = block.but({"mixer.kv_heads": kv_heads, "mixer.head_width": head_width}).to_dict()
+    return plain
