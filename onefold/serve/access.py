@@ -16,7 +16,7 @@ from typing import Any
 from onefold.core.errors import UserError
 from onefold.serve.engine import Limits, Refusal
 
-OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico"})  # nothing secret: the page asks for the key
+OPEN_PATHS = frozenset({"/", "/health"})  # nothing secret: the page asks for the key
 
 
 def is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""The HTTP application: OpenAI-compatible completions, and the chat page. It knows the model only through an `Engine`."""
+"""The HTTP application: OpenAI-compatible completions and the chat page, around any `Engine`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -40,10 +40,6 @@ def _add_routes(app: FastAPI, engine: Engine) -> None:
         headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer"}
         return HTMLResponse(html, headers=headers | {"X-Content-Type-Options": "nosniff"})
 
-    @app.get("/favicon.ico")
-    async def favicon() -> Response:
-        return Response(page.ICON, media_type="image/svg+xml")
-
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"status": "ok", **engine.load()}
@@ -61,7 +57,7 @@ def _add_routes(app: FastAPI, engine: Engine) -> None:
     async def chat(request: Request) -> Response:
         body = wire.parse(wire.ChatBody, await request.body())
         if not engine.about.chat:
-            text = f"{name} has no chat template, so it cannot take turns; use /v1/completions to let it continue a text"
+            text = f"{name} has no chat template, so it takes no turns; /v1/completions lets it continue a text"
             raise Refusal(400, text, code="no_chat_template")
         return await _answer(engine, body, request)
 
@@ -162,7 +158,8 @@ async def _refused(request: Request, refusal: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = {404: f"there is no {request.url.path[:200]} here", 405: f"{request.method} is not allowed here"}
-    return JSONResponse(Refusal(error.status_code, text.get(error.status_code, error.detail)).body(), error.status_code, error.headers)
+    refusal = Refusal(error.status_code, text.get(error.status_code, error.detail))
+    return JSONResponse(refusal.body(), refusal.status, error.headers)
 
 
 async def _broken(request: Request, error: Exception) -> Response:

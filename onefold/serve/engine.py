@@ -50,12 +50,12 @@ class Job:
     messages: tuple[Mapping[str, str], ...] | None = None
     prompt: str | None = None
     max_tokens: int | None = None  # None: the server's default
-    sampling: Mapping[str, Any] = field(default_factory=dict)  # only what the client gave: temperature, top_p, seed, stop…
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # what the client set: temperature, top_p, seed, stop…
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The next stretch of an answer. The last one has `finish`: "stop" (the model ended it) or "length" (out of room)."""
+    """The next stretch of an answer; the last has `finish`: "stop" (the model ended it) or "length" (out of room)."""
 
     text: str
     tokens: int = 0  # tokens of the answer so far

@@ -139,7 +139,8 @@ class QueuedAnswer:
         self._seconds = queue.limits.answer_seconds
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + self._seconds
-        self._pieces: asyncio.Queue[Piece | Refusal] = asyncio.Queue()  # at most `row.budget` of them; never blocks the worker
+        # Holds at most `row.budget` pieces, so it needs no bound, and a slow reader never holds up the worker.
+        self._pieces: asyncio.Queue[Piece | Refusal] = asyncio.Queue()
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         try:

@@ -26,8 +26,8 @@ def serve(
 ) -> None:
     """Serve a model until Ctrl-C: OpenAI-compatible API under /v1, a chat page at /.
 
-    `model` is a path (anything that `onefold.load` takes) or a loaded model. `port` 0 takes any free one. On loopback no
-    key is needed unless one is given; on a wider `host` one is made and printed when none is given.
+    `model` is a path (anything that `onefold.load` takes) or a loaded model. `port` 0 takes any free one. On loopback
+    no key is needed unless one is given; on a wider `host` one is made and printed when none is given.
     """
     uvicorn = _uvicorn()
     key, made = choose_key(host, key)
@@ -86,9 +86,11 @@ def greeting(engine: Engine, listener: socket.socket, host: str, key: str | None
     if _is_any(host):
         shown = socket.gethostname()
     base = f"http://{shown}:{port}"
-    context = f", context {about.context:,}" if about.context else ""
-    lines = [f"{about.name}: {about.parameters:,} parameters{context}" + ("" if about.chat else ", continues text (no chat)")]
-    lines += [f"  page  {base}/" + (f"#key={key}" if made else ""), f"  API   {base}/v1  (OpenAI-compatible)"]
+    facts = [f"{about.name}: {about.parameters:,} parameters"]
+    facts += [f"context {about.context:,}"] if about.context else []
+    facts += [] if about.chat else ["continues text (no chat)"]
+    lines = [", ".join(facts), f"  page  {base}/" + (f"#key={key}" if made else "")]
+    lines.append(f"  API   {base}/v1  (OpenAI-compatible)")
     if key is not None:
         lines.append(f"  key   {key}" if made else "  key   as given")
     return "\n".join([*lines, "Ctrl-C stops."])

@@ -19,7 +19,6 @@ from rich.segment import Segment
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
 from onefold.data.chat import chat_ids
-from onefold.infer.engine import reach
 from onefold.infer.sampling import Sampling
 
 DEFAULTS = {"temperature": 0.7, "top_p": 0.95, "max_new_tokens": 512}
@@ -73,7 +72,7 @@ class Session:
     def answer(self, line: str) -> Iterator[str]:
         """The pieces of the answer to a line. What has come so far is remembered, also when it is stopped half-way."""
         if not self.takes_turns:
-            self.text = self.text if not line else line
+            self.text = line or self.text
             for piece in self.model.stream(self.text, **self.sampling):
                 self.text += piece
                 yield piece
@@ -93,7 +92,7 @@ class Session:
     def _fitting(self) -> list[dict[str, str]]:
         """The conversation without its oldest exchanges, as far as it must be shortened to leave room for an answer."""
         opening = [{"role": "system", "content": self.system}] if self.system else []
-        kept, limit = list(self.messages), reach(self.model.config)
+        kept, limit = list(self.messages), self.model.context
         if limit is not None:
             room = min(self.sampling["max_new_tokens"], limit // 4)
             while len(kept) > 1 and len(chat_ids(opening + kept, self.model.tokenizer)) > limit - room:
@@ -148,8 +147,8 @@ def _filter(session: Session) -> None:
 def _greet(session: Session, console: Console) -> None:
     import readline  # noqa: F401 - gives input() history and editing
 
-    context = reach(session.model.config)
-    console.print(f"[bold]{session.model.parameters_count:,}[/] parameters" + (f", context {context:,}" if context else ""))
+    context = f", context {session.model.context:,}" if session.model.context else ""
+    console.print(f"[bold]{session.model.parameters_count:,}[/] parameters{context}")
     if not session.takes_turns:
         console.print(HELP_TEXT.strip(), style="dim", markup=False)
     console.print("/help lists the commands, /quit leaves", style="dim", markup=False)

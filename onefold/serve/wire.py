@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from secrets import token_hex
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from onefold.serve.engine import About, Job, Piece, Refusal
@@ -23,6 +23,18 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "functions": ([],), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
     "modalities": (["text"],), "audio": (), "prediction": (), "suffix": ("",), "web_search_options": (),
 }  # fmt: skip
+
+
+def _several(value: Any) -> Any:
+    """One text, where one or several may stand, as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def _parts(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise PydanticCustomError("content", "must be text, or a list of text parts")
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 B = TypeVar("B", bound="Body")
@@ -42,11 +54,11 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[list[TextPart], BeforeValidator(_parts)]
 
     def plain(self) -> dict[str, str]:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": "".join(part.text for part in self.content)}
 
 
 class StreamOptions(Strict):
@@ -64,7 +76,7 @@ class Body(Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Annotated[list[Stop] | None, Field(max_length=16), BeforeValidator(_several)] = None
     # Beyond OpenAI's, as other open servers name them:
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
@@ -81,7 +93,8 @@ class Body(Strict):
                 kept[name] = value
             elif name in UNSUPPORTED:
                 if value is not None and not any(value == nothing for nothing in UNSUPPORTED[name]):
-                    text = "n must be 1: one answer a request" if name == "n" else f"{name} is not supported by this server"
+                    text = f"{name} is not supported by this server"
+                    text = "n must be 1: one answer a request" if name == "n" else text
                     raise PydanticCustomError("unsupported", "{text}", {"text": text, "param": name})
             elif name not in IGNORED:
                 near = get_close_matches(name, cls.model_fields, n=1)
@@ -102,7 +115,7 @@ class Body(Strict):
         if given.get("top_k") == 0:
             del given["top_k"]  # other servers' way to say: all
         if self.stop:
-            given["stop"] = [self.stop] if isinstance(self.stop, str) else list(self.stop)
+            given["stop"] = self.stop
         return given
 
 
@@ -112,16 +125,17 @@ class ChatBody(Body):
 
     def job(self) -> Job:
         messages = tuple(message.plain() for message in self.messages)
-        return Job(messages=messages, max_tokens=self.max_completion_tokens or self.max_tokens, sampling=self.sampling())
+        most = self.max_completion_tokens or self.max_tokens
+        return Job(messages=messages, max_tokens=most, sampling=self.sampling())
 
 
 class TextBody(Body):
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: Annotated[list[str], Field(min_length=1, max_length=1), BeforeValidator(_several)]
     echo: bool | None = None
 
     @property
     def text(self) -> str:
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+        return self.prompt[0]
 
     def job(self) -> Job:
         return Job(prompt=self.text, max_tokens=self.max_tokens or 16, sampling=self.sampling())  # 16: OpenAI's default
@@ -132,20 +146,14 @@ def parse(kind: type[B], body: bytes) -> B:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        # In a union every arm complains; the arm that got furthest is the one that was meant.
-        worst = max(error.errors(include_url=False), key=lambda mistake: len(mistake["loc"]))
-        context = worst.get("ctx") or {}
-        place = [str(part) for part in worst["loc"] if not _is_arm(part)]
-        param = context.get("param") or ".".join(place) or None
-        text = worst["msg"] if not place else f"{'.'.join(place)}: {worst['msg']}"
-        if worst["type"] == "json_invalid":
+        first = error.errors(include_url=False)[0]
+        context = first.get("ctx") or {}
+        place = ".".join(map(str, first["loc"]))
+        param = context.get("param") or place or None
+        text = f"{place}: {first['msg']}" if place else first["msg"]
+        if first["type"] == "json_invalid":
             text = f"the body is not valid JSON: {context.get('error', '')}"
         raise Refusal(400, text[:500], param=param) from None
-
-
-def _is_arm(part: str | int) -> bool:
-    """Whether part of an error's place is the name of a union's arm, which the client never wrote."""
-    return isinstance(part, str) and (part in ("str", "constrained-str", "TextPart") or "[" in part)
 
 
 class Reply:
@@ -156,12 +164,15 @@ class Reply:
         self.echo = body.text if isinstance(body, TextBody) and body.echo else ""
         self.include_usage = body.include_usage
         self.prompt_tokens = prompt_tokens
-        self.head = {"id": ("chatcmpl-" if self.chat else "cmpl-") + token_hex(12), "created": int(time.time()), "model": model}
+        self.id = ("chatcmpl-" if self.chat else "cmpl-") + token_hex(12)
+        self.created, self.model = int(time.time()), model
 
     def whole(self, text: str, last: Piece) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": self.echo + text}
-        kind = "chat.completion" if self.chat else "text_completion"
-        return self._body(kind, [self._choice(said, last.finish)], usage=self.usage(last.tokens))
+        usage = self.usage(last.tokens)
+        if not self.chat:
+            return self._body("text_completion", [self._choice({"text": self.echo + text}, last.finish)], usage=usage)
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return self._body("chat.completion", [self._choice({"message": message}, last.finish)], usage=usage)
 
     def first(self) -> str:
         """The event that opens a stream: whose turn it is, or the echoed prompt; may be empty."""
@@ -188,7 +199,8 @@ class Reply:
         return {"index": 0, **said, "logprobs": None, "finish_reason": finish}
 
     def _body(self, kind: str, choices: list[dict], **more: Any) -> dict[str, Any]:
-        return {"id": self.head["id"], "object": kind, **self.head, "choices": choices, **more}
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **more}
 
     def _event(self, choices: list[dict], **more: Any) -> str:
         if self.include_usage:
