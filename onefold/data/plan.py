@@ -100,7 +100,7 @@ def plan_mixture(
 
 
 def plan_evaluation(lengths: np.ndarray, context: int, rows: int, stride: int | None = None) -> Plan:
-    """Every target once, in rows packed without shuffling.
+    """Every target once, in an order that is always the same and of which every beginning is a fair sample.
 
     stride: documents longer than the context are read by windows that advance so many tokens; each predicts only its
     last `stride` targets, and so sees at least context - stride tokens before them. None: windows do not overlap.
@@ -118,8 +118,10 @@ def plan_evaluation(lengths: np.ndarray, context: int, rows: int, stride: int | 
     # An overlapping window is filled with what lies before it; without overlap the last one stays short.
     offset = begin if step == context else np.maximum(0, end - context)
     pieces = Pieces(document, offset, end - offset, begin - offset)
+    generator = default_rng(0)
     order, first = pack(pieces.length, context)
-    return _lay_out([_Rows(pieces.take(order), first)], context, rows, None)
+    packed = _Rows(pieces.take(order), first)
+    return _lay_out([packed.take(generator.permutation(len(packed)))], context, rows, generator)
 
 
 def cut(lengths: np.ndarray, context: int, generator: Generator) -> Pieces:
@@ -248,8 +250,8 @@ def _stretch(
     return _join(found)
 
 
-def _lay_out(parts: Sequence[_Rows], context: int, rows: int, generator: Generator | None) -> Plan:
-    """Batches of the rows of all sources, each source spread evenly. Without a generator all stay in order."""
+def _lay_out(parts: Sequence[_Rows], context: int, rows: int, generator: Generator) -> Plan:
+    """Batches of the rows of all sources, each source spread evenly."""
     if not parts or not sum(map(len, parts)):
         nothing = np.empty(0, np.int64)
         return Plan(context, rows, Pieces(*[nothing] * 4), np.zeros(1, np.int64), np.empty(0, bool))
@@ -277,10 +279,8 @@ def _batches(chosen: np.ndarray, rows: int) -> np.ndarray:
     return filled
 
 
-def _spread(items: np.ndarray, kind: np.ndarray, generator: Generator | None) -> np.ndarray:
+def _spread(items: np.ndarray, kind: np.ndarray, generator: Generator) -> np.ndarray:
     """Items so arranged that every stretch holds each kind in the proportion of the whole, give or take one."""
-    if generator is None:
-        return items
     mine = kind[items]
     order = np.argsort(mine, kind="stable")
     count = np.bincount(mine)

@@ -1,0 +1,185 @@
+"""Prepared data: tokens of a training and a held-out split in records, and the batches made of them."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from onefold.core import dist
+from onefold.core.batch import TokenBatch
+from onefold.core.errors import UserError
+from onefold.core.files import atomic_folder, verify_folder
+from onefold.core.progress import say
+from onefold.data.loader import Loader, gather
+from onefold.data.plan import Plan, plan_evaluation, plan_mixture, plan_rows
+from onefold.data.records import Column, Records, RecordsWriter
+from onefold.data.sources import Document
+from onefold.data.tokenizer import Tokenizer
+
+Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+FACTS = "data.json"
+
+
+class Dataset:
+    """What `prepare` returns.
+
+    `tokenizer` is the one that made the tokens; `facts` has the corpus hash and, for each split, documents, bytes and
+    tokens (targets to predict, so every document's end counts and its start does not).
+    """
+
+    def __init__(self, folder: Path, context: int, shares: Sequence[float] | None = None):
+        """shares: of all training tokens, one for each source; None: every document once in an epoch."""
+        self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())["facts"]
+        self.tokenizer = Tokenizer.load(folder / "tokenizer")
+        self.context, self._shares = context, shares
+        self._records = {split: Records(folder / split, verify=False) for split in SPLITS}
+        self._pad = self.tokenizer.pad if self.tokenizer.pad is not None else 0
+
+    def loader(
+        self,
+        split: Split,
+        rows: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        state: dict[str, int] | None = None,
+    ) -> Loader:
+        """Endless shuffled batches, `rows` rows over all processes together, of which this one gets rows / world.
+
+        Every token comes exactly once in an epoch (with weighted sources: in its share). A batch has `segments` None,
+        or every row may hold several documents.
+        """
+        self._check(split)
+        return Loader(partial(self.plan, split, rows, seed), self._gather(split), rows, rank, world, state)
+
+    def plan(self, split: Split, rows: int, seed: int, epoch: int) -> Plan:
+        """What the loader reads in an epoch."""
+        lengths = self._lengths(split)
+        if self._shares is None or split != "train":
+            return plan_rows(lengths, self.context, rows, seed, epoch)
+        records = self._records[split]
+        sources = records.strided("source").gather(np.arange(len(records)))
+        return plan_mixture(lengths, sources, self._shares, self.context, rows, seed, epoch)
+
+    def evaluation(self, split: Split, rows: int, stride: int | None = None) -> "Evaluation":
+        """Every token of the split exactly once, always in the same order, of which any beginning is a fair sample.
+
+        stride: windows overlap and each predicts its last `stride` tokens, so that these see a long context.
+        """
+        self._check(split)
+        return Evaluation(plan_evaluation(self._lengths(split), self.context, rows, stride), self._gather(split))
+
+    def bytes(self, split: Split) -> int:
+        """UTF-8 bytes of the text that the split's targets spell, for bits per byte."""
+        return self.facts[split]["bytes"]
+
+    def text(self, split: Split) -> Iterator[Document]:
+        """The split's documents, read from the records one by one."""
+        records = self._records[split]
+        for i in range(len(records)):
+            yield Document(str(records["name"][i]), str(records["text"][i]))
+
+    def _lengths(self, split: Split) -> np.ndarray:
+        return np.maximum(self._records[split].ragged("tokens").lengths - 1, 0)
+
+    def _gather(self, split: Split) -> Callable[[Plan, slice], TokenBatch]:
+        records = self._records[split]
+        learned = records.ragged("learned") if "learned" in records.columns else None
+        return partial(gather, tokens=records.ragged("tokens"), pad=self._pad, learned=learned)
+
+    def _check(self, split: Split) -> None:
+        if split not in SPLITS:
+            raise UserError(f"no split named {split}; there are {', '.join(SPLITS)}")
+        if not self.facts[split]["tokens"]:
+            reason = "set held_out above 0, or give a validation file" if split == "held_out" else "give more text"
+            raise UserError(f"the {split} split of the data is empty: {reason}")
+
+
+class Evaluation:
+    """Batches over a split, once; can be iterated again."""
+
+    def __init__(self, plan: Plan, gather: Callable[[Plan, slice], TokenBatch]):
+        self.plan, self._gather = plan, gather
+
+    def __len__(self) -> int:
+        return self.plan.batches
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        for batch in range(self.plan.batches):
+            yield self._gather(self.plan, slice(batch * self.plan.rows, (batch + 1) * self.plan.rows))
+
+
+class SplitWriter:
+    """Writes documents into the records of their split and counts them."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, learned: bool = False):
+        token = "uint16" if tokenizer.size <= 1 << 16 else "uint32"
+        columns = {
+            "name": Column("text"),
+            "source": Column("uint16"),
+            "text": Column("text"),
+            "tokens": Column(token, ragged=True),
+        }
+        if learned:
+            columns["learned"] = Column("uint8", ragged=True)
+        self.facts: dict[Split, dict[str, int]] = {s: {"documents": 0, "bytes": 0, "tokens": 0} for s in SPLITS}
+        self._writers = {split: RecordsWriter(folder / split, columns) for split in SPLITS}
+
+    def __enter__(self) -> Self:
+        for writer in self._writers.values():
+            writer.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for writer in self._writers.values():
+            writer.__exit__(*error)
+
+    def add(self, split: Split, size: int, **record: Any) -> None:
+        """A document of which `size` bytes are to be predicted."""
+        self._writers[split].add(**record)
+        counts = self.facts[split]
+        counts["documents"] += 1
+        counts["bytes"] += size
+        counts["tokens"] += max(0, len(record["tokens"]) - 1)
+
+
+def prepared(
+    target: Path, stamps: Mapping[str, str | None], build: Callable[[Path], tuple[Tokenizer, dict[str, Any]]]
+) -> Path:
+    """`target`, filled by `build` unless it is there, whole, and made from the same sources.
+
+    build: writes the records of both splits into a folder and returns (tokenizer, facts). stamps: of every source, None
+    where it is gone: then what was prepared serves on. The main process builds, the others wait. Raises UserError when
+    it is damaged (the file is named) and cannot be built again.
+    """
+    if dist.is_main() and _wanting(target, stamps):
+        with atomic_folder(target) as folder:
+            tokenizer, facts = build(folder)
+            tokenizer.save(folder / "tokenizer")
+            (folder / FACTS).write_text(json.dumps({"stamps": dict(stamps), "facts": facts}, indent=1))
+    dist.barrier()
+    return target
+
+
+def _wanting(target: Path, stamps: Mapping[str, str | None]) -> bool:
+    gone = [path for path, stamp in stamps.items() if stamp is None]
+    if not target.exists():
+        if gone:
+            raise UserError(f"{gone[0]} does not exist: give a folder or file with text")
+        return True
+    if problems := verify_folder(target):
+        if gone:
+            raise UserError(f"{problems[0]}, and {gone[0]} is gone, so it cannot be prepared again")
+        say(f"{problems[0]}: preparing the data again from its source")
+        return True
+    if gone:
+        say(f"{gone[0]} is gone; going on with what was prepared from it in {target}")
+        return False
+    if json.loads((target / FACTS).read_text())["stamps"] != dict(stamps):
+        say("the source has changed since it was prepared: preparing it again")
+        return True
+    return False
