@@ -92,7 +92,8 @@ class MuonConfig(Config):
 class Optimizer(torch.optim.Optimizer):
     """One torch optimizer whose groups each follow a rule. `rules`: the settings of each, before a row's multipliers.
 
-    A group's `peak` is its learning rate before the schedule; `schedule(multiplier)` sets `lr` from it.
+    A group's `peak` is its learning rate before the schedule; `schedule(multiplier)` sets its `lr`, and the `lr` of
+    the optimizer itself, which is what a log shows.
     """
 
     def __init__(self, model: nn.Module, table: tuple[Group, ...], rules: dict[Rule, dict]):
@@ -111,8 +112,10 @@ class Optimizer(torch.optim.Optimizer):
             group["lr"] = group["peak"] = group["lr"] * lr
             group["weight_decay"] = group["weight_decay"] * decay if decay else 0.0
         super().__init__(list(groups.values()), {})
+        self.peak = self.lr = rules["muon" if "muon" in rules else "adamw"]["lr"]
 
     def schedule(self, multiplier: float) -> None:
+        self.lr = self.peak * multiplier
         for group in self.param_groups:
             group["lr"] = group["peak"] * multiplier
 
@@ -154,7 +157,7 @@ def settings(name: str, parameter: Tensor, table: Iterable[Group]) -> tuple[Rule
         for setting in ("rule", "lr", "decay")
     )
     if rule == "muon" and parameter.ndim < 2:
-        raise UserError(f"optimizer.groups: {name} has one dimension and cannot follow muon; add matrices=true to its row")
+        raise UserError(f"optimizer.groups: {name} is no matrix and cannot follow muon; add matrices=true to its row")
     return rule, lr, decay
 
 
@@ -246,6 +249,11 @@ def newton_schulz(x: Tensor, iterations: int = 5) -> Tensor:
         square = x @ x.mT
         x = add_product(x, add_product(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.to(dtype)
+
+
+def local_gradients(optimizer: Optimizer) -> list[Tensor]:
+    """What this process holds of each gradient that there is."""
+    return _local(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
 
 
 def _packed_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,146 @@
+"""What a run will cost, before it starts: arithmetic, memory, time; and how fast this machine is.
+
+Arithmetic is counted, not derived: one row goes through the objective and back on the meta device, where tensors have
+shapes and no content, and every matrix multiplication is added up. Attention counts whole, T² per row, as is the custom
+(PaLM, arXiv 2204.02311, appendix B); a multiplication and an addition are two operations.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from onefold.core import dist
+from onefold.core.batch import Batch
+from onefold.core.config import Config
+from onefold.core.errors import UserError
+
+# Dense bf16 operations a second, as the makers publish them.
+PUBLISHED_PEAK = {"B200": 2.25e15, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+CPU_BUDGET = 2**30  # bytes of activations at once on a CPU, where larger micro-batches are no faster
+USUAL_SHARE = 0.4  # of the machine's speed that training reaches; for a first guess of the time
+MARGIN = 0.7  # of the free memory that may be planned for: allocators and temporary tensors need the rest
+
+
+def count_flops(model: Config, objective: Callable, batch: Batch) -> float:
+    """Operations per token, forward and backward, of `model` (a config) on rows like those of `batch`."""
+    with torch.device("meta"):
+        built = model.build()
+    row = batch.take(slice(0, 1))
+    with FlopCounterMode(display=False) as counter:
+        loss = objective(built, row.to("meta"), 0)
+        sum(term.sum for term in loss.terms.values()).backward()
+    return counter.get_total_flops() / row.counts()["tokens"]
+
+
+def parameter_bytes(model: Config, optimizer: Config) -> int:
+    """Weights, gradients and the optimizer's memory of these configs, in all, before processes share them."""
+    with torch.device("meta"):
+        built = model.build()
+    held = {"adamw": 2, "muon": 1}
+    memory = sum(p.nbytes * held[g["rule"]] for g in optimizer.build(built).param_groups for p in g["params"])
+    return memory + 2 * sum(p.nbytes for p in built.parameters())
+
+
+def check_memory(model: Config, optimizer: Config, device: torch.device) -> None:
+    """Raises UserError when not even the parameters of these configs have room on `device`."""
+    needed, free = parameter_bytes(model, optimizer) // dist.world(), free_bytes(device)
+    if needed > free:
+        raise UserError(
+            f"weights, gradients and optimizer need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free here; "
+            "take a smaller model or more processes"
+        )
+
+
+def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
+    """What one row leaves in memory between the forward and the backward pass of `model`, which is on its device."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Tensor] = {}  # by address; holding them keeps addresses from being used again
+
+    def note(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in weights:
+            kept[address] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        objective(model, batch.take(slice(0, 1)), 0)
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(_machine_free(), _container_free()) // processes
+
+
+def fit_rows(rows: int, each: int, free: int, device: torch.device) -> int:
+    """The micro-batch: as few equal parts of `rows` as fit, when each row takes `each` bytes of the `free` ones."""
+    budget = max(0, free) * MARGIN
+    if device.type == "cpu":
+        budget = min(budget, CPU_BUDGET)
+    most = max(1, int(budget // max(1, each)))
+    return -(-rows // -(-rows // most))
+
+
+def machine_speed(device: torch.device, bf16: bool = False) -> float:
+    """Operations a second that MFU is measured against: published for known GPUs, else of a large product, timed."""
+    if device.type == "cuda" and bf16:
+        name = torch.cuda.get_device_name(device)
+        for known, peak in PUBLISHED_PEAK.items():
+            if known in name.split() or f"-{known}" in name or f"{known}-" in name:
+                return peak
+    size = 1024 if device.type == "cpu" else 8192
+    x = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    best = min(_seconds(lambda: x @ x, device) for _ in range(8))
+    return 2 * size**3 / best
+
+
+def step_seconds(step: Callable[[], object], device: torch.device, budget: float = 3.0) -> float:
+    """Median seconds of calling `step`, which is called once to warm up and then for about `budget` seconds."""
+    _seconds(step, device)
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < budget:
+        times.append(_seconds(step, device))
+    return sorted(times)[len(times) // 2]
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def _machine_free() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:  # not Linux: half of what there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (ValueError, OSError, AttributeError):
+        return 4 * 2**30
+
+
+def _container_free() -> int:
+    """What the limit of a container (cgroup 2 or 1) leaves; a huge number without one."""
+    places = (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    )
+    for limit, used in places:
+        try:
+            return int(Path(limit).read_text()) - int(Path(used).read_text())
+        except (OSError, ValueError):  # no such file, or the word "max"
+            continue
+    return 2**62

@@ -1,0 +1,85 @@
+"""Several processes, and compilation, put around a model from outside.
+
+A plan is a table: pattern of module names → how its weights lie on the processes. Modules that fit a row become units
+of FSDP2: each process holds a shard of a unit's weights, gradients and optimizer memory, and the whole only while the
+unit computes. What no row names (embedding, last norm, head) forms the unit of the model itself.
+"""
+
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from onefold.core import dist
+from onefold.core.config import Config
+from onefold.core.errors import UserError
+from onefold.core.progress import say
+
+
+class Unit(Config):
+    """A row of the plan."""
+
+    pattern: str  # of module names, part by part: "blocks.*" fits blocks.0 and not blocks.0.ffn
+    reshard: bool = True  # give whole weights back between forward and backward: less memory, one more gathering
+
+    def fits(self, name: str) -> bool:
+        parts, patterns = name.split("."), self.pattern.split(".")
+        return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def place(model: nn.Module, plan: tuple[Unit, ...], device: torch.device, compiled: bool) -> None:
+    """Move `model` to `device`, spread it over the processes and compile it, in place."""
+    compiled = compiled and can_compile(device)
+    units = [(module, row) for name, module in model.named_modules() for row in plan if row.fits(name)]
+    model.to(device)
+    if dist.world() > 1:
+        for module, _ in units if compiled else ():
+            module.compile()
+        shard(model, units, device)
+    elif compiled:
+        for name in entry_points(model):
+            setattr(model, name, torch.compile(getattr(model, name)))
+
+
+def shard(model: nn.Module, units: list[tuple[nn.Module, Unit]], device: torch.device) -> None:
+    """Make units of FSDP2 of the modules in `units`, and one of all else. Every process has the same weights before."""
+    mesh = init_device_mesh(device.type, (dist.world(),))
+    for module, row in units:
+        fully_shard(module, mesh=mesh, reshard_after_forward=row.reshard)
+    fully_shard(model, mesh=mesh)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # sums: the trainer divides by global counts
+    for name in entry_points(model):
+        if name != "forward":
+            register_fsdp_forward_method(model, name)
+
+
+def entry_points(model: nn.Module) -> tuple[str, ...]:
+    """The methods that an objective calls, as the model declares them."""
+    return getattr(model, "entry_points", ("forward",))
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here; says so in a line when it does not."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # whatever a missing compiler, header or GPU toolchain raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(f"torch.compile does not work here ({reason}); going on without it")
+        return False
+    return True
+
+
+def synchronise(model: nn.Module, wanted: bool) -> None:
+    """Whether the next backward pass adds up gradients over processes: only the last micro-batch's has to."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(wanted)
+
+
+def check_rows(rows: int, processes: int) -> None:
+    """Every process takes the same number of rows. Raises UserError where that cannot be."""
+    if rows % processes:
+        raise UserError(f"trainer.batch={rows} rows cannot be shared evenly by {processes} processes; use a multiple")

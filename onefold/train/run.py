@@ -1,0 +1,239 @@
+"""A run: everything that decides what comes out of a training, and the folder that it lies in.
+
+    out/config.json     the run, as it was last started      out/log.jsonl      a record for every step
+    out/run.json        what was measured at the start       out/checkpoints/   see state.py
+    out/data/           prepared data                        out/tokenizer/     of the model that it began with
+
+Starting a run again in the same folder goes on where it stopped. It must be the same run: the same config but for what
+does not change the way to a given step, and the same data, wherever they lie now.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from onefold.core import dist
+from onefold.core.config import Config, Slot
+from onefold.core.device import pick
+from onefold.core.errors import UserError
+from onefold.core.progress import clock, say
+from onefold.data.conversations import ChatData
+from onefold.data.dataset import Dataset
+from onefold.data.text import TextData
+from onefold.data.tokenizer import Tokenizer
+from onefold.interop.artifact import FILE, read_card, read_model_config, write_artifact
+from onefold.interop.loaded import Loaded
+from onefold.interop.open import open_model
+from onefold.interop.table import own_weights
+from onefold.models.transformer import DecoderConfig
+from onefold.objectives.language import NextToken
+from onefold.train import estimate, parallel
+from onefold.train.folder import claimed, read_facts, write_facts
+from onefold.train.log import read_log
+from onefold.train.optim import AdamWConfig, MuonConfig
+from onefold.train.state import Checkpoints, TrainState, copy_tensors
+from onefold.train.trainer import Objective, Trainer, TrainerConfig, is_over
+
+
+class Run(Config):
+    """The root of all configs: one training."""
+
+    data: Annotated[TextData | ChatData, Slot()]
+    model: Annotated[DecoderConfig, Slot()] | None = None  # None: that of `start`
+    objective: Annotated[NextToken, Slot()] = NextToken()
+    optimizer: Annotated[AdamWConfig | MuonConfig, Slot()] = AdamWConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    start: str | None = None  # a run, artifact, published model or hub id whose weights to begin with
+    frozen: dict[str, str] = {}  # models that the objective consults: name → where
+    seed: int = 0
+    out: Path = Path("runs/run")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a run."""
+
+    run: Run
+    status: str  # "finished", "stopped early" or "interrupted"
+    step: int
+    best: dict[str, Any] | None  # {"step", "metric", "value"} of the best evaluation
+
+    @property
+    def out(self) -> Path:
+        return self.run.out
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the last checkpoint."""
+        return self.out / "checkpoints" / str(self.step)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The records of log.jsonl, one for every logged step."""
+        return read_log(self.out / "log.jsonl")
+
+
+def train(run: Run) -> Result:
+    """Train `run`, or go on with it where it stopped. Under torchrun every process calls this.
+
+    Errors: UserError for what the user can mend; whatever is in `run.out` by then stays there.
+    """
+    device = pick(run.trainer.device)
+    dist.init(device)
+    parallel.check_rows(run.trainer.batch, dist.world())
+    with claimed(run.out, run) as before:
+        checkpoints = Checkpoints(run.out / "checkpoints", run.trainer.keep, run.trainer.history)
+        good = checkpoints.newest_good()
+        state = checkpoints.stand(good) if good else TrainState()
+        if before and run.trainer.steps > before["trainer"]["steps"]:
+            state.ending = None  # it was for a shorter run
+        if good and is_over(run.trainer, state):
+            say(f"{run.out} is finished after {state.step:,} steps; a larger trainer.steps would continue it")
+            return Result(run, "finished", state.step, state.best)
+        trainer = assemble(run, device, checkpoints, good, state)
+        if good:
+            say(resumption(run, before, state))
+        with trainer.loader:
+            status = trainer.run(run.out)
+    told = {
+        "finished": f"finished after {state.step:,} steps: {run.out}",
+        "stopped early": f"no better evaluation in {state.stale}: stopped after {state.step:,} steps: {run.out}",
+        "interrupted": f"saved {run.out}/checkpoints/{state.step}; the same command goes on from there",
+    }
+    say(told[status])
+    return Result(run, status, state.step, state.best)
+
+
+def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Path | None, state: TrainState) -> Trainer:
+    """Build everything that training needs, from the start or as the checkpoint `good` has it."""
+    start = open_model(run.start, "cpu", torch.float32) if run.start and not good else None
+    dataset = run.data.prepare(run.out / "data", first_tokenizer(run, start))
+    config = read_model_config(read_card(good), good / FILE) if good else model_config(run, dataset, start)
+    frozen = {name: open_model(path, device).model.requires_grad_(False) for name, path in run.frozen.items()}
+    objective = run.objective.build(frozen)
+
+    estimate.check_memory(config, run.optimizer, device)
+    torch.manual_seed(run.seed)
+    model = config.build()
+    if start:
+        begin_with(model, start, run.start)
+    parallel.place(model, run.trainer.parallel, device, run.trainer.compile)
+    optimizer = run.optimizer.build(model)
+    if good:
+        checkpoints.restore(good, model, optimizer)
+    facts = weigh(run, config, model, objective, dataset, device)
+
+    def artifact(folder: Path, tensors: dict[str, Tensor]) -> None:
+        card = {"step": state.step, "tokens": state.tokens, "best": state.best, "run": run.to_dict(), **facts}
+        write_artifact(folder, config, tensors, dataset.tokenizer, card)
+
+    return Trainer(
+        config=run.trainer.but({"micro_batch": facts["micro_batch"]}),
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        dataset=dataset,
+        loader=dataset.loader("train", run.trainer.batch, run.seed, dist.rank(), dist.world(), state.loader or None),
+        state=state,
+        checkpoints=checkpoints,
+        artifact=artifact,
+        seed=run.seed,
+        device=device,
+        mfu=lambda rate: rate * facts["flops_per_token"] / (facts["speed"] * dist.world()),
+    )
+
+
+def resumption(run: Run, before: Mapping[str, Any] | None, state: TrainState) -> str:
+    """A line about going on, and about a schedule that was made longer."""
+    steps, old = run.trainer.steps, before["trainer"]["steps"] if before else run.trainer.steps
+    line = f"going on in {run.out} from step {state.step:,} of {steps:,}"
+    was, now = (run.trainer.schedule.multiplier(state.step, n) for n in (old, steps))
+    if abs(was - now) > 1e-6:
+        line += (
+            f"; the schedule now ends there, so the learning rate goes on at {now:.0%} of its peak instead of {was:.0%}"
+        )
+    return line
+
+
+def first_tokenizer(run: Run, start: Loaded | None) -> Tokenizer | None:
+    """The tokenizer of the model to begin with, kept in the run's folder so that resuming does not need that model."""
+    place = run.out / "tokenizer"
+    if start and start.tokenizer and dist.is_main():
+        start.tokenizer.save(place)
+    dist.barrier()
+    return Tokenizer.load(place) if run.start and place.is_dir() else None
+
+
+def model_config(run: Run, dataset: Dataset, start: Loaded | None) -> Config:
+    """The model's config; that of `start`, where none is given, with a vocabulary that has room for new tokens.
+
+    Errors: UserError when the tokenizer has more tokens than the model, or rows are longer than the model's context.
+    """
+    size = dataset.tokenizer.size
+    if run.model is None:
+        if start is None:
+            raise UserError("a run needs a model, or a start whose model it goes on with")
+        return start.config if size <= start.config.vocab else start.config.but({"vocab": size})
+    if size > run.model.vocab:
+        raise UserError(
+            f"the tokenizer has {size} tokens, the model room for {run.model.vocab}: set model.vocab={size}"
+        )
+    if run.data.context > run.model.context:
+        raise UserError(f"data.context={run.data.context} is longer than model.context={run.model.context}")
+    return run.model
+
+
+def begin_with(model: nn.Module, start: Loaded, where: str) -> None:
+    """Copy the weights of `start` into `model`. Tokens that are new begin as the mean of those that there were."""
+    weights = own_weights(start.model)
+    for name, target in model.named_parameters():
+        rows = len(weights[name]) if name in weights else 0
+        if name in ("embed.token.weight", "unembed.weight") and 0 < rows < len(target):
+            new = weights[name].mean(0, keepdim=True).expand(len(target) - rows, -1)
+            weights[name] = torch.cat((weights[name], new))
+    copy_tensors(weights, dict(model.named_parameters()), Path(where))
+
+
+def weigh(
+    run: Run, config: Config, model: nn.Module, objective: Objective, dataset: Dataset, device: torch.device
+) -> dict[str, Any]:
+    """What the run costs on this machine, said in a line. Measured at the first start and kept for exact resuming.
+
+    Errors: UserError when the data are not those of the first start.
+    """
+    kept, data = read_facts(run.out), dataset.facts["hash"]
+    if kept.get("data", data) != data:
+        raise UserError(
+            f"the data have changed since {run.out} was begun; give another out= (or the data as they were)"
+        )
+    machine = f"{device.type}, {dist.world()} processes"
+    if kept.get("machine") == machine:
+        return kept | {"micro_batch": run.trainer.micro_batch or kept["micro_batch"]}
+    with dataset.loader("train", dist.world(), run.seed, dist.rank(), dist.world()) as loader:
+        row = next(iter(loader))
+    rows, bf16 = run.trainer.batch // dist.world(), run.trainer.bf16(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        each = estimate.row_bytes(model, objective, row.to(device))
+    free, speed = estimate.free_bytes(device), estimate.machine_speed(device, bf16)
+    facts = {
+        "data": data,
+        "machine": machine,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops_per_token": estimate.count_flops(config, objective, row),
+        "speed": speed,
+        "row_bytes": each,
+        "micro_batch": run.trainer.micro_batch or estimate.fit_rows(rows, each, free, device),
+    }
+    facts = dist.broadcast(facts)
+    write_facts(run.out, facts)
+    tokens = run.trainer.steps * run.trainer.batch * row.counts()["tokens"]
+    seconds = tokens * facts["flops_per_token"] / (speed * dist.world() * estimate.USUAL_SHARE)
+    say(
+        f"{facts['parameters']:,} parameters, {tokens:,} tokens in {run.trainer.steps:,} steps: about {clock(seconds)} "
+        f"at this machine's speed; {facts['micro_batch']} of {rows} rows at a time, {each / 1e6:,.0f} MB each"
+    )
+    return facts

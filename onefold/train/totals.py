@@ -1,0 +1,68 @@
+"""Sums and counts of a loss, added up over micro-batches and processes before anything is divided."""
+
+import torch
+from torch import Tensor
+
+from onefold.core import dist
+from onefold.core.errors import UserError
+from onefold.objectives.base import Loss
+
+
+class Totals:
+    """The global sum and count of each term and metric of a loss."""
+
+    def __init__(self, device: torch.device):
+        self.pairs: dict[str, Tensor] = {}  # (sum, count), of this process until they are collected
+        self.weights: dict[str, float] = {}  # of the terms; metrics have none
+        self.where = {"device": device, "dtype": torch.float32 if device.type == "mps" else torch.float64}
+
+    def add(self, loss: Loss, share: float = 1.0) -> None:
+        """Add a micro-batch's. `share` 0 makes it count for nothing (a process that had no row of its own)."""
+        for name, term in {**loss.terms, **loss.metrics}.items():
+            pair = torch.stack((term.sum.detach(), term.count)).to(**self.where) * share
+            self.pairs[name] = self.pairs[name] + pair if name in self.pairs else pair
+        self.weights |= {name: term.weight for name, term in loss.terms.items()}
+
+    def collect(self, *further: Tensor | float) -> list[float]:
+        """Add everything up over all processes, and `further` numbers with it, which are returned: one exchange."""
+        numbers = torch.stack([torch.as_tensor(x, **self.where) for x in further]) if further else torch.empty(0)
+        pairs = [pair for _, pair in sorted(self.pairs.items())]
+        values = dist.all_sum(torch.cat([*pairs, numbers.to(**self.where)])).tolist()
+        for i, name in enumerate(sorted(self.pairs)):
+            self.pairs[name] = torch.tensor(values[2 * i : 2 * i + 2], dtype=torch.float64)
+        return values[2 * len(pairs) :]
+
+    def average(self, name: str) -> float:
+        total, count = self.pairs[name].tolist()
+        return total / (count or 1)
+
+    def loss(self) -> float:
+        """The weighted sum of the terms' averages: what is minimised."""
+        return sum(weight * self.average(name) for name, weight in self.weights.items())
+
+    def figures(self) -> dict[str, float]:
+        """The loss, its terms where it has several, and the metrics."""
+        parts = {name: self.average(name) for name in self.pairs if name not in self.weights or len(self.weights) > 1}
+        return {"loss": self.loss(), **parts}
+
+    def common_count(self) -> float:
+        """The one count that all terms share, by which a gradient of their sums can be divided afterwards."""
+        counts = {name: self.pairs[name][1].item() for name in self.weights}
+        if len(set(counts.values())) > 1:
+            raise UserError(
+                f"the objective's terms have different counts ({counts}), so it must know them before the model runs: "
+                "give it a method counts(batch) -> {term: count}"
+            )
+        return next(iter(counts.values())) or 1.0
+
+
+def global_counts(objective, batch) -> dict[str, float]:
+    """The global count of each term, where the objective has a method `counts` that says them before the model runs.
+
+    An objective whose terms are averaged over different things (masked tokens and sentence pairs, say) needs it.
+    """
+    if not hasattr(objective, "counts"):
+        return {}
+    counts = objective.counts(batch)
+    total = dist.all_sum(torch.stack([torch.as_tensor(c, dtype=torch.float32) for c in counts.values()]))
+    return {name: count or 1.0 for name, count in zip(counts, total.tolist())}

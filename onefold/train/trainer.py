@@ -1,0 +1,293 @@
+"""The one loop.
+
+    batch → micro-batches → objective → gradients → global averages → skip or step → evaluate → log → checkpoint
+
+A step is a pure function of (weights, optimizer memory, TrainState, seed): generators are seeded anew from the seed,
+the step and the process, so a run that was killed and resumed gives the same bits as one that was not.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from math import inf, isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from onefold.core import dist
+from onefold.core.batch import Batch
+from onefold.core.config import Config, Slot
+from onefold.core.errors import UserError
+from onefold.core.progress import Progress, say
+from onefold.objectives.base import Loss
+from onefold.train.interrupt import Interrupt
+from onefold.train.log import Log, Pace
+from onefold.train.optim import Optimizer, local_gradients
+from onefold.train.parallel import Unit, synchronise
+from onefold.train.schedule import WSD, Constant, Cosine, Linear
+from onefold.train.spikes import SkipConfig, SpikeRule
+from onefold.train.state import Checkpoints, TrainState, save_due
+from onefold.train.totals import Totals, global_counts
+
+Count = Annotated[int, Field(ge=1)]
+Objective = Callable[[nn.Module, Batch, int], Loss]
+
+
+class TrainerConfig(Config):
+    """How long, how fast, and what is kept. Steps count updates; `batch` counts rows in one update."""
+
+    steps: Count = 1000
+    batch: Count = 32  # rows, over all processes
+    micro_batch: Count | None = None  # rows at once on one device; None: as many as fit its memory
+    schedule: Annotated[Constant | Linear | Cosine | WSD, Slot()] = WSD()
+    clip: Annotated[float, Field(gt=0)] | None = 1.0  # largest global norm of the gradient
+    skip: SkipConfig | None = SkipConfig()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where a GPU has it
+    compile: bool = False
+    device: str = "auto"
+    parallel: tuple[Unit, ...] = (Unit(pattern="blocks.*"),)  # what each process holds only a shard of
+    log_every: Count = 1
+    tensorboard: bool = False
+    split: str = "held_out"
+    evaluate_every: Count | None = None  # None: after the last step only
+    evaluate_batches: Count | None = None  # None: the whole split
+    metric: str = "loss"  # of the evaluation; the lower, the better
+    patience: Count | None = None  # evaluations without a better one after which the run ends
+    checkpoint_every: Count | None = None  # None: ten in a run
+    keep: Count = 3  # newest checkpoints; the best one stays too
+    history: Count | None = None  # also save and keep 0, 1, 2, 4, … up to this, then its multiples
+    time_limit: Annotated[float, Field(gt=0)] | None = None  # seconds; then a last cool-down: Trainer.ending_due
+
+    @property
+    def save_every(self) -> int:
+        return self.checkpoint_every or max(1, self.steps // 10)
+
+    def bf16(self, device: torch.device) -> bool:
+        """Whether the model computes in bfloat16 (its weights stay fp32)."""
+        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return self.precision == "bf16" or (self.precision == "auto" and has_it)
+
+
+class Dataset(Protocol):
+    """What the loop asks of data (onefold.data says more)."""
+
+    facts: dict[str, Any]
+
+    def evaluation(self, split: str, rows: int) -> Iterable[Batch]: ...
+    def bytes(self, split: str) -> int: ...
+
+
+class Loader(Protocol):
+    """Endless batches of this process's rows; `state()` says where the next one begins."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def state(self) -> dict: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class Trainer:
+    """Everything that the loop needs, built. `run()` goes on from `state` and leaves it where training stopped."""
+
+    config: TrainerConfig  # with micro_batch decided
+    model: nn.Module
+    objective: Objective
+    optimizer: Optimizer
+    dataset: Dataset
+    loader: Loader
+    state: TrainState
+    checkpoints: Checkpoints
+    artifact: Callable[[Path, dict[str, Tensor]], None]  # writes what load and serve need
+    seed: int
+    device: torch.device
+    mfu: Callable[[float], float | None] = lambda tokens_per_second: None
+
+    def run(self, out: Path) -> Literal["finished", "stopped early", "interrupted"]:
+        """Train until done or interrupted; in each case a checkpoint of the last step is on disk then."""
+        config, state = self.config, self.state
+        self.rule = SpikeRule(config.skip or SkipConfig(sigmas=inf), state.losses, state.norms)
+        self.stopping, self.skipped_in_a_row = False, 0
+        saved, batches, pace = state.step or None, iter(self.loader), Pace(state.tokens, self.mfu)
+        self.model.train()
+        with (
+            Log(out, state.step, config.tensorboard) as log,
+            Interrupt() as self.interrupt,
+            Progress("training", last_step(config, state), "steps", start=state.step) as bar,
+        ):
+            if saved is None and config.history:
+                self.save()
+            clock = time.perf_counter()
+            while not self.done and not self.stopping:
+                figures = self.step(next(batches))
+                pace.add(state.tokens, time.perf_counter() - clock)
+                better = self.evaluation_due and self.evaluate(figures)
+                now = time.perf_counter()
+                state.seconds, clock = state.seconds + now - clock, now
+                if state.step % config.log_every == 0 or config.split in figures:
+                    log.write(figures | {"seconds": state.seconds} | pace.figures())
+                bar.update(loss=figures["loss"], **pace.shown())
+                if better or save_due(state.step, config.save_every, config.history):
+                    self.save()
+                    saved = state.step
+            if saved != state.step:
+                self.save()
+        if not self.done:
+            return "interrupted"
+        return "stopped early" if out_of_patience(config, state) else "finished"
+
+    @property
+    def done(self) -> bool:
+        return is_over(self.config, self.state)
+
+    @property
+    def evaluation_due(self) -> bool:
+        every, step = self.config.evaluate_every, self.state.step
+        return step == last_step(self.config, self.state) or bool(every and step % every == 0)
+
+    def save(self) -> None:
+        self.state.loader = self.loader.state()
+        self.checkpoints.save(self.state, self.model, self.optimizer, self.artifact)
+
+    # One step
+
+    def step(self, batch: Batch) -> dict[str, Any]:
+        """Read one batch, move the weights unless that would do harm, and return the step's figures."""
+        config, state = self.config, self.state
+        torch.manual_seed(step_seed(self.seed, state.step, dist.rank()))
+        self.optimizer.schedule(self.multiplier())
+        self.optimizer.zero_grad(set_to_none=True)
+        totals, divided = self.backward(batch.to(self.device))
+
+        gradients = local_gradients(self.optimizer)
+        squares = torch.stack(torch._foreach_norm(gradients)).to(**totals.where).square().sum()
+        ending = self.ending_due() if dist.is_main() else 0  # one clock decides for all
+        told = (squares, batch.counts()["tokens"], self.interrupt.requested, ending)
+        squares, tokens, stop, ending = totals.collect(*told)
+        divisor = 1.0 if divided else totals.common_count()
+
+        loss, norm = totals.loss(), squares**0.5 / divisor
+        reason = self.rule.reason(loss, norm)
+        if reason is None:
+            clip = 1.0 if config.clip is None else min(1.0, config.clip / (norm + 1e-6))
+            torch._foreach_mul_(gradients, clip / divisor)
+            self.optimizer.step()
+        state.step += 1
+        state.tokens += int(tokens)
+        self.stopping = stop > 0
+        if ending:
+            state.ending = [state.step, state.step + int(ending)]
+            say(f"time is running out: cooling down over {int(ending)} steps")
+        figures = totals.figures() | {"lr": self.optimizer.lr, "grad_norm": norm}
+        figures = {name: value if isfinite(value) else None for name, value in figures.items()}  # JSON knows no NaN
+        return self.count_skipped({"step": state.step, **figures, "tokens": state.tokens}, reason)
+
+    def backward(self, batch: Batch) -> tuple[Totals, bool]:
+        """The gradient of the weighted sum of all terms' sums, over micro-batches and processes.
+
+        Each term is divided by its global count beforehand where the objective says it; the flag tells. Otherwise the
+        count is known when all micro-batches are through: too late to divide the terms, but their gradient can be.
+        """
+        totals, counts = Totals(self.device), global_counts(self.objective, batch)
+        micros = batch.split(self.config.micro_batch)
+        for i, micro in enumerate(micros, 1):
+            synchronise(self.model, i == len(micros))
+            loss = self.loss(micro)
+            sum(term.weight / counts.get(name, 1) * term.sum for name, term in loss.terms.items()).backward()
+            totals.add(loss)
+        return totals, bool(counts)
+
+    def loss(self, batch: Batch) -> Loss:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16(self.device)):
+            return self.objective(self.model, batch, self.state.step)
+
+    def multiplier(self) -> float:
+        """Of the learning rate in the step to come."""
+        state = self.state
+        planned = self.config.schedule.multiplier(state.step, self.config.steps)
+        if state.ending is None:
+            return planned
+        first, last = state.ending
+        return planned * (last - state.step) / (last - first)
+
+    def ending_due(self) -> int:
+        """How many steps of a last cool-down should begin now for the run to end within its time limit; 0: none.
+
+        Cut off at the limit, a run would end with its learning rate still high, which wastes much of what it learned.
+        So when a fifth of the time is left and the planned steps need more, as many steps as still fit bring the
+        learning rate linearly to zero.
+        """
+        config, state = self.config, self.state
+        if config.time_limit is None or state.ending or not state.step:
+            return 0
+        left, pace = config.time_limit - state.seconds, state.seconds / state.step
+        if left > config.time_limit / 5 or (config.steps - state.step) * pace <= left:
+            return 0
+        return max(1, int(left / pace) - 1)
+
+    def count_skipped(self, figures: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        if reason is None:
+            self.skipped_in_a_row = 0
+            return figures
+        self.state.skipped += 1
+        self.skipped_in_a_row += 1
+        say(f"step {self.state.step} skipped: {reason}")
+        if self.skipped_in_a_row >= self.rule.config.patience:
+            raise UserError(
+                f"{self.skipped_in_a_row} steps in a row could not be used ({reason}); try a lower optimizer.lr or a "
+                f"longer warm-up. The last good checkpoint stays in {self.checkpoints.folder}"
+            )
+        return figures | {"skipped": reason}
+
+    # Evaluation
+
+    @torch.no_grad()
+    def evaluate(self, figures: dict[str, Any]) -> bool:
+        """Put the objective's averages over the held-out split into `figures[split]`; say whether they are the best."""
+        config, state, totals = self.config, self.state, Totals(self.device)
+        rank, world = dist.rank(), dist.world()
+        batches = self.dataset.evaluation(config.split, config.micro_batch * world)
+        self.model.eval()
+        # Compiling a second graph, without gradients, would take longer than most evaluations do.
+        with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():
+            for batch in islice(batches, config.evaluate_batches):
+                mine = batch.take(slice(rank, None, world))
+                # Sharded weights are gathered by all or none, so a process without a row repeats one, for nothing.
+                loss = self.loss((mine if mine.rows else batch.take(slice(0, 1))).to(self.device))
+                totals.add(loss, share=float(mine.rows > 0))
+        self.model.train()
+        if not totals.pairs:
+            return False
+        totals.collect()
+        found = totals.figures()
+        if config.metric not in found:
+            raise UserError(f"trainer.metric={config.metric} is not measured; known: {', '.join(found)}")
+        figures[config.split] = found
+        better = state.best is None or found[config.metric] < state.best["value"]
+        if better:
+            state.best = {"step": state.step, "metric": config.metric, "value": found[config.metric]}
+        state.stale = 0 if better else state.stale + 1
+        return better
+
+
+def last_step(config: TrainerConfig, state: TrainState) -> int:
+    return state.ending[1] if state.ending else config.steps
+
+
+def out_of_patience(config: TrainerConfig, state: TrainState) -> bool:
+    return config.patience is not None and state.stale >= config.patience
+
+
+def is_over(config: TrainerConfig, state: TrainState) -> bool:
+    """Whether nothing is left to be done."""
+    return state.step >= last_step(config, state) or out_of_patience(config, state)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for every step of every process, far from those of their neighbours."""
+    return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()) >> 1
