@@ -63,6 +63,8 @@ def beam_search(
     """For each prompt its `sampling.beams` best continuations of at most its budget of tokens, best first."""
     if not sampling.greedy or sampling.repetition_penalty != 1.0:
         raise UserError("beam search takes no temperature and no repetition penalty; leave them out, or set beams=1")
+    if not prompts:
+        return []
     device, B, K = device_of(model), len(prompts), sampling.beams
     searches = [_Search(K, budget, sampling) for budget in budgets]
     tokens, positions = left_pad(prompts, device)

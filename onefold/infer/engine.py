@@ -26,6 +26,8 @@ def generate(model: nn.Module, rows: Sequence[Continuation], sampling: Sampling)
 
     The rows are the result. Stop early by closing the iterator.
     """
+    if not rows:
+        return
     live = list(rows)
     tokens, positions = left_pad([row.prompt for row in live], device_of(model))
     steps = max(row.budget for row in live)

@@ -118,7 +118,7 @@ class Model:
         return row.text
 
     def save(self, path: str | Path, format: Literal["onefold", "hf", "gguf"] = "onefold", **options: Any) -> None:
-        """Write the model: our folder, a Hugging Face folder (both: `dtype=`), or a .gguf file (`kind=`: F32, F16, Q8_0)."""
+        """Write our folder or a Hugging Face folder (`dtype=` other than the model's), or a .gguf (`kind="F16"`)."""
         path = Path(path)
         if format == "onefold":
             from onefold.interop.artifact import save_artifact

@@ -52,9 +52,7 @@ def probabilities(
     return kept if ids is None else torch.zeros_like(logits).scatter_(1, ids, kept)
 
 
-def penalize(
-    logits: Float[Tensor, "B V"], penalty: float, seen: Bool[Tensor, "B V"] | None
-) -> Float[Tensor, "B V"]:
+def penalize(logits: Float[Tensor, "B V"], penalty: float, seen: Bool[Tensor, "B V"] | None) -> Float[Tensor, "B V"]:
     """fp32 logits, those of seen tokens divided by the penalty where positive and multiplied where negative."""
     logits = logits.float()
     if penalty == 1.0 or seen is None:
