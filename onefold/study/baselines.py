@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from onefold.core.errors import UserError
 from onefold.study.ngram import ByteNgram
+from onefold.study.words import size
 
 PRESET = 9 | lzma.PRESET_EXTREME
 DICTIONARY = 64 << 20  # bytes that preset 9 looks back
@@ -63,7 +64,7 @@ def measure(
         ("bigram", lambda: _ngram(known, unseen, 2, "pairs of bytes counted in {}")),
         ("5-gram", lambda: _ngram(known, unseen, 5, "interpolated modified Kneser–Ney over bytes, counted in {}")),
         ("xz", lambda: _xz(unseen)),
-        ("xz, primed", lambda: _xz_primed(known, unseen, priming)),
+        ("primed xz", lambda: _xz_primed(known, unseen, priming)),
     ):
         progress(name)
         began = time.perf_counter()
@@ -79,28 +80,27 @@ def spread(documents: Iterable[bytes], most: int) -> list[bytes]:
     then on only every second, fourth, … one is kept.
     """
     kept: list[bytes] = []
-    size, stride, seen = 0, 1, 0
+    held, stride, seen = 0, 1, 0
     for document in documents:
         for begin in range(0, max(len(document), 1), PIECE):
             seen += 1
             if (seen - 1) % stride:
                 continue
             kept.append(document[begin : begin + PIECE])
-            size += len(kept[-1])
-            while size > most and len(kept) > 1:
+            held += len(kept[-1])
+            while held > most and len(kept) > 1:
                 kept, stride = kept[::2], stride * 2
-                size = sum(map(len, kept))
+                held = _sum(kept)
     return [document[:most] for document in kept]
 
 
 def _ngram(known: list[bytes], unseen: list[bytes], order: int, note: str) -> tuple[float, str]:
     bits = ByteNgram.fit(known, order).bits_per_byte(unseen)
-    return bits, note.format(f"{_size(known)} of training text")
+    return bits, note.format(f"{size(_sum(known))} of training text")
 
 
 def _xz(unseen: list[bytes]) -> tuple[float, str]:
-    size = sum(map(len, unseen))
-    return 8 * _packed(b"".join(unseen)) / size, f"xz -9e of the {_size(unseen)} of held-out text alone"
+    return 8 * _packed(b"".join(unseen)) / _sum(unseen), f"xz -9e of the {size(_sum(unseen))} of held-out text alone"
 
 
 def _xz_primed(known: list[bytes], unseen: list[bytes], priming: int) -> tuple[float, str]:
@@ -111,7 +111,7 @@ def _xz_primed(known: list[bytes], unseen: list[bytes], priming: int) -> tuple[f
     start = b"".join(sample)
     with ThreadPoolExecutor(2) as pool:  # lzma lets go of the interpreter
         alone, *together = pool.map(lambda chunk: _packed(start + chunk), [b"", *chunks])
-    share = "all" if sum(map(len, sample)) == sum(map(len, known)) else _size(sample)
+    share = "all" if len(start) == _sum(known) else size(len(start))
     note = f"what xz -9e needs for the held-out text after {share} of the training text"
     return 8 * (sum(together) - alone * len(chunks)) / len(text), note
 
@@ -126,10 +126,5 @@ def _texts(documents: Iterable[Document | tuple[str, str]]) -> Iterable[bytes]:
         yield text.encode("utf-8", "surrogatepass")
 
 
-def _size(documents: list[bytes]) -> str:
-    size = float(sum(map(len, documents)))
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.3g} {unit}" if unit != "bytes" else f"{size:.0f} bytes"
-        size /= 1000
-    raise AssertionError
+def _sum(documents: list[bytes]) -> int:
+    return sum(map(len, documents))

@@ -38,6 +38,7 @@ class Forecast:
     high: float | None = None  # None in a forecast: some fits never get there
     floor: float | None = None
     reaching: float | None = None  # share of the fits that get there within the horizon
+    path: tuple[tuple[float, float, float, float], ...] = ()  # (minutes, 10th, 50th, 90th percentile of bits per byte)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,6 +89,7 @@ def _verdict(target: float, name: str, end: float, curves: np.ndarray) -> Foreca
     floors = curves[0][curves[2] > 0]
     floor = float(np.median(floors)) if len(floors) else None
     figures: dict[str, Any] = {"low": low, "high": high, "floor": floor, "reaching": reaching}
+    figures["path"] = _path(curves, end, min(HORIZON * end, max(10 * end, 60 * 1.5 * (high or middle or 0))))
     if middle is not None:
         width = _range(low, high) if high else f"{_minutes(low)} at least, perhaps never"
         times = f", {middle * 60 / end:.0f} times this run" if middle * 60 > 2 * end else ""
@@ -129,6 +131,13 @@ def _votes(time: np.ndarray, level: np.ndarray, random: np.random.Generator) -> 
                 votes.append(np.stack(shape(time[part], curve + noise)[:3]))
                 noises.append(random.choice(residual, RESAMPLES))
     return np.concatenate(votes, axis=1), np.concatenate(noises)
+
+
+def _path(curves: np.ndarray, first: float, last: float) -> tuple[tuple[float, float, float, float], ...]:
+    """What the fits expect between two times, for a picture."""
+    times = np.geomspace(first, last, 32)
+    band = [np.percentile(_value(curves, time), (10, 50, 90)) for time in times]
+    return tuple((float(time) / 60, *(float(level) for level in levels)) for time, levels in zip(times, band))
 
 
 def _value(curves: np.ndarray, time: float) -> np.ndarray:

@@ -1,0 +1,221 @@
+"""report.html: what was trained on what, how good it became, and how it went. One file that needs nothing else."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onefold.study import words
+from onefold.study.charts import Level
+from onefold.study.curves import inside, learning, outlook
+from onefold.study.page import write_page
+from onefold.study.runs import RunRecord, flatten, number, read_run
+from onefold.study.samples import sample_html
+
+EVENTS = 12  # shown at most
+MODEL = ("width", "depth", "heads", "kv_heads", "head_width", "window", "context", "vocab", "tied", "residual")
+FINE = (
+    "Fitted to the held-out curve before its learning rate fell: a power law with a floor, and simpler shapes where "
+    "they describe it as well, with resampled residuals. An extrapolation, not a measurement."
+)
+
+
+def write_report(run: Path | str | Mapping[str, Path | str], out: Path | str | None = None) -> Path:
+    """Write report.html into a run's folder (or to `out`) from its config.json, log.jsonl and results.json.
+
+    `run` is a folder, whose sub-folders may be the stages of a chain, or a mapping of titles to the stages' folders.
+    Whatever is missing is left out. Raises UserError when there is nothing to report on.
+    """
+    record = read_run(run)
+    return write_page("report.html.jinja", Path(out) if out else record.path / "report.html", **_view(record))
+
+
+def _view(record: RunRecord) -> dict[str, Any]:
+    results, final = record.results, _final(record)
+    baselines = [b for b in results.get("baselines") or [] if number(b.get("bits_per_byte"))]
+    events = [(_where(record, part, step), what) for part in record.parts for step, what in part.log.events()]
+    samples = results.get("samples") or []
+    return {
+        "title": record.title,
+        "lead": _lead(results, final, baselines),
+        "tiles": _tiles(final),
+        "bars": _bars(baselines, number(final.get("bits_per_byte"))),
+        "model_bits": number(final.get("bits_per_byte")),
+        "unseen": _unseen(results.get("data") or {}),
+        "estimate": _estimate(record, baselines),
+        "stages": [_stage(part, i, record, baselines) for i, part in enumerate(record.parts)],
+        "samples": [
+            {"title": s.get("title"), "settings": _settings(s.get("settings")), "html": sample_html(s)} for s in samples
+        ],
+        "prompted": any(s.get("prompt") for s in samples),
+        "events": events[:EVENTS],
+        "more_events": max(0, len(events) - EVENTS),
+        "model_facts": _model(record, final),
+        "configs": [
+            {"title": part.title, "rows": [(k, words.show("", v)) for k, v in flatten(part.config).items()]}
+            for part in record.parts
+            if part.config
+        ],
+        "data_facts": _facts({k: v for k, v in (results.get("data") or {}).items() if not _is_split(k, v)}),
+        "splits": _splits(results.get("data") or {}),
+        "machine": _facts(results.get("machine") or {}),
+        "reproduce": results.get("reproduce") or [],
+        "notes": results.get("notes") or [],
+    }
+
+
+def _final(record: RunRecord) -> dict[str, Any]:
+    """The final figures; what nobody wrote down is read from the log."""
+    log = record.main.log
+    logged = {
+        "bits_per_byte": log.last("held_out", "bits_per_byte"),
+        "loss": log.last("held_out", "loss"),
+        "tokens": log.last("tokens"),
+        "seconds": log.last("seconds"),
+        "steps": log.last("step"),
+        "tokens_per_second": log.last("tokens_per_second"),
+        "mfu": log.last("mfu"),
+    }
+    return {k: v for k, v in logged.items() if v is not None} | dict(record.results.get("final") or {})
+
+
+def _lead(results: Mapping[str, Any], final: Mapping[str, Any], baselines: list[Mapping[str, Any]]) -> str:
+    """Who read what, where and for how long, and what it learned: as much of that as is known."""
+    data, machine = ((results.get(k) or {}) for k in ("data", "machine"))
+    parameters, tokens, seconds, bits = (
+        number(final.get(k)) for k in ("parameters", "tokens", "seconds", "bits_per_byte")
+    )
+    if not (tokens or data.get("name") or bits):
+        return ""
+    place = machine.get("gpu") or (f"{machine['cores']} CPU cores" if number(machine.get("cores")) else "")
+    start = f"In {words.duration(seconds)}{f' on {place}' if place else ''}, a" if seconds else "A"
+    who = f"{start} model of {words.large(parameters)} parameters" if parameters else f"{start} model"
+    read = f"read {words.large(tokens)} tokens of" if tokens else "was trained on"
+    text = f"{who} {read} {data.get('name') or 'text'}."
+    if bits:
+        text += f" It predicts files that it has never seen with {bits:.2f} bits per byte"
+        beaten = sorted((b["bits_per_byte"], b["name"]) for b in baselines if b["bits_per_byte"] > bits)
+        text += f", {1 - bits / beaten[0][0]:.0%} less than {beaten[0][1]} needs." if beaten else "."
+    return text
+
+
+def _tiles(final: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, unit) of the figures that people ask for first."""
+    found = []
+    for name, key, show in (
+        ("held-out bits per byte", "bits_per_byte", lambda v: (f"{v:.3f}", "")),
+        ("parameters", "parameters", lambda v: (words.short(v), "")),
+        ("tokens read", "tokens", lambda v: (words.short(v), "")),
+        ("training time", "seconds", lambda v: tuple(words.duration(v).split(" "))),
+        ("throughput", "tokens_per_second", lambda v: (words.short(v), "tok/s")),
+        ("model FLOPs utilisation", "mfu", lambda v: (f"{v:.0%}", "")),
+        ("most memory", "peak_memory", lambda v: tuple(words.size(v).split(" "))),
+    ):
+        if (value := number(final.get(key))) is not None:
+            found.append((name, *show(value)))
+    return found[:6]
+
+
+def _bars(baselines: list[Mapping[str, Any]], ours: float | None) -> list[dict[str, Any]]:
+    bars = [
+        {"name": b["name"], "note": b.get("note"), "bits": float(b["bits_per_byte"]), "ours": False} for b in baselines
+    ]
+    if ours and bars:
+        bars.append({"name": "This model", "note": None, "bits": ours, "ours": True})
+    widest = max((bar["bits"] for bar in bars), default=1)
+    for bar in bars:
+        bar["width"] = 100 * bar["bits"] / widest
+        share = ours / bar["bits"] - 1 if ours else 0
+        bar["against"] = "" if bar["ours"] else f"{abs(share):.0%} {'less' if share < 0 else 'more'}"
+    return sorted(bars, key=lambda bar: -bar["bits"])
+
+
+def _unseen(data: Mapping[str, Any]) -> str:
+    split = dict(_split_items(data)).get("held_out") or {}
+    if not number(split.get("bytes")):
+        return "the held-out files"
+    files = f"{words.count(split['documents'])} held-out files" if number(split.get("documents")) else "held-out files"
+    return f"the {files} ({words.count(split['bytes'])} bytes)"
+
+
+def _estimate(record: RunRecord, baselines: list[Mapping[str, Any]]) -> dict[str, Any] | None:
+    estimate = record.results.get("estimate")
+    if not estimate or not estimate.get("text"):
+        return None
+    target = number(estimate.get("target"))
+    name = next((b["name"] for b in baselines if abs(b["bits_per_byte"] - (target or 0)) < 1e-3), "the target")
+    chart = outlook(record.main.log, estimate, name) if estimate.get("verdict") != "reached" else None
+    return {"name": name, "text": estimate["text"][:1].upper() + estimate["text"][1:], "chart": chart, "fine": FINE if chart else ""}
+
+
+def _stage(part: RunRecord, i: int, record: RunRecord, baselines: list[Mapping[str, Any]]) -> dict[str, Any]:
+    levels = [Level(b["name"], float(b["bits_per_byte"])) for b in baselines] if part is record.main else []
+    charts = learning(part.log, levels)
+    heading = "How it learned" if len(record.parts) == 1 else part.title
+    return {
+        "title": part.title,
+        "heading": heading,
+        "sentence": _course(part),
+        "curves": charts,
+        "panels": inside(part.log),
+    }
+
+
+def _course(part: RunRecord) -> str:
+    log = part.log
+    seconds, steps, tokens = log.last("seconds"), log.last("step"), log.last("tokens")
+    if not (seconds and steps):
+        return ""
+    read = f" and {words.large(tokens)} tokens" if tokens else ""
+    return f"{words.count(steps)} steps{read} in {words.duration(seconds)}."
+
+
+def _model(record: RunRecord, final: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The settings that tell one decoder from another, wherever in the config they stand."""
+    settings = flatten({k: record.main.config[k] for k in ("model", "data") if k in record.main.config})
+    rows = [("Parameters", words.count(final["parameters"]))] if number(final.get("parameters")) else []
+    for name in MODEL:
+        paths = sorted((p for p in settings if p.split(".")[-1] == name), key=lambda p: (p.count("."), p))
+        if paths and settings[paths[0]] is not None:
+            value = settings[paths[0]]
+            plain = isinstance(value, int) and not isinstance(value, bool)
+            rows.append((words.label(name), words.count(value) if plain else words.show(name, value)))
+    config = flatten(record.main.config)
+    for name, path in (("Optimizer", "optimizer.kind"), ("Schedule", "trainer.schedule.kind"), ("Seed", "seed")):
+        if config.get(path) is not None:
+            rows.append((name, str(config[path])))
+    return rows
+
+
+def _is_split(name: str, value: Any) -> bool:
+    return name == "splits" or (isinstance(value, Mapping) and any(number(v) is not None for v in value.values()))
+
+
+def _split_items(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    nested = data.get("splits") if isinstance(data.get("splits"), Mapping) else data
+    return [(k, v) for k, v in nested.items() if isinstance(v, Mapping) and k != "splits"]
+
+
+def _splits(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    items = [(name, split) for name, split in _split_items(data) if _is_split(name, split)]
+    columns = list(dict.fromkeys(key for _, split in items for key in split))
+    if not columns:
+        return None
+    rows = [
+        {"name": words.label(name), "cells": [words.show(c, split[c]) if c in split else "" for c in columns]}
+        for name, split in items
+    ]
+    return {"columns": [words.label(column) for column in columns], "rows": rows}
+
+
+def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(words.label(k), words.show(k, v)) for k, v in values.items() if v is not None and v != ""]
+
+
+def _settings(settings: Any) -> str:
+    if not isinstance(settings, Mapping):
+        return str(settings) if settings else ""
+    return ", ".join(f"{words.label(k).lower()} {words.show('', v)}" for k, v in settings.items())
+
+
+def _where(record: RunRecord, part: RunRecord, step: int) -> str:
+    return f"Step {words.count(step)}" + (f", {part.title.lower()}" if record.stages else "")
