@@ -97,7 +97,9 @@ def greeting(engine: Engine, listener: socket.socket, host: str, key: str | None
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, before the model is loaded: a port in use is told at once."""
+    """A listening socket, before the model is loaded: a port in use is told at once, and nobody else takes it."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"port={port} is not a port; choose one from 1 to 65535, or 0 for any free one")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError, OverflowError):
@@ -107,6 +109,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(128)
     except OSError as error:
         listener.close()
         raise UserError(_why(host, port, error)) from None

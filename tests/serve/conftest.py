@@ -75,8 +75,8 @@ def make_model(tokenizer: Tokenizer) -> Callable[..., Model]:
 def make_queue(make_model: Callable[..., Model]) -> Iterator[Callable[..., Queue]]:
     made: list[Queue] = []
 
-    def make(limits: Limits | None = None, **model: Any) -> Queue:
-        made.append(Queue(make_model(**model), "tiny", limits))
+    def make(limits: Limits | None = None, script: Script | str = "Paris.", **model: Any) -> Queue:
+        made.append(Queue(make_model(script, **model), "tiny", limits))
         return made[-1]
 
     yield make
@@ -114,9 +114,9 @@ def serving(make_queue: Callable[..., Queue]) -> Callable[..., Any]:
     from onefold.serve.server import listen
 
     @contextmanager
-    def serve(key: str | None = None, **options: Any) -> Iterator[str]:
+    def serve(limits: Limits | None = None, key: str | None = None, **options: Any) -> Iterator[str]:
         listener = listen("127.0.0.1", 0)
-        queue = make_queue(**options)
+        queue = make_queue(limits, **options)
         server = uvicorn.Server(uvicorn.Config(create_app(queue, key), log_level="error", ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
