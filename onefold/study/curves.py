@@ -64,10 +64,10 @@ def _loss_curves(train: tuple[np.ndarray, np.ndarray], unseen: tuple[np.ndarray,
     if len(y):
         if len(y) > 60:
             curves.append(Curve(x, y, "series-2", "faint"))
-        label = "" if len(unseen[0]) else f"train {short(soft[-1])}"
+        label = "" if len(unseen[0]) else f"train {soft[-1]:.2f}"
         curves.append(Curve(x, soft, "series-2", label=label))
     if len(unseen[0]):
-        curves.append(Curve(*unseen, "series-1", "dots", label=f"held-out {short(unseen[1][-1])}"))
+        curves.append(Curve(*unseen, "series-1", "dots", label=f"held-out {unseen[1][-1]:.2f}"))
     return curves
 
 
@@ -135,7 +135,7 @@ def outlook(log: Log, estimate: Mapping[str, Any], name: str) -> Chart | None:
     x = x / 60
     begin = x >= 0.04 * x[-1]
     minutes, low, middle, high = path.T
-    fits = Curve(minutes, middle, "series-3", "dashed", f"forecast {short(middle[-1])}", (low, high))
+    fits = Curve(minutes, middle, "series-3", "dashed", f"forecast {middle[-1]:.2f}", (low, high))
     curves = [fits, Curve(x[begin], y[begin], "series-1", "dots")]
     bottom, top = min(target, float(low.min())), float(y[begin].max())
     y_axis = Axis("bits per byte", bottom - 0.06 * (top - bottom), top + 0.04 * (top - bottom))
@@ -153,3 +153,29 @@ def _clock(minutes: float) -> str:
     if minutes < 1:
         return f"{minutes * 60:.0f} s"
     return f"{minutes:.0f}" if minutes < 90 else duration(minutes * 60).replace(".0 ", " ").replace(" hours", " h")
+
+
+def overlay(names: Sequence[str], logs: Sequence[Log], metric: str | None) -> list[Chart]:
+    """Held-out curves of several runs over each other, over time and over steps; training loss where there are none."""
+    charts = []
+    path, unit = (("held_out", metric), metric.replace("_", " ")) if metric else (("loss",), "training loss")
+    for tab, x in (("by time", "seconds"), ("by step", "step")):
+        longest = max((log.last(x) or 0) for log in logs)
+        divisor, axis = (1.0, "steps") if x == "step" else time_unit(longest)
+        curves, key = [], []
+        for i, (name, log) in enumerate(zip(names, logs), 1):
+            along, level = log.series(*path, x=x)
+            if len(along):
+                level = level if metric else smooth(level, len(level) / 60)
+                label = f"{name[:12]} {level[-1]:.2f}"
+                curves.append(Curve(along / divisor, level, f"series-{i}", "dots" if metric else "line", label))
+                key.append((name, f"series-{i}", "line"))
+        if len(curves) < 1 or sum(len(c.x) for c in curves) < 2:
+            continue
+        y = Axis("held-out " + unit if metric else unit, *window(curves, ()))
+        drawn = [
+            draw(curves if wide else _bare(curves), Axis(axis), y, (), size, f"{unit} {tab}", margin)
+            for wide, size, margin in ((True, WIDE, 130), (False, NARROW, 34))
+        ]
+        charts.append(Chart(*drawn, tab=tab, key=key))
+    return charts

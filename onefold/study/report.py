@@ -144,7 +144,12 @@ def _estimate(record: RunRecord, baselines: list[Mapping[str, Any]]) -> dict[str
     target = number(estimate.get("target"))
     name = next((b["name"] for b in baselines if abs(b["bits_per_byte"] - (target or 0)) < 1e-3), "the target")
     chart = outlook(record.main.log, estimate, name) if estimate.get("verdict") != "reached" else None
-    return {"name": name, "text": estimate["text"][:1].upper() + estimate["text"][1:], "chart": chart, "fine": FINE if chart else ""}
+    return {
+        "name": name,
+        "text": estimate["text"][:1].upper() + estimate["text"][1:],
+        "chart": chart,
+        "fine": FINE if chart else "",
+    }
 
 
 def _stage(part: RunRecord, i: int, record: RunRecord, baselines: list[Mapping[str, Any]]) -> dict[str, Any]:
