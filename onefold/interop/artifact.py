@@ -76,11 +76,11 @@ def load_artifact(
     """Read what `save_artifact` wrote. Raises UserError naming the file that is missing, damaged or too new."""
     folder = Path(folder)
     content = read_card(folder)
+    check_written(folder, every=True)
     config = read_model_config(content, folder / FILE)
     files = find_safetensors(folder)
     if files is None:
         raise UserError(f"{folder / 'model.safetensors'} is missing")
-    check_written(folder)
     source = SafetensorFiles(files)
     tokenizer = load_tokenizer(folder, {})
     check_vocabulary(tokenizer, config, str(folder))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.progress import say
 from onefold.interop import artifact, hub, meta
@@ -25,7 +26,8 @@ def open_model(
     stages gives the last one. `device` "auto" takes a GPU where there is one. `dtype` None: float32 on the CPU, else
     as stored. Raises UserError saying what is there instead, or what is wrong with it.
     """
-    device, place = choose_device(device), Path(path).expanduser()
+    device = pick(device) if isinstance(device, str) else device
+    place = Path(path).expanduser()
     if place.is_file():
         return _open_file(place, device, dtype)
     if place.is_dir():
@@ -33,16 +35,6 @@ def open_model(
     if hub.looks_like_id(str(path)):
         return _open_folder(hub.fetch(str(path)), device, dtype)
     raise UserError(f"{path} does not exist: give a run, a model folder, a .gguf file or a hub id like org/name")
-
-
-def choose_device(device: "str | torch.device") -> torch.device:
-    """ "auto": CUDA, else Apple's GPU, else the CPU."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise UserError(f"no device named {device!r}: use auto, cpu, cuda, cuda:1 or mps") from None
 
 
 def checkpoints(run: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Reading tensors from disk without running anything: safetensors, and pickled ones through a tensors-only reader."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,7 +67,8 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     PyTorch's restricted unpickler knows tensors and plain containers only; a file with code in it is refused.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols, which is no news to a user
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it raise
@@ -110,16 +112,19 @@ def find_safetensors(folder: Path) -> list[Path] | None:
     return [file] if (file := folder / "model.safetensors").is_file() else None
 
 
-def check_written(folder: Path) -> None:
-    """Where we wrote the weights ourselves a manifest lies beside them: compare their checksums."""
+def check_written(folder: Path, every: bool = False) -> None:
+    """Compare checksums with the manifest that lies beside what we wrote ourselves: of the weights, or of `every` file.
+
+    Folders below are left to those who know them; without a manifest there is nothing to compare.
+    """
     try:
         listed: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return
     for name, expected in listed.items():
         file = folder / name
-        ours = name.endswith(".safetensors") and Path(name).name == name and file.is_file()
-        if ours and digest_file(file) != expected.get("blake2b"):
+        meant = Path(name).name == name and (every or name.endswith(".safetensors"))
+        if meant and file.is_file() and digest_file(file) != expected.get("blake2b"):
             raise UserError(
                 f"{file} is damaged: its checksum is not the one in {MANIFEST} (delete that if you changed the file)"
             )

@@ -29,7 +29,8 @@ for job in json.loads(sys.stdin.read()):
 
     answer = {}
     if "tokenize" in job:
-        answer["tokens"] = [post("/tokenize", {"content": text, "parse_special": True})["tokens"] for text in job["tokenize"]]
+        bodies = [{"content": text, "parse_special": True} for text in job["tokenize"]]
+        answer["tokens"] = [post("/tokenize", body)["tokens"] for body in bodies]
     settings = {"temperature": 0, "ignore_eos": True, "return_tokens": True, "cache_prompt": False}
     if "prompt" in job:
         said = post("/completion", {**settings, "prompt": job["prompt"], "n_predict": job["n"]})
@@ -49,8 +50,8 @@ os._exit(0)
 
 
 def ask(*jobs: dict) -> list[dict]:
-    """Open each job's model; `tokenize` texts, continue `prompt` greedily by `n` tokens, and give the five likeliest tokens
-    after each of the `scored` prompts. Prompts are texts or ids."""
+    """Open each job's model; `tokenize` texts, continue `prompt` greedily by `n` tokens, and give the five likeliest
+    tokens after each of the `scored` prompts. Prompts are texts or ids."""
     pytest.importorskip("xllamacpp", reason="llama.cpp (the package xllamacpp) is not installed")
     jobs = [{"context": 256, **job, "model": str(Path(job["model"]))} for job in jobs]
     done = subprocess.run(
