@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-EXPONENTS = np.geomspace(0.03, 3, 80)
+EXPONENTS = np.geomspace(0.03, 3, 50)
 RESAMPLES = 100  # of each shape and each part of the curve
 HORIZON = 100  # times the length of the run: beyond, an extrapolation is a guess
 SETTLED = 0.05  # share of the run after which the curve counts: before, it is warm-up

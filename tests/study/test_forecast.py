@@ -25,14 +25,14 @@ def curve(floor: float, amount: float, p: float, seed: int, gain: float = 0.0, p
 )
 def test_the_interval_holds_the_truth_most_of_the_time(shape):
     inside, ratios = 0, []
-    for seed in range(10):
+    for seed in range(8):
         *run, truth = curve(*shape[:3], seed, gain=shape[3])
         found = minutes_until(1.27, *run)
         assert found.verdict == "forecast"
         assert found.low <= found.minutes <= (found.high or math.inf)
         inside += found.low <= truth <= (found.high or math.inf)
         ratios.append(found.minutes / truth)
-    assert inside >= 6  # of 10; the interval claims 80%
+    assert inside >= 5  # of 8; the interval claims 80%
     assert 0.7 < np.median(ratios) < 1.4
 
 
@@ -65,7 +65,7 @@ def test_what_fell_is_told_when():
 
 def test_the_cool_down_is_not_mistaken_for_a_steeper_curve():
     informed, blind = [], []
-    for seed in range(10):
+    for seed in range(8):
         *run, lr, truth = curve(1.2, 4, 0.5, seed, gain=0.08)
         informed.append(minutes_until(1.27, *run, lr).minutes / truth)
         blind.append(minutes_until(1.27, *run).minutes / truth)
