@@ -214,7 +214,7 @@ class MarkdownView:
     def __init__(self, console: Console):
         self.console = console
         self.source = ""
-        self.live = Live(console=console, transient=True, refresh_per_second=12)
+        self.live = Live("[dim]…[/]", console=console, transient=True, refresh_per_second=12)
 
     def __enter__(self) -> "MarkdownView":
         self.live.start()
