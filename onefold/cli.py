@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 Settings = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads this annotation
+    list[str] | None,
     typer.Argument(metavar="[NAME=VALUE]…", help="Settings, by dotted path: trainer.steps=100", show_default=False),
 ]
 ModelPath = Annotated[
@@ -103,7 +103,7 @@ def generate(
     model: ModelPath,
     prompt: Annotated[str, typer.Argument(help="Text to continue, or a JSONL file with a prompt or messages a line")],
     settings: Settings = None,
-    out: Annotated[Optional[Path], typer.Option(help="Where answers to a JSONL go (default: printed)")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Where answers to a JSONL go (default: printed)")] = None,
     batch: Annotated[int, typer.Option(help="Prompts answered at once")] = 16,
     device: Device = "auto",
 ):
@@ -134,8 +134,8 @@ def serve(
     host: Annotated[str, typer.Option(help="Anything wider than loopback requires a key")] = "127.0.0.1",
     port: int = 8000,
     key: Annotated[
-        Optional[str], typer.Option(help="What clients must send; made up when needed", envvar="ONEFOLD_KEY")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="What clients must send; made up when needed", envvar="ONEFOLD_KEY")
+    ] = None,
     device: Device = "auto",
 ):
     """A chat page and an OpenAI-compatible API at /v1."""
@@ -155,7 +155,7 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
 @app.command(epilog=_example("onefold compare runs/a runs/b", "onefold compare runs/* --html compare.html"))
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs")],
-    html: Annotated[Optional[Path], typer.Option(help="Also write a page with overlaid curves")] = None,  # noqa: UP045
+    html: Annotated[Path | None, typer.Option(help="Also write a page with overlaid curves")] = None,
 ):
     """What differs between runs, and what came of it."""
     from onefold.study.compare import compare as show_comparison
@@ -180,7 +180,7 @@ def export(
 
 @app.command(epilog=_example("onefold check mistral", "onefold check --all"))
 def check(
-    names: Annotated[Optional[list[str]], typer.Argument(metavar="[RECIPE]…")] = None,  # noqa: UP045
+    names: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE]…")] = None,
     all: Annotated[bool, typer.Option("--all", help="Every recipe; writes docs/landmarks.md")] = False,
 ):
     """Check a landmark: what must hold if it is implemented right, and what it shows in miniature."""
