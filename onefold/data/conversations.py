@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,11 +52,12 @@ class ChatData(Config):
             raise PydanticCustomError("nothing", "needs path (a JSONL of messages) or pairs (Python sources)")
         return self
 
-    def prepare(self, folder: Path, tokenizer: Tokenizer | None = None) -> Dataset:
+    def prepare(self, folder: Path, tokenizer: Tokenizer | None = None, keep: bool = False) -> Dataset:
         """The conversations as tokens, made in a subfolder of `folder` or found there from an earlier time.
 
         tokenizer: of the model to go on with; without a chat template it is given one with its special tokens, so
-        `dataset.tokenizer` may be larger. Raises UserError when there is no conversation, or one is not well-formed.
+        `dataset.tokenizer` may be larger. keep: as in TextData. Raises UserError when there is no conversation, or
+        one is not well-formed.
         """
         what = {
             **self.to_dict(),
@@ -65,7 +67,8 @@ class ChatData(Config):
         name = f"chat-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
         paths = [self.path, *(s.path for s in self.pairs), self.validation]
         stamps = {path: stamp(path) for path in paths if path}
-        dataset = Dataset(prepared(Path(folder) / name, stamps, lambda new: self._build(new, tokenizer)), self.context)
+        target = prepared(Path(folder) / name, stamps, keep, lambda new: self._build(new, tokenizer))
+        dataset = Dataset(target, self.context)
         train, held_out = dataset.facts["train"], dataset.facts["held_out"]
         say(
             f"conversations: {train['documents']:,} to learn, {held_out['documents']:,} held out; "
@@ -98,20 +101,24 @@ class ChatData(Config):
 
     def conversations(self) -> Iterator[tuple[SplitName, str, Sequence[Message]]]:
         """(split, where from, messages) of all conversations."""
-        if self.path:
-            found = [(name, m, content_hash(_words(m), self.split_seed)) for name, m in read_conversations(self.path)]
-            keys = np.array([key for *_, key in found], np.uint64)
-            split = choose(
-                keys, np.array([len(_words(m)) for _, m, _ in found]), 0 if self.validation else self.held_out
-            )
-            for n, (name, messages, key) in enumerate(found):
-                end = split.tail and n >= len(found) * (1 - split.tail)
-                yield ("held_out" if end or split.whole(key) else "train"), name, messages
-        if self.pairs:
-            yield from self._pairs()
+        own: set[int] = set()
         if self.validation:
             for name, messages in read_conversations(self.validation):
+                own.add(self._key(messages))
                 yield "held_out", name, messages
+        if self.path:
+            keys, sizes = array("Q"), array("Q")
+            for _, messages in read_conversations(self.path):
+                keys.append(self._key(messages))
+                sizes.append(len(_words(messages)))
+            share = 0 if self.validation else self.held_out
+            split = choose(np.array(keys, np.uint64), np.array(sizes, np.int64), share)
+            first = len(keys) * (1 - split.tail)  # of the last ones, which are held out when there are very few
+            for n, (name, messages) in enumerate(read_conversations(self.path)):
+                if keys[n] not in own:
+                    yield SPLITS[split.whole(keys[n]) or n >= first], name, messages
+        if self.pairs:
+            yield from self._pairs()
 
     def _pairs(self) -> Iterator[tuple[SplitName, str, Sequence[Message]]]:
         corpus = Corpus.scan(self.pairs, 0 if self.validation else self.held_out, None, self.split_seed)
@@ -122,6 +129,9 @@ class ChatData(Config):
                 for pair in pairs(document):
                     if pair.last_line <= border or pair.first_line > border:
                         yield SPLITS[pair.first_line > border], pair.name, pair.messages
+
+    def _key(self, messages: Sequence[Message]) -> int:
+        return content_hash(_words(messages), self.split_seed)
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -148,15 +148,18 @@ class SplitWriter:
 
 
 def prepared(
-    target: Path, stamps: Mapping[str, str | None], build: Callable[[Path], tuple[Tokenizer, dict[str, Any]]]
+    target: Path,
+    stamps: Mapping[str, str | None],
+    keep: bool,
+    build: Callable[[Path], tuple[Tokenizer, dict[str, Any]]],
 ) -> Path:
     """`target`, filled by `build` unless it is there, whole, and made from the same sources.
 
     build: writes the records of both splits into a folder and returns (tokenizer, facts). stamps: of every source, None
-    where it is gone: then what was prepared serves on. The main process builds, the others wait. Raises UserError when
-    it is damaged (the file is named) and cannot be built again.
+    where it is gone: then what was prepared serves on. keep: it also does where a source has changed. The main process
+    builds, the others wait. Raises UserError when it is damaged (the file is named) and cannot be built again.
     """
-    if dist.is_main() and _wanting(target, stamps):
+    if dist.is_main() and _wanting(target, stamps, keep):
         with atomic_folder(target) as folder:
             tokenizer, facts = build(folder)
             tokenizer.save(folder / "tokenizer")
@@ -165,7 +168,7 @@ def prepared(
     return target
 
 
-def _wanting(target: Path, stamps: Mapping[str, str | None]) -> bool:
+def _wanting(target: Path, stamps: Mapping[str, str | None], keep: bool) -> bool:
     gone = [path for path, stamp in stamps.items() if stamp is None]
     if not target.exists():
         if gone:
@@ -179,7 +182,10 @@ def _wanting(target: Path, stamps: Mapping[str, str | None]) -> bool:
     if gone:
         say(f"{gone[0]} is gone; going on with what was prepared from it in {target}")
         return False
-    if json.loads((target / FACTS).read_text())["stamps"] != dict(stamps):
+    if json.loads((target / FACTS).read_text())["stamps"] == dict(stamps):
+        return False
+    if keep:
+        say(f"the source has changed since; going on with what was prepared from it in {target}")
+    else:
         say("the source has changed since it was prepared: preparing it again")
-        return True
-    return False
+    return not keep

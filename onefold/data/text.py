@@ -85,11 +85,12 @@ class TextData(Config):
             raise PydanticCustomError("weights", "{text}", {"text": text})
         return self
 
-    def prepare(self, folder: Path, tokenizer: Tokenizer | None = None) -> Dataset:
+    def prepare(self, folder: Path, tokenizer: Tokenizer | None = None, keep: bool = False) -> Dataset:
         """The tokens of these documents, made in a subfolder of `folder` or found there from an earlier time.
 
-        tokenizer: used instead of the configured one (that of the model to go on with). Raises UserError when there is
-        no text, or what was prepared is damaged and its source gone.
+        tokenizer: used instead of the configured one (that of the model to go on with). keep: go on with what was
+        prepared even where the sources have changed since. Raises UserError when there is no text, or what was
+        prepared is damaged and its source gone.
         """
         what = {
             "sources": [(s.path, s.field) for s in self.sources],
@@ -97,7 +98,7 @@ class TextData(Config):
             "split": (self.held_out, self.validation, self.split_seed),
         }
         name = f"text-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
-        target = prepared(Path(folder) / name, self._stamps(), lambda new: self._build(new, tokenizer))
+        target = prepared(Path(folder) / name, self._stamps(), keep, lambda new: self._build(new, tokenizer))
         weights = [s.weight for s in self.sources if s.weight is not None]
         dataset = Dataset(target, self.context, weights if len(weights) > 1 else None)
         say(describe(dataset))
