@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from onefold.core import dist
@@ -57,8 +58,11 @@ def check_memory(model: Config, optimizer: Config, device: torch.device) -> None
 
 
 def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
-    """What one row leaves in memory between the forward and the backward pass of `model`, which is on its device."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    """What one row leaves in memory between the forward and the backward pass of `model`, which is on its device.
+
+    Under FSDP the unit that stays whole (see parallel.py) counts too.
+    """
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not isinstance(p, DTensor)}
     kept: dict[int, Tensor] = {}  # by address; holding them keeps addresses from being used again
 
     def note(tensor: Tensor) -> Tensor:

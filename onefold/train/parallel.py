@@ -51,7 +51,9 @@ def shard(model: nn.Module, units: list[tuple[nn.Module, Unit]], device: torch.d
     fully_shard(model, mesh=mesh)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # sums: the trainer divides by global counts
+            # Gradients are summed as they are; the trainer divides by global counts.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
     for name in entry_points(model):
         if name != "forward":
             register_fsdp_forward_method(model, name)

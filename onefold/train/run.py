@@ -9,7 +9,7 @@ does not change the way to a given step, and the same data, wherever they lie no
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +57,7 @@ class Run(Config):
 class Result:
     """What became of a run."""
 
-    run: Run
+    run: Run = field(repr=False)
     status: str  # "finished", "stopped early" or "interrupted"
     step: int
     best: dict[str, Any] | None  # {"step", "metric", "value"} of the best evaluation

@@ -7,12 +7,12 @@ the step and the process, so a run that was killed and resumed gives the same bi
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
-from math import inf, isfinite
+from math import inf, isfinite, log
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -77,9 +77,9 @@ class TrainerConfig(Config):
 class Dataset(Protocol):
     """What the loop asks of data (onefold.data says more)."""
 
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # {split: {"tokens": …}, …}
 
-    def evaluation(self, split: str, rows: int) -> Iterable[Batch]: ...
+    def evaluation(self, split: str, rows: int) -> Collection[Batch]: ...
     def bytes(self, split: str) -> int: ...
 
 
@@ -116,7 +116,7 @@ class Trainer:
         saved, batches, pace = state.step or None, iter(self.loader), Pace(state.tokens, self.mfu)
         self.model.train()
         with (
-            Log(out, state.step, config.tensorboard) as log,
+            Log(out, state.step, config.tensorboard) as records,
             Interrupt() as self.interrupt,
             Progress("training", last_step(config, state), "steps", start=state.step) as bar,
         ):
@@ -130,7 +130,7 @@ class Trainer:
                 now = time.perf_counter()
                 state.seconds, clock = state.seconds + now - clock, now
                 if state.step % config.log_every == 0 or config.split in figures:
-                    log.write(figures | {"seconds": state.seconds} | pace.figures())
+                    records.write(figures | {"seconds": state.seconds} | pace.figures())
                 bar.update(loss=figures["loss"], **pace.shown())
                 if better or save_due(state.step, config.save_every, config.history):
                     self.save()
@@ -148,6 +148,8 @@ class Trainer:
     @property
     def evaluation_due(self) -> bool:
         every, step = self.config.evaluate_every, self.state.step
+        if not self.dataset.facts[self.config.split]["tokens"]:
+            return False  # nothing was held out
         return step == last_step(self.config, self.state) or bool(every and step % every == 0)
 
     def save(self) -> None:
@@ -250,21 +252,23 @@ class Trainer:
     def evaluate(self, figures: dict[str, Any]) -> bool:
         """Put the objective's averages over the held-out split into `figures[split]`; say whether they are the best."""
         config, state, totals = self.config, self.state, Totals(self.device)
-        rank, world = dist.rank(), dist.world()
+        rank, world, read = dist.rank(), dist.world(), 0
         batches = self.dataset.evaluation(config.split, config.micro_batch * world)
         self.model.eval()
         # Compiling a second graph, without gradients, would take longer than most evaluations do.
         with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():
             for batch in islice(batches, config.evaluate_batches):
+                read += 1
                 mine = batch.take(slice(rank, None, world))
                 # Sharded weights are gathered by all or none, so a process without a row repeats one, for nothing.
                 loss = self.loss((mine if mine.rows else batch.take(slice(0, 1))).to(self.device))
                 totals.add(loss, share=float(mine.rows > 0))
         self.model.train()
-        if not totals.pairs:
-            return False
         totals.collect()
         found = totals.figures()
+        if "ce" in totals.pairs:  # nats of the whole split, which the batches read are a fair sample of
+            nats = totals.pairs["ce"][0].item() * len(batches) / read
+            found["bits_per_byte"] = nats / log(2) / self.dataset.bytes(config.split)
         if config.metric not in found:
             raise UserError(f"trainer.metric={config.metric} is not measured; known: {', '.join(found)}")
         figures[config.split] = found
