@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.data.tokenizer import Tokenizer
@@ -25,7 +24,7 @@ from onefold.interop.tokens import check_vocabulary, load_tokenizer, save_tokeni
 from onefold.models.transformer import DecoderConfig
 
 FILE, FORMAT, VERSION = "artifact.json", "onefold", 1
-MODELS: Mapping[str, type[Config]] = {"decoder": DecoderConfig}
+MODELS: Mapping[Any, type[DecoderConfig]] = {"decoder": DecoderConfig}
 # From version n to n + 1, on the content of artifact.json.
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -33,7 +32,7 @@ MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 def save_artifact(
     folder: Path,
     model: nn.Module,
-    config: Config,
+    config: DecoderConfig,
     tokenizer: Tokenizer | None,
     card: Mapping[str, Any] | None = None,
     dtype: "str | torch.dtype | None" = None,
@@ -45,7 +44,7 @@ def save_artifact(
 
 def write_artifact(
     folder: Path,
-    config: Config,
+    config: DecoderConfig,
     weights: Mapping[str, Tensor],
     tokenizer: Tokenizer | None,
     card: Mapping[str, Any] | None = None,
@@ -119,7 +118,7 @@ def read_model_config(content: Mapping[str, Any], where: Path) -> DecoderConfig:
     """The model's config in an artifact. No code is imported for it."""
     model = content.get("model")
     kind = model.get("kind") if isinstance(model, dict) else None
-    if kind not in MODELS:
+    if not isinstance(model, dict) or kind not in MODELS:
         raise UserError(f"{where}: the model kind {kind!r} is not known here; known: {', '.join(MODELS)}")
     try:
         return MODELS[kind].from_dict(model)

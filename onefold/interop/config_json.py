@@ -17,7 +17,7 @@ def read_config(data: Mapping[str, Any], where: str) -> tuple[Family, DecoderCon
 
     Raises UserError for an unknown architecture (naming the known ones) and for settings that we have no model for.
     """
-    family = FAMILIES.get(data.get("model_type"))
+    family = FAMILIES.get(str(data.get("model_type")))
     if family is None:
         named = data.get("architectures") or []
         family = next((f for f in FAMILIES.values() if f.architecture in named and "model_type" not in data), None)
@@ -40,7 +40,7 @@ def write_config(config: DecoderConfig, prefer: str | None = None) -> tuple[Fami
 
     Found by writing and reading back. Raises UserError naming what the nearest family cannot say.
     """
-    order = [FAMILIES[prefer]] if prefer in FAMILIES else []
+    order = [FAMILIES[prefer]] if prefer and prefer in FAMILIES else []
     order += [family for family in FAMILIES.values() if family.name != prefer]
     meant, nearest = canonical(config), None
     for family in order:

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from onefold.core.errors import UserError
-from onefold.interop.family import THEIR_ACTIVATION, Family, Keys
+from onefold.interop.family import THEIR_ACTIVATION, Family, Keys, need
 from onefold.interop.rope import read_rope, write_rope
 from onefold.interop.table import GateUp, HeadByHead, QueryKeyValue, Row, Table, Transposed
 from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
-from onefold.nn.position import LearnedPositionConfig
+from onefold.nn.position import LearnedPositionConfig, RotaryConfig
 
 # --- GPT-2 ---------------------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ def _write_gpt2(config: DecoderConfig) -> dict[str, Any]:
     block = config.block
     return {
         "vocab_size": config.vocab,
-        "n_positions": config.embed.position.context,
+        "n_positions": need(config.embed.position, LearnedPositionConfig).context,
         "n_embd": config.width,
         "n_layer": config.depth,
         "n_head": block.mixer.heads,
@@ -116,7 +116,8 @@ def _read_neox(keys: Keys) -> DecoderConfig:
 
 def _write_neox(config: DecoderConfig) -> dict[str, Any]:
     block = config.block
-    rope = write_rope(block.mixer.position)
+    rotary = need(block.mixer.position, RotaryConfig)
+    rope = write_rope(rotary)
     return {
         "vocab_size": config.vocab,
         "hidden_size": config.width,
@@ -131,7 +132,7 @@ def _write_neox(config: DecoderConfig) -> dict[str, Any]:
         "attention_dropout": block.mixer.dropout,
         "hidden_dropout": block.dropout,
         "rotary_emb_base": rope.pop("rope_theta"),
-        "rotary_pct": block.mixer.position.fraction,
+        "rotary_pct": rotary.fraction,
         **rope,
         "tie_word_embeddings": config.tied,
     }
@@ -231,7 +232,7 @@ def _write_llama_like(config: DecoderConfig, model: str) -> dict[str, Any]:
         "hidden_act": THEIR_ACTIVATION[block.ffn.activation],
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm.eps,
-        **write_rope(mixer.position),
+        **write_rope(need(mixer.position, RotaryConfig)),
         "attention_dropout": mixer.dropout,
         "tie_word_embeddings": config.tied,
     }

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from onefold.core.errors import UserError
 from onefold.interop.table import Table
 from onefold.models.transformer import DecoderConfig
+from onefold.nn.feedforward import Activation
 
-ACTIVATIONS = {
+T = TypeVar("T")
+
+ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
     "relu": "relu", "relu2": "relu_squared", "silu": "silu", "swish": "silu",
 }  # fmt: skip
-THEIR_ACTIVATION = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+THEIR_ACTIVATION = {ours: theirs for theirs, ours in reversed(list(ACTIVATIONS.items()))}
 
 # Keys of config.json that do not change what a trained model computes.
 _SILENT = """
@@ -49,7 +52,7 @@ class Keys:
         if self.get(name, allowed[0]) not in allowed:
             raise UserError(f"{self.where}: {name}={self.data[name]!r} is not supported (only {allowed[0]!r})")
 
-    def activation(self, name: str, default: str) -> str:
+    def activation(self, name: str, default: str) -> Activation:
         value = self.get(name, default)
         if value not in ACTIVATIONS:
             raise UserError(f"{self.where}: the activation {value!r} is not supported; known: {', '.join(ACTIVATIONS)}")
@@ -69,3 +72,10 @@ class Family:
     table: Table
     read: Callable[[Keys], DecoderConfig]
     write: Callable[[DecoderConfig], dict[str, Any]]
+
+
+def need(part: Any, kind: type[T]) -> T:
+    """`part`, which a family must have to be written."""
+    if not isinstance(part, kind):
+        raise UserError(f"has {type(part).__name__} where {kind.__name__} is wanted")
+    return part

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.data.tokenizer import Tokenizer
 from onefold.models.transformer import DecoderConfig
@@ -25,7 +24,7 @@ SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "floa
 class Loaded:
     """A model, what it is, its tokenizer if it has one, and its card: where it came from, as plain values."""
 
-    config: Config
+    config: DecoderConfig
     model: nn.Module
     tokenizer: Tokenizer | None
     card: dict[str, Any] = field(default_factory=dict)
@@ -44,10 +43,11 @@ def dtype_named(name: "str | torch.dtype | None") -> torch.dtype | None:
 
 def choose_dtype(wanted: "str | torch.dtype | None", device: torch.device, stored: torch.dtype | None) -> torch.dtype:
     """What to load as: what was asked for ("auto": as stored), else float32 on the CPU and as stored elsewhere."""
-    if wanted is not None and wanted != "auto":
-        return dtype_named(wanted)
-    as_stored = stored if stored in DTYPES.values() else torch.float32
-    return torch.float32 if device.type == "cpu" and wanted != "auto" else as_stored
+    if (named := dtype_named(wanted)) is not None:
+        return named
+    if stored is None or stored not in DTYPES.values() or (device.type == "cpu" and wanted != "auto"):
+        return torch.float32
+    return stored
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -189,7 +189,7 @@ def _sentencepiece(file: Path) -> Tokenizer:
     from onefold.data.sentencepiece import read_sentencepiece
 
     backend, roles = read_sentencepiece(file)
-    return Tokenizer(backend, **roles)
+    return Tokenizer(backend, roles["bos"], roles["eos"], roles["pad"])
 
 
 def _llama3(file: Path) -> Tokenizer:
@@ -204,7 +204,7 @@ def _llama3(file: Path) -> Tokenizer:
     special += [f"<|reserved_special_token_{i}|>" for i in range(3, 256 - len(special) + 3)]
     mark_special(backend, special)
     frame(backend, special[0], None)
-    stops = [backend.token_to_id(f"<|{name}|>") for name in ("end_of_text", "eom_id", "eot_id")]
+    stops = [len(tokens) + special.index(f"<|{name}|>") for name in ("end_of_text", "eom_id", "eot_id")]
     return Tokenizer(backend, special[0], special[1], "<|finetune_right_pad_id|>", LLAMA3_TEMPLATE, stops)
 
 

@@ -16,7 +16,7 @@ from onefold.core.files import disk_error
 from onefold.core.progress import say
 from onefold.interop.config_json import canonical, read_config, write_config
 from onefold.interop.gguf.blocks import BLOCK, KINDS
-from onefold.interop.gguf.container import Container, open_container, write_container
+from onefold.interop.gguf.container import open_container, write_container
 from onefold.interop.gguf.vocab import read_tokenizer, write_tokenizer
 from onefold.interop.loaded import Loaded, fill
 from onefold.interop.table import GateUp, QueryKeyValue, Row, Table, own_weights
@@ -76,7 +76,9 @@ def load_gguf(path: Path, device: "str | torch.device" = "cpu", dtype: "str | to
     Raises UserError for other architectures, unknown tensor types, and files that are cut off or contradict themselves.
     """
     opened = open_container(path)
-    architecture, data = describe(opened)
+    shapes = {name: stored.shape for name, stored in opened.tensors.items()}
+    divisors = opened[_ROPE] if _ROPE in shapes else None
+    architecture, data = describe(opened.metadata, shapes, divisors, str(path))
     _, config, _ = read_config(data, str(path))
     tokenizer = read_tokenizer(opened.metadata, str(path))
     check_vocabulary(tokenizer, config, str(path))
@@ -123,14 +125,18 @@ def save_gguf(path: Path, loaded: Loaded, kind: str = "F16") -> None:
     _write_in_one_step(path, head | values | vocabulary, weights, kinds)
 
 
-def describe(opened: Container) -> tuple[str, dict[str, Any]]:
-    """The architecture of a GGUF file, and what it says as a config.json of that family."""
-    values, where = opened.metadata, opened.path
-    architecture = values.get("general.architecture")
+def describe(
+    values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], divisors: Tensor | None, where: str
+) -> tuple[str, dict[str, Any]]:
+    """The architecture of a GGUF file, and what it says as a config.json of that family.
+
+    `shapes`: of its tensors; `divisors`: the one named rope_freqs, if it is there.
+    """
+    architecture = str(values.get("general.architecture"))
     if architecture not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise UserError(f"{where}: the architecture {architecture!r} is not supported; supported are {known}")
-    if "token_embd.weight" not in opened.tensors:
+    if "token_embd.weight" not in shapes:
         raise UserError(f"{where}: lacks token_embd.weight; is it a part of a split model? Join the parts first")
     model_type, names = _ARCHITECTURES[architecture]
     own = {k.removeprefix(f"{architecture}."): v for k, v in values.items() if k.startswith(f"{architecture}.")}
@@ -141,32 +147,32 @@ def describe(opened: Container) -> tuple[str, dict[str, Any]]:
         model_type = "mistral"
     data |= {
         "model_type": model_type,
-        "vocab_size": opened.tensors["token_embd.weight"].shape[0],
-        "tie_word_embeddings": "output.weight" not in opened.tensors,
+        "vocab_size": shapes["token_embd.weight"][0],
+        "tie_word_embeddings": "output.weight" not in shapes,
     }
     if model_type == "gpt2":
         return architecture, data | {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     heads = own["attention.head_count"]
     head_width = own.get("attention.key_length") or (own["embedding_length"] // heads if heads else 0)
     turned = own.get("rope.dimension_count", head_width)
-    bias = "blk.0.attn_output.bias" in opened.tensors
+    bias = "blk.0.attn_output.bias" in shapes
     if model_type == "gpt_neox":
         data["rotary_pct"] = turned / head_width if head_width else 1.0
     elif turned != head_width:
         raise UserError(f"{where}: turns {turned} of {head_width} channels of a head, which {model_type} does not")
     else:
-        data["mlp_bias"] = "blk.0.ffn_gate.bias" in opened.tensors
-    data |= {"attention_bias": bias, "rope_scaling": _scaling(opened, own, _rounded(own.get("rope.freq_base", 1e4)))}
+        data["mlp_bias"] = "blk.0.ffn_gate.bias" in shapes
+    data |= {"attention_bias": bias, "rope_scaling": _scaling(own, divisors, where)}
     if data.get("sliding_window") and model_type in ("qwen2", "qwen3"):
         data |= {"use_sliding_window": True, "max_window_layers": 0}
     return architecture, data
 
 
-def _scaling(opened: Container, own: Mapping[str, Any], theta: float) -> dict[str, Any] | None:
+def _scaling(own: Mapping[str, Any], divisors: Tensor | None, where: str) -> dict[str, Any] | None:
     """Rope scaling as config.json has it. Llama 3's is stored as a divisor for each frequency."""
     kind = own.get("rope.scaling.type", "none")
-    if _ROPE in opened.tensors:
-        divisors = opened[_ROPE].float()
+    if divisors is not None:
+        theta, divisors = _rounded(own.get("rope.freq_base", 1e4)), divisors.float()
         meant = {
             "rope_type": "llama3",
             "factor": _rounded(divisors.max().item()),
@@ -177,7 +183,7 @@ def _scaling(opened: Container, own: Mapping[str, Any], theta: float) -> dict[st
         scaling = Llama3Scaling(factor=meant["factor"], context=meant["original_max_position_embeddings"])
         expected = _divisors(RotaryConfig(theta=theta, scaling=scaling), 2 * len(divisors))
         if not torch.allclose(divisors, expected, rtol=1e-3):
-            raise UserError(f"{opened.path}: its frequencies are scaled in a way that is not Llama 3's")
+            raise UserError(f"{where}: its frequencies are scaled in a way that is not Llama 3's")
         return meant
     if kind in ("none", ""):
         return None
@@ -219,21 +225,13 @@ def _translate(loaded: Loaded, where: str) -> tuple[str, dict[str, Any], dict[st
 
 
 def _check_same(config: DecoderConfig, architecture: str, values: dict, tensors: dict[str, Tensor], where: str) -> None:
-    stand_in = _AsWritten(Path(where), {**values, "general.architecture": architecture}, tensors)
-    _, data = describe(stand_in)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _, data = describe({**values, "general.architecture": architecture}, shapes, tensors.get(_ROPE), where)
     lost = differences(canonical(config), canonical(read_config(data, where)[1]))
     lost.pop("tied", None)  # only where the head was spelled out
     if lost:
         path, (ours, theirs) = next(iter(lost.items()))
         raise UserError(f"{where}: llama.cpp has no such {architecture} model: {path} is {ours}, there it is {theirs}")
-
-
-class _AsWritten(dict):
-    """What a container would be once written."""
-
-    def __init__(self, path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]):
-        super().__init__(tensors)
-        self.path, self.metadata, self.tensors = path, metadata, tensors
 
 
 def _table(architecture: str) -> Table:

@@ -51,7 +51,7 @@ def read_tokenizer(values: Mapping[str, Any], where: str) -> Tokenizer | None:
     before = tokens[ids["bos"]] if framed and ids["bos"] is not None else None
     after = tokens[ids["eos"]] if own.get("add_eos_token", False) and ids["eos"] is not None else None
     frame(backend, before, after)
-    stops = [ids[name] for name in _ENDS if ids[name] is not None]
+    stops = [i for name in _ENDS if (i := ids[name]) is not None]
     return Tokenizer(backend, ids["bos"], ids["eos"], ids["padding"], values.get(_TEMPLATE), stops)
 
 
