@@ -3,7 +3,7 @@
     python benchmarks/time_to_loss.py                    # Python's standard library, 120 s for nanoGPT, 3 rounds
     python benchmarks/time_to_loss.py --data notes/ --seconds 300 --rounds 5
 
-nanoGPT's (train.py and config/train_shakespeare_char.py): GELU, LayerNorm without biases, learned positions, N(0, 0.02),
+nanoGPT's (train.py and config/train_shakespeare_char.py): GELU, LayerNorm without biases, learned positions,
 AdamW 1e-3 with betas (0.9, 0.99) and decay 0.1, 100 steps of warm-up, cosine to a tenth, clipping at 1. It runs its
 whole schedule in T seconds and ends at a loss L. Ours gets T/2 seconds for its whole schedule; when did it pass L?
 Tokenizer, parameters to within a few per cent, context and the machine are the same; both train in this one trainer,
@@ -78,16 +78,14 @@ def main() -> None:
             target_time, target = timed(theirs, options.seconds)[-1]
             curve = timed(ours, options.seconds / 2)
             passed = next((seconds for seconds, loss in curve if loss <= target), None)
-            reached = f"passed it after {passed:.0f} s" if passed else f"ended at {curve[-1][1]:.3f}, above it"
-            print(
-                f"seed {seed}: nanoGPT {target:.3f} nats after {target_time:.0f} s; ours {reached}, ended at {curve[-1][1]:.3f}"
-            )
+            reached = f"passed it after {passed:.0f} s" if passed else "did not reach it"
+            reached += f" and ended at {curve[-1][1]:.3f} after {curve[-1][0]:.0f} s"
+            print(f"seed {seed}: nanoGPT ended at {target:.3f} nats after {target_time:.0f} s; ours {reached}")
             if passed:
                 ratios.append(target_time / passed)
     if ratios:
-        print(
-            f"time to its loss, nanoGPT / ours: median {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        )
+        spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
+        print(f"time to its loss, nanoGPT / ours: median {statistics.median(ratios):.2f} ({spread})")
 
 
 if __name__ == "__main__":
