@@ -81,7 +81,7 @@ def window(curves: Sequence[Curve], levels: Sequence[Level]) -> tuple[float | No
     lines = [c for c in curves if c.style != "faint" and len(c.y)]
     last = min(float(c.y[-1]) for c in lines)
     low = min([*(float(np.nanmin(c.y)) for c in lines), *(level.value for level in levels if level.value > 0.6 * last)])
-    late = max(float(c.y[min(len(c.y) - 1, max(1, len(c.y) // 12))]) for c in lines)
+    late = max(float(c.y[len(c.y) // 12]) for c in lines)
     near = [level.value for level in levels if level.value < 1.5 * last]
     high = max(late, *near) if near else late
     pad = 0.06 * (high - low) or 0.1 * abs(low) or 1.0
@@ -125,14 +125,14 @@ def _typical(name: str, y: np.ndarray) -> str:
     return f"median {middle:.0%}" if name == "mfu" else f"median {short(middle)}"
 
 
-def outlook(log: Log, estimate: Mapping[str, Any], name: str) -> Chart | None:
-    """The held-out curve and where its fits lead, on a logarithmic axis of minutes."""
+def outlook(log: Log, estimate: Mapping[str, Any], name: str, final: float | None = None) -> Chart | None:
+    """The held-out curve, moved to end at `final`, and where its fits lead, on a logarithmic axis of minutes."""
     path = np.array(estimate.get("path") or [], float).reshape(-1, 4)
     x, y = log.series("held_out", "bits_per_byte", x="seconds")
     target = number(estimate.get("target"))
     if len(path) < 2 or len(x) < 2 or target is None:
         return None
-    x = x / 60
+    x, y = x / 60, y if final is None else y + final - y[-1]
     begin = x >= 0.04 * x[-1]
     minutes, low, middle, high = path.T
     fits = Curve(minutes, middle, "series-3", "dashed", f"forecast {middle[-1]:.2f}", (low, high))

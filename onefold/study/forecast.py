@@ -50,17 +50,21 @@ def minutes_until(
     bits: Sequence[float],
     lr: Sequence[float] | None = None,
     name: str = "the target",
+    final: float | None = None,
     seed: int = 0,
 ) -> Forecast:
     """Forecast from held-out bits per byte over seconds of training, in order.
 
     With the learning rate of each point, the shape is fitted where it was still high, and the gain of the cool-down at
-    the end is taken to be the same for a longer run; without, a cooled-down end makes the forecast optimistic.
+    the end is taken to be the same for a longer run; without, a cooled-down end makes the forecast optimistic. A curve
+    that was measured on a part of the held-out text is moved so that it ends at `final`, measured on all of it.
     """
     time, level = np.asarray(seconds, float), np.asarray(bits, float)
     rate = np.ones(len(time)) if lr is None else np.asarray(lr, float)
     good = np.isfinite(time) & np.isfinite(level) & (time > 0)
     time, level, rate = time[good], level[good], rate[good]
+    if final is not None and len(level):
+        level = level + final - level[-1]
     below = np.flatnonzero(level <= target)
     if len(below):
         minutes = float(time[below[0]]) / 60

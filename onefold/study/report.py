@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onefold.study import words
 from onefold.study.charts import Level
 from onefold.study.curves import inside, learning, outlook
@@ -13,6 +15,10 @@ from onefold.study.samples import sample_html
 
 EVENTS = 12  # shown at most
 MODEL = ("width", "depth", "heads", "kv_heads", "head_width", "window", "context", "vocab", "tied", "residual")
+NAMES = {"stdlib": "Python's standard library"}
+PARTIAL = (
+    "While training, the loss is measured on a part of the held-out files; the figure at the top is for all of them."
+)
 FINE = (
     "Fitted to the held-out curve before its learning rate fell: a power law with a floor, and simpler shapes where "
     "they describe it as well, with resampled residuals. An extrapolation, not a measurement."
@@ -42,7 +48,7 @@ def _view(record: RunRecord) -> dict[str, Any]:
         "model_bits": number(final.get("bits_per_byte")),
         "unseen": _unseen(results.get("data") or {}),
         "estimate": _estimate(record, baselines),
-        "stages": [_stage(part, i, record, baselines) for i, part in enumerate(record.parts)],
+        "stages": [_stage(part, record, baselines) for part in record.parts],
         "samples": [
             {"title": s.get("title"), "settings": _settings(s.get("settings")), "html": sample_html(s)} for s in samples
         ],
@@ -72,8 +78,7 @@ def _final(record: RunRecord) -> dict[str, Any]:
         "tokens": log.last("tokens"),
         "seconds": log.last("seconds"),
         "steps": log.last("step"),
-        "tokens_per_second": log.last("tokens_per_second"),
-        "mfu": log.last("mfu"),
+        **{name: float(np.median(v)) for name in ("tokens_per_second", "mfu") if len(v := log.series(name)[1])},
     }
     return {k: v for k, v in logged.items() if v is not None} | dict(record.results.get("final") or {})
 
@@ -90,11 +95,11 @@ def _lead(results: Mapping[str, Any], final: Mapping[str, Any], baselines: list[
     start = f"In {words.duration(seconds)}{f' on {place}' if place else ''}, a" if seconds else "A"
     who = f"{start} model of {words.large(parameters)} parameters" if parameters else f"{start} model"
     read = f"read {words.large(tokens)} tokens of" if tokens else "was trained on"
-    text = f"{who} {read} {data.get('name') or 'text'}."
+    text = f"{who} {read} {NAMES.get(data.get('name'), data.get('name')) or 'text'}."
     if bits:
         text += f" It predicts files that it has never seen with {bits:.2f} bits per byte"
         beaten = sorted((b["bits_per_byte"], b["name"]) for b in baselines if b["bits_per_byte"] > bits)
-        text += f", {1 - bits / beaten[0][0]:.0%} less than {beaten[0][1]} needs." if beaten else "."
+        text += f", {1 - bits / beaten[0][0]:.0%} below {beaten[0][1]}." if beaten else "."
     return text
 
 
@@ -106,7 +111,7 @@ def _tiles(final: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("parameters", "parameters", lambda v: (words.short(v), "")),
         ("tokens read", "tokens", lambda v: (words.short(v), "")),
         ("training time", "seconds", lambda v: tuple(words.duration(v).split(" "))),
-        ("throughput", "tokens_per_second", lambda v: (words.short(v), "tok/s")),
+        ("tokens per second", "tokens_per_second", lambda v: (words.short(v), "")),
         ("model FLOPs utilisation", "mfu", lambda v: (f"{v:.0%}", "")),
         ("most memory", "peak_memory", lambda v: tuple(words.size(v).split(" "))),
     ):
@@ -143,24 +148,26 @@ def _estimate(record: RunRecord, baselines: list[Mapping[str, Any]]) -> dict[str
         return None
     target = number(estimate.get("target"))
     name = next((b["name"] for b in baselines if abs(b["bits_per_byte"] - (target or 0)) < 1e-3), "the target")
-    chart = outlook(record.main.log, estimate, name) if estimate.get("verdict") != "reached" else None
+    reached, final = estimate.get("verdict") == "reached", number(_final(record).get("bits_per_byte"))
+    chart = None if reached else outlook(record.main.log, estimate, name, final)
     return {
-        "name": name,
+        "heading": f"When {name} fell" if reached else f"How much longer until {name} falls?",
         "text": estimate["text"][:1].upper() + estimate["text"][1:],
         "chart": chart,
         "fine": FINE if chart else "",
     }
 
 
-def _stage(part: RunRecord, i: int, record: RunRecord, baselines: list[Mapping[str, Any]]) -> dict[str, Any]:
-    levels = [Level(b["name"], float(b["bits_per_byte"])) for b in baselines] if part is record.main else []
-    charts = learning(part.log, levels)
-    heading = "How it learned" if len(record.parts) == 1 else part.title
+def _stage(part: RunRecord, record: RunRecord, baselines: list[Mapping[str, Any]]) -> dict[str, Any]:
+    main = part is record.main
+    charts = learning(part.log, [Level(b["name"], float(b["bits_per_byte"])) for b in baselines] if main else [])
+    seen, final = part.log.last("held_out", "bits_per_byte"), number(_final(record).get("bits_per_byte"))
     return {
         "title": part.title,
-        "heading": heading,
+        "heading": "How it learned" if len(record.parts) == 1 else part.title,
         "sentence": _course(part),
         "curves": charts,
+        "fine": PARTIAL if main and seen and final and abs(seen - final) > 0.002 else "",
         "panels": inside(part.log),
     }
 

@@ -1,5 +1,6 @@
 """Numbers as people read them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 LABELS = {
@@ -11,6 +12,7 @@ LABELS = {
     "vocab": "vocabulary",
     "tied": "head tied to embedding",
     "torch": "PyTorch",
+    "split": "held out by",
 }
 
 
@@ -73,8 +75,12 @@ def show(name: str, value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {show(str(key), item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ("; " if any(isinstance(item, Mapping) for item in value) else ", ").join(show(name, v) for v in value)
     if not isinstance(value, int | float):
-        return ", ".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)
+        return str(value)
     if name in ("bytes", "memory", "peak_memory") or name.endswith("_bytes"):
         return size(value)
     if name == "seconds" or name.endswith("_seconds"):

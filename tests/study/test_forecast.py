@@ -97,3 +97,11 @@ def test_a_flat_or_rising_curve_does_not_break_it():
     time = np.linspace(10, 300, 20)
     for level in (np.full(20, 2.0), np.linspace(1.5, 2.0, 20)):
         assert minutes_until(1.27, time, level).verdict in ("out of reach", "beyond")
+
+
+def test_a_curve_of_a_part_is_moved_to_the_whole():
+    time, level, lr, _ = curve(1.0, 4, 0.4, seed=2)
+    whole = minutes_until(1.27, time, level, lr)
+    moved = minutes_until(1.27, time, level + 0.1, lr, final=level[-1])
+    assert moved.minutes == pytest.approx(whole.minutes)
+    assert minutes_until(1.27, time, level + 0.1, lr).minutes > 1.5 * whole.minutes
