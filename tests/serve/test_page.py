@@ -50,7 +50,7 @@ def test_the_page_is_one_document_that_may_load_nothing_else():
 
 
 def test_the_script_never_turns_text_into_markup():
-    for name in ("page.js", "markdown.js"):
+    for name in ("page.js", "settings.js", "client.js", "markdown.js"):
         source = (files("onefold.serve") / name).read_text("utf-8")
         code = re.sub(r"^\s*//.*$", "", source, flags=re.M)
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", code)
