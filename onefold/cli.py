@@ -141,7 +141,7 @@ def serve(
     """A chat page and an OpenAI-compatible API at /v1."""
     from onefold.serve.server import serve as run
 
-    run(_open(model, device), host=host, port=port, key=key)
+    run(model, host=host, port=port, key=key, device=device)
 
 
 @app.command(epilog=_example("onefold evaluate runs/quickstart data=notes/", "onefold evaluate model.gguf data=stdlib"))
