@@ -160,7 +160,9 @@ def test_evaluation_sees_every_held_out_token_and_disturbs_nothing(make_run):
     model.eval()
     with torch.no_grad():
         for document in dataset.text("held_out"):
-            ids = torch.tensor([[dataset.tokenizer.start, *dataset.tokenizer.encode(document.text), dataset.tokenizer.end]])
+            ids = torch.tensor(
+                [[dataset.tokenizer.start, *dataset.tokenizer.encode(document.text), dataset.tokenizer.end]]
+            )
             for begin in range(0, ids.shape[1] - 1, 24):
                 piece = ids[:, begin : begin + 25]
                 nats += F.cross_entropy(model(piece[:, :-1])[0], piece[0, 1:], reduction="sum").item()
@@ -231,7 +233,9 @@ def test_a_second_interrupt_aborts(make_run, monkeypatch):
 
 
 def test_a_time_limit_ends_with_a_cool_down(make_run):
-    result = train(make_run({"trainer.steps": 1_000_000, "trainer.time_limit": 1.0, "trainer.checkpoint_every": 10_000}))
+    result = train(
+        make_run({"trainer.steps": 1_000_000, "trainer.time_limit": 1.0, "trainer.checkpoint_every": 10_000})
+    )
     assert result.status == "finished"
     assert result.log[-1]["seconds"] < 2.0
     rates = [r["lr"] for r in result.log]

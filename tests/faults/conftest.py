@@ -1,0 +1,10 @@
+"""The same small run as in tests/train, once for a module."""
+
+import pytest
+
+from tests.train.conftest import make_corpus, small_run
+
+
+@pytest.fixture(scope="module")
+def module_run(tmp_path_factory):
+    return small_run(make_corpus(tmp_path_factory.mktemp("corpus")), tmp_path_factory.mktemp("run") / "out")
