@@ -34,11 +34,11 @@ class ChatData(Config):
     kind: Literal["chat"] = "chat"
     path: str | None = None
     pairs: tuple[Source, ...] = ()
-    context: int = Field(512, ge=1)
+    context: int = Field(default=512, ge=1)
     tokenizer: Annotated[TrainBPE | LoadTokenizer, Slot()] | None = None  # None: that of the model it fine-tunes
-    held_out: float = Field(0.05, ge=0, le=0.5)
+    held_out: float = Field(default=0.05, ge=0, le=0.5)
     validation: str | None = None  # a JSONL to evaluate on instead of conversations held out
-    split_seed: int = Field(0, ge=0)
+    split_seed: int = Field(default=0, ge=0)
     too_long: Literal["shorten", "skip"] = "shorten"  # shorten: forget the oldest turns, but not the system's
 
     @field_validator("pairs", mode="before")

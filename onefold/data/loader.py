@@ -104,9 +104,9 @@ def _batches(
             raise UserError("there is nothing to train on: the data holds no tokens")
         for batch in range(seen // rows, planned.batches):
             begin = batch * rows + rank * mine
+            found = gather(planned, slice(begin, begin + mine))
             last = batch + 1 == planned.batches
-            after = (epoch + 1, 0) if last else (epoch, (batch + 1) * rows)
-            yield (gather(planned, slice(begin, begin + mine)), *after)
+            yield (found, epoch + 1, 0) if last else (found, epoch, (batch + 1) * rows)
         epoch, seen = epoch + 1, 0
 
 

@@ -47,7 +47,7 @@ def pairs(document: Document) -> Iterator[Pair]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
     lines = document.text.splitlines(keepends=True)
-    waiting: list[ast.stmt | ast.excepthandler] = tree.body[::-1]
+    waiting: list[ast.AST] = [*reversed(tree.body)]
     while waiting:  # statements only: walking all expressions takes as long as parsing
         node = waiting.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (pair := _pair(node, lines, document.name)):

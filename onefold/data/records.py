@@ -173,8 +173,8 @@ class RecordsWriter:
                 raise UserError(f"{self.path} holds other columns: {', '.join(index['columns'])}; nothing was appended")
             self._shards = index["shards"]
         self._waiting: dict[str, list[np.ndarray]] = {name: [] for name in self.columns}
-        self._held = self._rows = 0
-        self._file: pa.OSFile | None = None
+        self._held = 0
+        self._open: _OpenShard | None = None
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -186,9 +186,8 @@ class RecordsWriter:
             self._close_shard()
             index = {"format": FORMAT, "version": VERSION, "columns": _plain(self.columns), "shards": self._shards}
             atomic_write(self.path / INDEX, json.dumps(index, indent=1))
-        elif self._file is not None:
-            self._writer.close()
-            self._file.close()
+        elif self._open is not None:
+            self._open.close()
 
     def add(self, **record: Any) -> None:
         """One record: a value for every column."""
@@ -214,34 +213,48 @@ class RecordsWriter:
         arrays = [_to_arrow(column, self._waiting[name]) for name, column in self.columns.items()]
         chunk = pa.record_batch(arrays, schema=self._schema)
         try:
-            if self._file is None:
-                self._name = f"{len(self._shards):05}.arrow"
-                self._file = pa.OSFile(str(self.path / self._name), "wb")
-                self._writer = pa.ipc.new_file(self._file, self._schema)
-            self._writer.write_batch(chunk)
+            if self._open is None:
+                self._open = _OpenShard(self.path / f"{len(self._shards):05}.arrow", self._schema)
+            size = self._open.write(chunk)
         except OSError as error:
             raise disk_error(self.path, error) from error
-        self._rows += len(chunk)
         self._waiting = {name: [] for name in self.columns}
         self._held = 0
-        if self._file.tell() >= self._shard_bytes:
+        if size >= self._shard_bytes:
             self._close_shard()
 
     def _close_shard(self) -> None:
-        if self._file is None:
+        if self._open is None:
             return
         try:
-            self._writer.close()
-            self._file.close()
+            self._shards.append(self._open.close())
         except OSError as error:
             raise disk_error(self.path, error) from error
-        file = self.path / self._name
-        with file.open("rb") as written:
-            os.fsync(written.fileno())  # before the index names it
-        self._shards.append(
-            {"file": self._name, "rows": self._rows, "bytes": file.stat().st_size, "blake2b": digest_file(file)}
-        )
-        self._file, self._rows = None, 0
+        self._open = None
+
+
+class _OpenShard:
+    """An Arrow file that is being written."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self._path, self._rows = path, 0
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, schema)
+
+    def write(self, chunk: pa.RecordBatch) -> int:
+        """The file's size with this chunk."""
+        self._writer.write_batch(chunk)
+        self._rows += len(chunk)
+        return self._file.tell()
+
+    def close(self) -> dict[str, Any]:
+        """Its line of the index; the file is on the disk then."""
+        self._writer.close()
+        self._file.close()
+        with self._path.open("rb") as written:
+            os.fsync(written.fileno())
+        size, digest = self._path.stat().st_size, digest_file(self._path)
+        return {"file": self._path.name, "rows": self._rows, "bytes": size, "blake2b": digest}
 
 
 def _plain(columns: Mapping[str, Column]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Split:
 
     def whole(self, key: int) -> bool:
         place = np.searchsorted(self.held_out, np.uint64(key))
-        return place < len(self.held_out) and int(self.held_out[place]) == key
+        return bool(place < len(self.held_out) and self.held_out[place] == np.uint64(key))
 
     def divide(self, text: str, key: int) -> tuple[str, str]:
         """(for training, held out)."""

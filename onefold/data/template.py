@@ -131,11 +131,14 @@ def _compile(source: str) -> Template:
     for node in [*tree.find_all(nodes.Concat)]:
         # The sandbox has no hook for `a ~ b`; as a call of ours it is measured.
         node.nodes = [_call("concat__", node.nodes)]
-    return environment.from_string(tree.set_environment(environment))
+    tree.set_environment(environment)
+    return environment.from_string(tree)
 
 
 def _call(name: str, arguments: list[nodes.Expr]) -> nodes.Call:
-    return nodes.Call(nodes.Name(name, "load"), arguments, [], None, None).set_lineno(1, override=False)
+    call = nodes.Call(nodes.Name(name, "load"), arguments, [], None, None)
+    call.set_lineno(1)
+    return call
 
 
 def _helpers() -> dict[str, Any]:
@@ -183,11 +186,11 @@ def _join(parts: Iterable[Any], between: str = "", attribute: str | None = None)
 
 
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    margin = width if isinstance(width, str) else " " * width
+    margin = width[:MAX_WIDTH] if isinstance(width, str) else " " * min(width, MAX_WIDTH)
     lines = str(text).splitlines(keepends=True)
-    _bounded(len(lines) * min(len(margin), MAX_WIDTH))
+    _bounded(len(lines) * len(margin))
     return "".join(
-        line if (i == 0 and not first) or (not line.strip() and not blank) else margin[:MAX_WIDTH] + line
+        line if (i == 0 and not first) or (not line.strip() and not blank) else margin + line
         for i, line in enumerate(lines)
     )
 

@@ -25,11 +25,9 @@ class TrainBPE(Config):
     """A byte-level BPE tokenizer trained on the training split."""
 
     kind: Literal["bpe"] = "bpe"
-    vocab: int = Field(4096, ge=256)  # tokens at most, special ones included
+    vocab: int = Field(default=4096, ge=256)  # tokens at most, special ones included
     special: tuple[str, ...] = (END_OF_TEXT, *CHAT_TOKENS)  # the chat tokens are there before anyone needs them
-    sample_bytes: int = Field(
-        50_000_000, ge=1
-    )  # of a larger corpus, documents of about so many bytes are a fair sample
+    sample_bytes: int = Field(default=50_000_000, ge=1)  # of a larger corpus, a fair sample of about this size
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
         return Tokenizer.train(texts, self.vocab, self.special)
@@ -49,7 +47,7 @@ class Source(Config):
     """One place that text comes from. weight: its share of the training tokens, relative to the others' weights."""
 
     path: str = STDLIB
-    weight: float | None = Field(None, gt=0, allow_inf_nan=False)  # None, for all of them: as much as there is
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # None, for all of them: as much as there is
     field: str = "text"  # what holds the text in JSONL, Parquet and datasets
 
     @model_validator(mode="before")
@@ -66,11 +64,11 @@ class TextData(Config):
 
     kind: Literal["text"] = "text"
     sources: Sources = (Source(),)
-    context: int = Field(512, ge=1)
+    context: int = Field(default=512, ge=1)
     tokenizer: Annotated[TrainBPE | LoadTokenizer, Slot()] = TrainBPE()
-    held_out: float = Field(0.05, ge=0, le=0.5)  # share of the files
+    held_out: float = Field(default=0.05, ge=0, le=0.5)  # share of the files
     validation: str | None = None  # a source to evaluate on instead of files held out
-    split_seed: int = Field(0, ge=0)
+    split_seed: int = Field(default=0, ge=0)
 
     @field_validator("sources", mode="before")
     @classmethod

@@ -5,7 +5,8 @@ import pytest
 
 from onefold.data.tokenizer import Tokenizer
 
-WORDS = "the a model reads writes token tokens of in and then but file page green river run runs héllo 東京 🙂 x+=1".split()
+WORDS = """the a model reads writes token tokens of in and then but file page green river run runs héllo 東京 🙂
+x+=1""".split()  # noqa: SIM905
 
 
 def prose(seed: int, words: int) -> str:

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,9 +16,7 @@ counts = st.integers(1, 5)
 def scored(plan: Plan) -> Counter:
     """How often each (document, target) counts."""
     p = plan.pieces
-    return Counter(
-        (d, t) for d, o, n, s in zip(p.document, p.offset, p.length, p.skip) for t in range(o + s, o + n)
-    )
+    return Counter((d, t) for d, o, n, s in zip(p.document, p.offset, p.length, p.skip) for t in range(o + s, o + n))
 
 
 def everything(lengths) -> Counter:
@@ -25,7 +24,7 @@ def everything(lengths) -> Counter:
 
 
 def row_contents(plan: Plan) -> list[list[int]]:
-    return [plan.pieces.length[a:b].tolist() for a, b in zip(plan.first, plan.first[1:])]
+    return [plan.pieces.length[a:b].tolist() for a, b in pairwise(plan.first)]
 
 
 def check_layout(plan: Plan, rows: int) -> None:
@@ -71,7 +70,7 @@ def test_packing_is_best_fit_decreasing(lengths, context):
         if fitting:
             rooms.remove(min(fitting))
         rooms.append((min(fitting) if fitting else context) - n)
-    left = [context - int(lengths[order[a:b]].sum()) for a, b in zip(first, first[1:])]
+    left = [context - int(lengths[order[a:b]].sum()) for a, b in pairwise(first)]
     assert sorted(left) == sorted(rooms)
 
 

@@ -59,11 +59,16 @@ def test_appending_continues_the_store(tmp_path):
     check(tmp_path, range(25))
 
 
+def append_until_error(path):
+    with RecordsWriter(path, COLUMNS, append=True, chunk_bytes=10) as out:
+        out.add(**record(3))
+        raise OSError("no more")
+
+
 def test_a_failed_append_changes_nothing(tmp_path):
     write(tmp_path, range(10))
-    with pytest.raises(ValueError, match="a record needs"), RecordsWriter(tmp_path, COLUMNS, True, 10) as out:
-        out.add(**record(3))
-        out.add(id=1)
+    with pytest.raises(OSError, match="no more"):
+        append_until_error(tmp_path)
     check(tmp_path, range(10))
     write(tmp_path, range(10, 12), append=True)
     check(tmp_path, range(12))

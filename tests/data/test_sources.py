@@ -74,7 +74,7 @@ def test_a_dataset_saved_by_datasets(tmp_path):
     assert list(texts(tmp_path / "one").values()) == train["text"]
     assert list(texts(tmp_path / "several").values()) == train["text"]
     assert list(texts(tmp_path / "several" / "test").values()) == ["not me"]
-    with pytest.raises(UserError, match="'story' .it has text, n"):
+    with pytest.raises(UserError, match=r"'story' \(it has text, n\)"):
         texts(tmp_path / "one", field="story")
 
 

@@ -8,7 +8,7 @@ from onefold.data.template import DEFAULT_TEMPLATE, MAX_TEXT, render_template
 
 MESSAGES = [
     {"role": "system", "content": " Be brief. "},
-    {"role": "user", "content": "1 < 2 & \"quotes\" 東京"},
+    {"role": "user", "content": '1 < 2 & "quotes" 東京'},
     {"role": "assistant", "content": "Yes."},
 ]
 # In the manner of published templates.
@@ -19,7 +19,7 @@ CHATML = """{%- for message in messages -%}
 INST = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}
 {% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% endif %}
 {% for message in loop_messages %}
-    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}
     {% if loop.first and system_message is defined %}
         {% set content = '<<SYS>>\\n' ~ system_message.strip() ~ '\\n<</SYS>>\\n\\n' ~ message['content'] %}
     {% else %}{% set content = message['content'] %}{% endif %}
@@ -71,7 +71,7 @@ def test_renders_as_transformers_does(template, prompt):
         "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x | replace('a', n.x) %}{% endfor %}",
         "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x.join(['', '', n.x]) %}{% endfor %}",
         "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = [n.x, n.x] | join %}{% endfor %}",
-        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
+        "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% set step__ = namespace %}",
         "{% macro step__() %}{% endmacro %}",
@@ -90,7 +90,8 @@ def test_hostile_or_broken_templates_end_in_a_line(template):
     assert time.monotonic() - began < 5
 
 
-def test_endless_loops_are_stopped():
+def test_endless_loops_are_stopped(monkeypatch):
+    monkeypatch.setattr("onefold.data.template.MAX_STEPS", 20_000)
     nested = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
     with pytest.raises(UserError, match="steps"):
         render_template(nested, messages=MESSAGES)
