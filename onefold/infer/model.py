@@ -16,6 +16,7 @@ from onefold.data.tokenizer import Tokenizer
 from onefold.infer import engine
 from onefold.infer.beam import beam_search
 from onefold.infer.continuation import Continuation, Decodes
+from onefold.infer.few_rows import for_decoding
 from onefold.infer.sampling import Sampling, randomness
 from onefold.interop.loaded import Loaded
 from onefold.nn.position import LearnedPositionConfig
@@ -45,6 +46,7 @@ class Model:
     def __init__(self, loaded: Loaded):
         self._loaded = loaded
         self.network: nn.Module = loaded.model.eval()
+        self._decoder = for_decoding(self.network)
 
     @property
     def config(self) -> Config:
@@ -169,16 +171,16 @@ class Model:
         if sampling.beams > 1:
             self.finish(rows, sampling)
             return iter((None,))
-        return engine.generate(self.network, rows, sampling)
+        return engine.generate(self._decoder, rows, sampling)
 
     def finish(self, rows: Sequence[Continuation], sampling: Sampling) -> None:
         """Write the rows to their ends."""
         if sampling.beams == 1:
-            for _ in engine.generate(self.network, rows, sampling):
+            for _ in engine.generate(self._decoder, rows, sampling):
                 pass
             return
         ends = self._loaded.tokenizer.stops if self._loaded.tokenizer else ()
-        found = beam_search(self.network, [row.prompt for row in rows], [row.budget for row in rows], sampling, ends)
+        found = beam_search(self._decoder, [row.prompt for row in rows], [row.budget for row in rows], sampling, ends)
         for row, (best, *_) in zip(rows, found):
             row.write(best.ids, best.finish)
 
