@@ -55,15 +55,14 @@ def write_artifact(
     `weights`: parameters by our names, shared ones once.
     """
     kind = dtype_named(dtype)
-    weights = {name: tensor.to(kind) if kind else tensor for name, tensor in weights.items()}
-    write_safetensors(folder, weights)
+    write_safetensors(folder, weights, kind)
     if tokenizer is not None:
         save_tokenizer(folder, tokenizer)
     content = {
         "format": FORMAT,
         "version": VERSION,
         "model": config.to_dict(),
-        "weights": {"dtype": name_of(next(iter(weights.values())).dtype), "parameters": count(weights)},
+        "weights": {"dtype": name_of(kind or next(iter(weights.values())).dtype), "parameters": count(weights)},
         "card": dict(card or {}),
     }
     (folder / FILE).write_text(json.dumps(content, indent=1, default=str))

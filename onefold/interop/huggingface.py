@@ -66,7 +66,7 @@ def save_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None" 
     with atomic_folder(Path(folder)) as temporary:
         content = {**written, **tokens, "torch_dtype": name_of(kind)}
         (temporary / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-        write_safetensors(temporary, {name: tensor.to(kind) for name, tensor in weights.items()})
+        write_safetensors(temporary, weights, dtype_named(dtype))
         if tokenizer is not None:
             save_tokenizer(temporary, tokenizer, loaded.card.get("generation"))
 

@@ -80,7 +80,7 @@ def fill(
         if tensor.shape != shape:
             raise UserError(_misfit(first, tensor, shape, where))
         kept = torch.empty(shape, device=device, dtype=kind).copy_(tensor)
-        if not torch.isfinite(kept).all():
+        if not torch.isfinite(kept.sum(dtype=torch.float32)):  # one pass: a sum keeps every NaN and infinity
             raise UserError(f"{where}: {first} has numbers that are not finite: damaged, or the dtype too narrow")
         parameter = nn.Parameter(kept)
         for name in (first, *others):

@@ -3,8 +3,6 @@
 Sources: the reference code of Llama (llama/model.py, llama3/tokenizer.py) and of mistral-inference.
 """
 
-import base64
-import binascii
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,14 +12,13 @@ import torch
 from torch import Tensor
 
 from onefold.core.errors import UserError
-from onefold.data.tokenizer import Tokenizer
 from onefold.interop.config_json import read_config
 from onefold.interop.huggingface import read_json
 from onefold.interop.loaded import Loaded, fill
+from onefold.interop.meta_tokens import load_makers_tokenizer
 from onefold.interop.table import GateUp, QueryKeyValue, Row, Table
 from onefold.interop.tensors import SafetensorFiles, read_index, read_pickled
 from onefold.interop.tokens import check_vocabulary
-from onefold.interop.vocabulary import frame, mark_special, ranked_bytes
 
 TABLE = Table(
     rows=(
@@ -70,7 +67,7 @@ def load_makers(folder: Path, device: "str | torch.device" = "cpu", dtype: "str 
     source = _open(folder, width)
     data = describe(params, source, where)
     _, config, _ = read_config(data, str(folder / "params.json"))
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_makers_tokenizer(folder)
     check_vocabulary(tokenizer, config, where)
     model = fill(config, lambda names: TABLE.read(config, names, source, where), torch.device(device), dtype, where)
     return Loaded(config, model, tokenizer, {"source": where, "format": "makers", "family": data["model_type"]})
@@ -173,43 +170,3 @@ def _open(folder: Path, width: int) -> Mapping[str, Tensor]:
 def _context(params: Mapping[str, Any], mistral: bool, theta: float) -> int:
     """params.json does not say it: Mistral 32k, Llama 3.1 128k, Llama 3 8k, Llama 2 4k."""
     return 32768 if mistral else 131072 if params.get("use_scaled_rope") else 8192 if theta > 1e5 else 4096
-
-
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    """tokenizer.model, from Mistral also with a version: SentencePiece, or for Llama 3 ranked bytes in base64."""
-    files = sorted(folder.glob("tokenizer.model*"))
-    if not files:
-        return None
-    with files[-1].open("rb") as file:
-        first = file.readline(400).split()
-    return _llama3(files[-1]) if len(first) == 2 and first[1] == b"0" else _sentencepiece(files[-1])
-
-
-def _sentencepiece(file: Path) -> Tokenizer:
-    from onefold.data.sentencepiece import read_sentencepiece
-
-    backend, roles = read_sentencepiece(file)
-    return Tokenizer(backend, roles["bos"], roles["eos"], roles["pad"])
-
-
-def _llama3(file: Path) -> Tokenizer:
-    try:
-        tokens = [base64.b64decode(line.split()[0], validate=True) for line in file.read_bytes().splitlines() if line]
-    except (binascii.Error, IndexError):
-        raise UserError(f"{file} is damaged: not lines of base64 and rank") from None
-    backend = ranked_bytes(tokens, "llama-bpe")
-    names = "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id "
-    names += "reserved_special_token_2 start_header_id end_header_id eom_id eot_id python_tag"
-    special = [f"<|{name}|>" for name in names.split()]
-    special += [f"<|reserved_special_token_{i}|>" for i in range(3, 256 - len(special) + 3)]
-    mark_special(backend, special)
-    frame(backend, special[0], None)
-    stops = [len(tokens) + special.index(f"<|{name}|>") for name in ("end_of_text", "eom_id", "eot_id")]
-    return Tokenizer(backend, special[0], special[1], "<|finetune_right_pad_id|>", LLAMA3_TEMPLATE, stops)
-
-
-LLAMA3_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n{{ message.content | trim }}<|eot_id|>"
-    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)

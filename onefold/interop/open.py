@@ -32,7 +32,7 @@ def open_model(
         return _open_file(place, device, dtype)
     if place.is_dir():
         return _open_folder(place, device, dtype)
-    if hub.looks_like_id(str(path)):
+    if hub.looks_like_id(str(path)) and not place.parent.is_dir():  # in a folder that is here it is a mistyped path
         return _open_folder(hub.fetch(str(path)), device, dtype)
     raise UserError(f"{path} does not exist: give a run, a model folder, a .gguf file or a hub id like org/name")
 
@@ -62,6 +62,8 @@ def _open_folder(folder: Path, device: torch.device, dtype: "str | torch.dtype |
         return artifact.load_artifact(folder, device, dtype)
     if (folder / CHECKPOINTS).is_dir():
         return _open_run(folder, device, dtype)
+    if folder.name == CHECKPOINTS and any(checkpoints(folder.absolute().parent)):
+        return _open_run(folder.absolute().parent, device, dtype)
     if meta.is_makers_folder(folder) and not _is_published(folder):
         return meta.load_makers(folder, device, dtype)
     if _is_published(folder):

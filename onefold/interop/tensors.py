@@ -81,27 +81,32 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write_safetensors(folder: Path, weights: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
-    """`model.safetensors`, or shards of at most `shard_bytes` and their index, as Hugging Face names them."""
+def write_safetensors(
+    folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """`model.safetensors`, or shards of at most `shard_bytes` and their index, as Hugging Face names them.
+
+    `dtype`: None keeps each tensor's. Memory: one shard where tensors have to be converted or copied.
+    """
+    sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in weights.items()}
     shards: list[list[str]] = [[]]
     size = 0
-    for name, tensor in weights.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
+    for name in weights:
+        if shards[-1] and size + sizes[name] > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += tensor.nbytes
-    total = sum(tensor.nbytes for tensor in weights.values())
+        size += sizes[name]
     places = {}
     for i, names in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
         places |= dict.fromkeys(names, file)
         try:
-            save_file({name: _alone(weights[name]) for name in names}, folder / file, metadata={"format": "pt"})
+            save_file({name: _alone(weights[name], dtype) for name in names}, folder / file, {"format": "pt"})
         except SafetensorError as error:  # a full disk, most often
             raise OSError(f"{error}") from error
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places.items()))}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
@@ -138,9 +143,9 @@ def _is_zip(path: Path) -> bool:
         return False
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def _alone(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """On the CPU, in a memory of its own: views share theirs, which the format refuses."""
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 

@@ -85,12 +85,17 @@ def byte_level(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]],
     return tokenizer
 
 
-def ranked_bytes(tokens: Sequence[bytes], cut: str) -> Tokenizer:
-    """Byte-level BPE from tokens in order of rank (tiktoken's files): their merges are found again."""
+def ranked_bytes(tokens: Sequence[bytes], cut: str, first: Sequence[str] = ()) -> Tokenizer:
+    """Byte-level BPE from tokens in order of rank (tiktoken's files), ids from behind `first` on.
+
+    Their merges are found again: a token that is made earlier is joined earlier.
+    """
     letters = byte_letters()
     pieces = ["".join(letters[b] for b in token) for token in tokens]
-    vocabulary = {piece: rank for rank, piece in enumerate(pieces)}
-    return byte_level(vocabulary, merges_of(pieces, vocabulary), cut)
+    ranks = {piece: rank for rank, piece in enumerate(pieces)}
+    merges = merges_of(pieces, ranks)
+    vocabulary = {piece: i for i, piece in enumerate([*first, *pieces])}
+    return byte_level(vocabulary, merges, cut)
 
 
 def scored_pieces(

@@ -1,6 +1,5 @@
 """Meta's and Mistral's own folders, against a small model written here as their papers and reference code have it."""
 
-import base64
 import json
 
 import pytest
@@ -171,35 +170,3 @@ def test_missing_and_unlike_shards_are_named(tmp_path):
     (tmp_path / "consolidated.02.pth").unlink()
     with pytest.raises(UserError, match=r"norm.weight is not in all shards"):
         load_makers(tmp_path)
-
-
-def test_llama_3_tokenizer_of_ranked_bytes(tmp_path):
-    tiktoken = pytest.importorskip("tiktoken")
-    from onefold.data.tokenizer import Tokenizer
-    from onefold.interop.meta import _tokenizer
-    from onefold.interop.vocabulary import LLAMA3_PATTERN, byte_letters
-
-    # A vocabulary with real merges: ours, its printable letters turned back into bytes, in order of rank.
-    trained = Tokenizer.train([__doc__ * 4, "def reference(params, weights, tokens): return 12345"], 330, special=())
-    byte = {letter: number for number, letter in byte_letters().items()}
-    tokens = sorted(trained.vocabulary.items(), key=lambda item: item[1])
-    ranked = [bytes(byte[letter] for letter in token) for token, _ in tokens]
-    lines = [b"%s %d" % (base64.b64encode(token), rank) for rank, token in enumerate(ranked)]
-    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(lines))
-    ours = _tokenizer(tmp_path)
-    theirs = tiktoken.Encoding(
-        "x", pat_str=LLAMA3_PATTERN, mergeable_ranks={token: i for i, token in enumerate(ranked)}, special_tokens={}
-    )
-    for text in (__doc__, "It's  WE'LL\n\n 1234567 ½🙂 \t x", "reference(params)"):
-        assert ours.encode(text) == theirs.encode(text)
-        assert ours.decode(ours.encode(text)) == text
-    n = len(ranked)
-    assert ours.size == n + 256
-    assert ours.special["<|begin_of_text|>"] == n
-    assert ours.special["<|eot_id|>"] == n + 9
-    assert ours.special["<|reserved_special_token_247|>"] == n + 255
-    assert ours.prefix == [n]
-    assert {n + 1, n + 8, n + 9} <= ours.stops
-    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\n!!! 1\n")
-    with pytest.raises(UserError, match="not lines of base64"):
-        _tokenizer(tmp_path)

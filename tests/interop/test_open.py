@@ -80,6 +80,7 @@ def test_a_run_gives_its_best_checkpoint_or_else_the_newest(loaded, tmp_path):
     (run / "checkpoints/best.json").write_text(json.dumps({"step": 2, "value": 1.5}))
     assert open_model(run).card == {"step": 2}
     assert open_model(run / "checkpoints/9").card == {"step": 9}
+    assert open_model(run / "checkpoints").card == {"step": 2}
     for content in ('{"step": 77}', "{", "[]"):
         (run / "checkpoints/best.json").write_text(content)
         assert open_model(run).card == {"step": 10}
@@ -122,13 +123,15 @@ def test_of_several_stages_the_last_one(loaded, tmp_path):
         open_model(out / "empty")
 
 
-def test_what_is_no_model_gets_one_line(tmp_path):
+def test_what_is_no_model_gets_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/config.json").write_text('{"data": 3}')
     (tmp_path / "short.gguf").write_bytes(b"GG")
     cases = {
         tmp_path / "none": "does not exist: give a run",
+        "folder/none": "does not exist: give a run",  # relative: no hub id, since the folder is here
         tmp_path / "notes.txt": "is no model: give a .gguf file",
         tmp_path / "folder": "holds no model: looked for",
         tmp_path / "short.gguf": "not a GGUF file|cut off",
