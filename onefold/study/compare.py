@@ -44,7 +44,7 @@ class Comparison:
         from rich.table import Table
         from rich.text import Text
 
-        console = console or Console()
+        out = console or Console()
         for title, rows in (("Results", self.results), ("Different settings", self.differences)):
             if not rows:
                 continue
@@ -55,12 +55,12 @@ class Comparison:
             for row in rows:
                 cells = [Text(v, style="bold green" if i == row.best else "") for i, v in enumerate(row.values)]
                 table.add_row(Text(row.name), *cells)
-            console.print(table)
-            console.print()
+            out.print(table)
+            out.print()
         if not self.differences:
-            console.print("All settings are the same.\n")
+            out.print("All settings are the same.\n")
         for name, line in self.sparks():
-            console.print(Text(f"{line}  {name}"))
+            out.print(Text(f"{line}  {name}"))
 
     def sparks(self, width: int = 48) -> list[tuple[str, str]]:
         """(name, blocks) of each held-out curve, all on the same axes of time and of logarithmic loss."""

@@ -94,7 +94,7 @@ def _verdict(target: float, name: str, end: float, curves: np.ndarray) -> Foreca
     floor = float(np.median(floors)) if len(floors) else None
     figures: dict[str, Any] = {"low": low, "high": high, "floor": floor, "reaching": reaching}
     figures["path"] = _path(curves, end, min(HORIZON * end, max(10 * end, 60 * 1.5 * (high or middle or 0))))
-    if middle is not None:
+    if low is not None and middle is not None:
         width = _range(low, high) if high else f"{_minutes(low)} at least, perhaps never"
         times = f", {middle * 60 / end:.0f} times this run" if middle * 60 > 2 * end else ""
         text = f"{name} should fall after about {_minutes(middle)} of training at this size ({width}){times}."
@@ -140,8 +140,9 @@ def _votes(time: np.ndarray, level: np.ndarray, random: np.random.Generator) -> 
 def _path(curves: np.ndarray, first: float, last: float) -> tuple[tuple[float, float, float, float], ...]:
     """What the fits expect between two times, for a picture."""
     times = np.geomspace(first, last, 32)
-    band = [np.percentile(_value(curves, time), (10, 50, 90)) for time in times]
-    return tuple((float(time) / 60, *(float(level) for level in levels)) for time, levels in zip(times, band))
+    band = np.array([np.percentile(_value(curves, time), (10, 50, 90)) for time in times])
+    low, middle, high = band.T.tolist()
+    return tuple(zip((times / 60).tolist(), low, middle, high))
 
 
 def _value(curves: np.ndarray, time: float) -> np.ndarray:

@@ -95,7 +95,8 @@ def _lead(results: Mapping[str, Any], final: Mapping[str, Any], baselines: list[
     start = f"In {words.duration(seconds)}{f' on {place}' if place else ''}, a" if seconds else "A"
     who = f"{start} model of {words.large(parameters)} parameters" if parameters else f"{start} model"
     read = f"read {words.large(tokens)} tokens of" if tokens else "was trained on"
-    text = f"{who} {read} {NAMES.get(data.get('name'), data.get('name')) or 'text'}."
+    name = str(data.get("name") or "text")
+    text = f"{who} {read} {NAMES.get(name, name)}."
     if bits:
         text += f" It predicts files that it has never seen with {bits:.2f} bits per byte"
         beaten = sorted((b["bits_per_byte"], b["name"]) for b in baselines if b["bits_per_byte"] > bits)
@@ -203,8 +204,9 @@ def _is_split(name: str, value: Any) -> bool:
 
 
 def _split_items(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    nested = data.get("splits") if isinstance(data.get("splits"), Mapping) else data
-    return [(k, v) for k, v in nested.items() if isinstance(v, Mapping) and k != "splits"]
+    nested = data.get("splits")
+    items = (nested if isinstance(nested, Mapping) else data).items()
+    return [(name, value) for name, value in items if isinstance(value, Mapping) and name != "splits"]
 
 
 def _splits(data: Mapping[str, Any]) -> dict[str, Any] | None:
