@@ -95,7 +95,7 @@ def read_conversations(path: str | Path) -> Iterator[tuple[str, list[dict[str, A
 
     Raises UserError naming the file and line of the first mistake.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{path} does not exist: chat needs a JSONL file with a conversation on each line")
     found = False
@@ -195,5 +195,6 @@ def _encode(text: str, names: Sequence[str], mark: str, tokenizer: Tokenizer) ->
     """Ids of rendered text: the template's special tokens become themselves, shielded names plain characters."""
     ids: list[int] = []
     for n, part in enumerate(re.split(f"{mark}(\\d+){mark}", text)):
-        ids += tokenizer.encode(names[int(part)]) if n % 2 else tokenizer.encode(part, special=True)
+        if part:
+            ids += tokenizer.encode(names[int(part)]) if n % 2 else tokenizer.encode(part, special=True)
     return ids

@@ -74,7 +74,10 @@ class Dataset:
         return Evaluation(plan_evaluation(self._lengths(split), self.context, rows, stride), self._gather(split))
 
     def bytes(self, split: Split) -> int:
-        """UTF-8 bytes of the text that the split's targets spell, for bits per byte."""
+        """UTF-8 bytes of the text that the split's targets spell, for bits per byte.
+
+        The targets also say where each document ends, so their cost is that of a text which can be read back whole.
+        """
         return self.facts[split]["bytes"]
 
     def text(self, split: Split) -> Iterator[Document]:

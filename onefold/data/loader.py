@@ -4,6 +4,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -134,74 +135,40 @@ def gather(plan: Plan, rows: slice, tokens: Ragged, pad: int, learned: Ragged | 
     """The batch of these rows of a plan, which lie in one batch of it.
 
     tokens: start, text, end of every document; input t predicts target t + 1. learned: for each token 1 if it is to be
-    predicted; None: all are. Rows that the plan leaves empty are `pad` with weight 0.
+    predicted; None: all are. Places that the plan leaves empty are `pad` with weight 0, in a segment of their own.
     """
-    pure = bool(plan.pure[rows.start // plan.rows])
     first = plan.first[rows.start : rows.stop + 1]
-    pieces = plan.pieces.take(np.arange(first[0], first[-1]))
-    starts = tokens.starts[pieces.document] + pieces.offset
-    make = _pure if pure else _mixed
-    arrays = make(plan.context, np.diff(first), starts, pieces.length, pieces.skip, tokens, pad, learned)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    if torch.cuda.is_initialized():
-        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-    return TokenBatch(**tensors)
-
-
-def _pure(
-    context: int,
-    counts: np.ndarray,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    skip: np.ndarray,
-    tokens: Ragged,
-    pad: int,
-    learned: Ragged | None,
-) -> dict[str, np.ndarray]:
-    """Rows of one full piece each (or none): nothing to mask."""
-    full = counts > 0
-    both = np.full((len(counts), context + 1), pad, np.int64)
-    both[full] = tokens.windows(starts, context + 1)
-    weights = np.zeros((len(counts), context), np.float32)
-    weights[full] = np.arange(context) >= skip[:, None]
-    if learned is not None:
-        weights[full] *= learned.windows(starts + 1, context)
-    return {"tokens": both[:, :-1].copy(), "targets": both[:, 1:].copy(), "weights": weights}
-
-
-def _mixed(
-    context: int,
-    counts: np.ndarray,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    skip: np.ndarray,
-    tokens: Ragged,
-    pad: int,
-    learned: Ragged | None,
-) -> dict[str, np.ndarray]:
-    """Rows of several pieces, each a segment with positions of its own; padding is one more segment."""
-    rows = len(counts)
-    row = np.repeat(np.arange(rows), counts)
-    number = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)  # of the piece in its row
+    pieces, counts = plan.pieces.take(np.arange(first[0], first[-1])), np.diff(first)
+    lengths, context = pieces.length, plan.context
+    row = np.repeat(np.arange(len(counts)), counts)
     before = np.cumsum(lengths) - lengths  # tokens of all pieces before this one
-    filled = np.bincount(row, lengths, rows).astype(np.int64)
-    column = before - np.repeat(np.cumsum(filled) - filled, counts)  # where in its row a piece begins
+    filled = np.bincount(row, lengths, len(counts)).astype(np.int64)
+    column = before - (np.cumsum(filled) - filled)[row]  # where in its row a piece begins
     inside = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
     place = np.repeat(row * context + column, lengths) + inside
-    empty = np.arange(context) - filled[:, None]  # below 0: not padding
-    found = {
-        "tokens": np.full((rows, context), pad, np.int64),
-        "targets": np.full((rows, context), pad, np.int64),
-        "weights": np.zeros((rows, context), np.float32),
-        "positions": np.maximum(empty, 0),
-        "segments": np.repeat(counts[:, None], context, axis=1),
-    }
-    flat = {name: array.reshape(-1) for name, array in found.items()}
-    flat["tokens"][place] = tokens.gather(starts, lengths)
-    flat["targets"][place] = tokens.gather(starts + 1, lengths)
-    flat["weights"][place] = inside >= np.repeat(skip, lengths)
+
+    def laid(values: np.ndarray, empty: np.ndarray) -> torch.Tensor:
+        """Values at their places, `empty` elsewhere: [B, T]."""
+        empty.reshape(-1)[place] = values
+        tensor = torch.from_numpy(empty)
+        return tensor.pin_memory() if torch.cuda.is_initialized() else tensor
+
+    shape = (len(counts), context)
+    starts = tokens.starts[pieces.document] + pieces.offset
+    weights = inside >= np.repeat(pieces.skip, lengths)
     if learned is not None:
-        flat["weights"][place] *= learned.gather(starts + 1, lengths)
-    flat["positions"][place] = inside
-    flat["segments"][place] = np.repeat(number, lengths)
-    return found
+        weights = weights * learned.gather(starts + 1, lengths)
+    batch = TokenBatch(
+        tokens=laid(tokens.gather(starts, lengths), np.full(shape, pad, np.int64)),
+        targets=laid(tokens.gather(starts + 1, lengths), np.full(shape, pad, np.int64)),
+        weights=laid(weights, np.zeros(shape, np.float32)),
+    )
+    if plan.pure[rows.start // plan.rows]:
+        return batch
+    number = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]  # of a piece in its row
+    padding = np.arange(context) - filled[:, None]  # below 0: none
+    return replace(
+        batch,
+        positions=laid(inside, np.maximum(padding, 0)),
+        segments=laid(np.repeat(number, lengths), np.repeat(counts[:, None], context, axis=1)),
+    )

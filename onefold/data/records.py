@@ -7,6 +7,7 @@ which any Arrow reader opens. The index is replaced last and at once, so a crash
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -103,7 +104,7 @@ class Strided:
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """The records at these places, [len(rows), *shape]."""
         rows = np.asarray(rows, np.int64)
-        return _take(self._chunks, self._bounds, rows, rows, self._empty)
+        return _take(self._chunks, self._bounds, rows, self._empty)
 
     def __getitem__(self, row: int) -> np.ndarray:
         return self.gather(np.array([row]))[0]
@@ -140,13 +141,7 @@ class Ragged:
         lengths = np.asarray(lengths, np.int64)
         before = np.cumsum(lengths) - lengths
         places = np.repeat(np.asarray(starts, np.int64) - before, lengths) + np.arange(int(lengths.sum()))
-        return _take(self._chunks, self._bounds, places, places, self._empty)
-
-    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Ranges of equal length as rows, [len(starts), length]. A range lies within one record."""
-        starts = np.asarray(starts, np.int64)
-        places = starts[:, None] + np.arange(length)
-        return _take(self._chunks, self._bounds, places, starts, self._empty)
+        return _take(self._chunks, self._bounds, places, self._empty)
 
 
 class RecordsWriter:
@@ -187,7 +182,7 @@ class RecordsWriter:
             index = {"format": FORMAT, "version": VERSION, "columns": _plain(self.columns), "shards": self._shards}
             atomic_write(self.path / INDEX, json.dumps(index, indent=1))
         elif self._open is not None:
-            self._open.close()
+            self._open.abandon()
 
     def add(self, **record: Any) -> None:
         """One record: a value for every column."""
@@ -246,6 +241,12 @@ class _OpenShard:
         self._writer.write_batch(chunk)
         self._rows += len(chunk)
         return self._file.tell()
+
+    def abandon(self) -> None:
+        with suppress(OSError):
+            self._writer.close()
+        with suppress(OSError):
+            self._file.close()
 
     def close(self) -> dict[str, Any]:
         """Its line of the index; the file is on the disk then."""
@@ -313,15 +314,11 @@ def _text_bytes(array: pa.Array) -> np.ndarray:
     return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
 
 
-def _take(
-    chunks: Sequence[np.ndarray], bounds: np.ndarray, places: np.ndarray, keys: np.ndarray, empty: np.ndarray
-) -> np.ndarray:
-    """chunks, as if joined, at `places`; `keys` [len(places)] tell each place's (or row of places') chunk."""
-    if len(places) == 0:
-        return empty.reshape(*places.shape, *empty.shape[1:])
+def _take(chunks: Sequence[np.ndarray], bounds: np.ndarray, places: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """`chunks`, as if joined, at `places`; chunk i holds the places [bounds[i], bounds[i + 1])."""
     if len(chunks) == 1:
         return chunks[0].take(places, axis=0)
-    which = np.searchsorted(bounds, keys, side="right") - 1
+    which = np.searchsorted(bounds, places, side="right") - 1
     found = np.empty((*places.shape, *empty.shape[1:]), empty.dtype)
     for i in np.unique(which):
         mine = which == i

@@ -74,7 +74,7 @@ def read(path: str | Path, field: str = "text", skipped: Skipped | None = None) 
 
 def stamp(path: str | Path) -> str | None:
     """A hash of names, sizes and times of what `read` would open, to notice changes cheaply. None: nothing is there."""
-    if path != STDLIB and not Path(path).exists():
+    if path != STDLIB and not Path(path).expanduser().exists():
         return None
     root, files = _files(path)
     digest = hashlib.blake2b(digest_size=8)

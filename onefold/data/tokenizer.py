@@ -7,6 +7,7 @@ generation from an empty prompt begins where training documents began. Trained h
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +29,7 @@ _TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn
 
 
 class Tokenizer:
-    """An immutable tokenizer with its special tokens and chat template.
+    """A tokenizer that never changes, with its special tokens and chat template.
 
     `bos`, `eos` and `pad` are ids or token strings; `stops` are further ids that end a turn.
     """
@@ -89,7 +90,10 @@ class Tokenizer:
         return cls(**load(Path(path)))
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` opens too."""
+        """Write tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` opens too.
+
+        Further ids that end a turn go where such models have them, into generation_config.json.
+        """
         folder = Path(folder)
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         for name, token in (("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad)):
@@ -97,6 +101,9 @@ class Tokenizer:
                 config[name] = self._literal.id_to_token(token)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
+        if self._given_stops:
+            stops = sorted(self.stops)
+            atomic_write(folder / "generation_config.json", json.dumps({"eos_token_id": stops}, indent=2))
         atomic_write(folder / "tokenizer.json", self._literal.to_str())
         atomic_write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))
 
@@ -131,7 +138,11 @@ class Tokenizer:
         return Tokenizer(backend, self.bos, self.eos, self.pad, self.chat_template, self._given_stops)
 
     def with_template(self, chat_template: str | None) -> "Tokenizer":
-        return Tokenizer(self._literal, self.bos, self.eos, self.pad, chat_template, self._given_stops)
+        """This tokenizer with another chat template."""
+        changed = copy(self)
+        changed.__dict__.pop("digest", None)
+        changed.chat_template = chat_template
+        return changed
 
     @property
     def backend(self) -> Backend:

@@ -131,6 +131,15 @@ def test_sentencepiece_models_give_the_ids_of_the_library(kind, rule, trim, tmp_
     assert "".join(map(stream.push, ids)) + stream.finish() == ours.decode(ids)
 
 
+def test_everything_survives_saving(tokenizer, tmp_path):
+    given = Tokenizer(tokenizer.backend, bos=None, eos=3, pad="<|user|>", chat_template="x", stops=[9])
+    given.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert (again.bos, again.eos, again.pad, again.chat_template, again.stops) == (None, 3, 2, "x", given.stops)
+    assert again.digest == given.digest != given.with_template("y").digest
+    assert 9 in again.stops
+
+
 def test_side_files_are_heeded(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
