@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ def _open_folder(folder: Path, device: torch.device, dtype: "str | torch.dtype |
         raise UserError(f"{folder} holds {len(files)} GGUF files; name one, for example {files[0]}")
     stages = [inner for inner in folder.iterdir() if (inner / CHECKPOINTS).is_dir() and any(checkpoints(inner))]
     if stages:
-        return _open_run(max(stages, key=lambda run: (run / CHECKPOINTS).stat().st_mtime), device, dtype)
+        return _open_run(_last(stages), device, dtype)
     raise UserError(
         f"{folder} holds no model: looked for artifact.json, checkpoints/, a published config.json, "
         "params.json and *.gguf"
@@ -97,17 +98,29 @@ def _open_run(run: Path, device: torch.device, dtype: "str | torch.dtype | None"
     raise first or UserError(f"{run / CHECKPOINTS} is empty: the run has not saved anything yet")
 
 
+def _last(stages: list[Path]) -> Path:
+    """The stage that no other stage began with; of several, the one that saved last."""
+    begun_with = {Path(_json(stage / "config.json").get("start") or "").name for stage in stages}
+    ends = [stage for stage in stages if stage.name not in begun_with] or stages
+    return max(ends, key=lambda stage: (stage / CHECKPOINTS).stat().st_mtime)
+
+
 def _best(folder: Path) -> int | None:
-    try:
-        return int(json.loads((folder / "best.json").read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    step = _json(folder / "best.json").get("step")
+    return step if isinstance(step, int) else None
 
 
 def _is_published(folder: Path) -> bool:
-    """A config.json of Hugging Face's kind; a run's own config.json says neither."""
+    """A config.json of Hugging Face's kind, or one that nobody can read; a run's own says neither."""
+    file = folder / "config.json"
+    data = _json(file)
+    return "model_type" in data or "architectures" in data or (file.is_file() and not data)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A JSON object; {} for a file that is missing, damaged or something else."""
     try:
-        data = json.loads((folder / "config.json").read_text())
+        data = json.loads(file.read_text())
     except (OSError, ValueError):
-        return (folder / "config.json").is_file()
-    return isinstance(data, dict) and ("model_type" in data or "architectures" in data)
+        return {}
+    return data if isinstance(data, dict) else {}

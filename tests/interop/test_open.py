@@ -119,6 +119,9 @@ def test_of_several_stages_the_last_one(loaded, tmp_path):
     assert open_model(out).card == {"step": 7}
     os.utime(first, (3, 3))
     assert open_model(out).card == {"step": 5}
+    (out / "pretrain/config.json").write_text(json.dumps({"start": None}))
+    (out / "chat/config.json").write_text(json.dumps({"start": str(out / "pretrain")}))
+    assert open_model(out).card == {"step": 7}  # it began with the other, which was trained on since
     with pytest.raises(UserError, match="has not saved anything yet"):
         open_model(out / "empty")
 
