@@ -98,7 +98,7 @@ def pretraining(job: Quickstart, data: TextData, size: Size) -> Run:
                 "compile": size.compiled,
                 "schedule": {"kind": "wsd", "cooldown": size.cooldown},
                 "time_limit": job.minutes * 60,
-                "evaluate_every": max(1, size.steps // 12),
+                "evaluate_every": max(1, size.steps // 20),
                 "evaluate_batches": 4,
                 "checkpoint_every": max(1, size.steps // 4),
             }
@@ -141,7 +141,7 @@ def evaluate_and_report(job: Quickstart, dataset: Dataset, chatty: bool) -> Path
     seconds, curve, rates = _curve(job)
     primed = next(b for b in yardsticks if b.name == "primed xz")
     estimate = forecast.minutes_until(
-        primed.bits_per_byte, seconds, curve, rates, name="primed xz"
+        primed.bits_per_byte, seconds, curve, rates, name="primed xz", final=score.bits_per_byte
     )
     final = {"bits_per_byte": score.bits_per_byte, "loss": score.loss, "perplexity": score.perplexity}
     stages = [{"name": PRETRAIN, "folder": PRETRAIN, "title": "Pre-training"}]
@@ -150,7 +150,7 @@ def evaluate_and_report(job: Quickstart, dataset: Dataset, chatty: bool) -> Path
     write_results(
         job.out,
         title="quickstart",
-        final=final | {"parameters": model.parameters_count},
+        final=final | {"parameters": model.parameters_count, "peak_memory": machine.peak_memory()},
         baselines=yardsticks,
         estimate=estimate,
         samples=list(_samples(job, dataset, model, chatty)),

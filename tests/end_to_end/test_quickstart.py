@@ -1,0 +1,62 @@
+"""The main job in small: own text and own conversations in; a report and a model that answers out."""
+
+import json
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import onefold
+from onefold.core.errors import UserError
+from onefold.recipes.quickstart import run
+from onefold.study.results import read_results
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart")
+    sources = Path(sysconfig.get_path("stdlib")) / "json"
+    (folder / "text").mkdir()
+    for n, line in enumerate("".join(f.read_text() for f in sorted(sources.glob("*.py"))).split("\n\n\n")):
+        (folder / "text" / f"{n}.py").write_text(line)
+    with (folder / "chat.jsonl").open("w") as file:
+        for n in range(30):
+            turns = [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"A number, {n}."}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    run(data=str(folder / "text"), chat=str(folder / "chat.jsonl"), minutes=0.05, out=str(folder / "out"))
+    return folder
+
+
+def test_it_leaves_a_report_with_all_four_baselines(done):
+    found = read_results(done / "out")
+    assert [b["name"] for b in found["baselines"]] == ["bigram", "5-gram", "xz", "primed xz"]
+    assert found["final"]["bits_per_byte"] > 0
+    page = (done / "out" / "report.html").read_text()
+    assert "primed xz" in page
+    assert found["data"]["hash"] in page
+
+
+def test_the_model_it_leaves_is_the_one_that_answers(done):
+    model = onefold.load(done / "out")
+    assert isinstance(model.chat([{"role": "user", "content": "What is 3?"}], max_new_tokens=5), str)
+    assert model.tokenizer.chat_template
+
+
+def test_given_again_it_trains_no_more(done, capsys):
+    before = (done / "out" / "size.json").read_text()
+    run(data=str(done / "text"), chat=str(done / "chat.jsonl"), minutes=0.05, out=str(done / "out"))
+    assert "is finished" in capsys.readouterr().err
+    assert (done / "out" / "size.json").read_text() == before
+
+
+def test_another_job_in_the_same_folder_is_refused(done):
+    with pytest.raises(UserError, match="minutes"):
+        run(data=str(done / "text"), chat=str(done / "chat.jsonl"), minutes=1.0, out=str(done / "out"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"minutes": -1}, "minutes"), ({"minuts": 5}, "did you mean minutes")]
+)
+def test_mistakes_are_told(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(out=str(tmp_path / "out"), **settings)
