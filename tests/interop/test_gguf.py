@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from llama_cpp import ask
+from llama_oracle import ask
 from published_models import CASES, published
 
 from onefold.core.errors import UserError
@@ -229,6 +229,8 @@ def test_a_real_model_written_by_us_speaks_alike_in_llama_cpp(smol, tmp_path):
     save_gguf(tmp_path / "smol.gguf", smol, "F32")
     prompt = asked(smol)
     [said] = ask({"model": tmp_path / "smol.gguf", "prompt": prompt, "n": 24, "scored": [prompt]})
-    assert said["ids"] == greedy(smol, prompt, 24)
+    ours = greedy(smol, prompt, 24)
+    assert said["ids"] == ours
+    assert said["text"] == smol.tokenizer.decode(ours)
     scores = after(smol.model, prompt)
     assert max(abs(scores[token].item() - value) for token, value in said["top"][0]) < 1e-3
