@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config, Slot
 from onefold.nn.norm import RMSNormConfig
-from onefold.nn.position import AlibiConfig, RotaryConfig, rotate
+from onefold.nn.position import AlibiConfig, RotaryConfig, rotate, turns
 
 
 @dataclass
@@ -33,10 +33,9 @@ class Layout:
         return self.positions.shape[1]
 
     def rotation(self, rotary: RotaryConfig, name: str, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for heads of this width, each [B|1, T, 1, half]; `name` tells rotary configs apart."""
+        """What heads of this width are turned by, two of [B|1, T, 1, turned]; `name` tells rotary configs apart."""
         if name not in self.memo:
-            angles = rotary.angles(self.positions, width)[:, :, None]
-            self.memo[name] = (angles.cos().to(dtype), angles.sin().to(dtype))
+            self.memo[name] = turns(rotary.angles(self.positions, width), dtype)
         return self.memo[name]
 
     def mask(self, keys: "slice | Tensor", window: int | None, causal: bool) -> Bool[Tensor, "B 1 T S"] | None:
@@ -111,6 +110,31 @@ class KVCache:
         self.k, self.v = self.k[rows], self.v[rows]
 
 
+def attend_newest(
+    q: Float[Tensor, "B H 1 Dh"],
+    k: Float[Tensor, "B Hkv S Dh"],
+    v: Float[Tensor, "B Hkv S Dh"],
+    mask: Tensor | None,  # Bool or Float[#B #H 1 S]
+) -> Float[Tensor, "B H 1 Dh"]:
+    """Attention of one token a row, a step of decoding, which costs what reading keys and values costs.
+
+    The heads of a group look at the same keys: they stand as rows of one query matrix, and nothing is repeated.
+    """
+    B, H, _, width = q.shape
+    q = q.reshape(B, k.shape[1], -1, width)
+    if mask is not None and mask.shape[1] == H:
+        mask = mask.reshape(mask.shape[0], k.shape[1], -1, mask.shape[-1])
+    if B > 4 and q.device.type == "cpu" and q.dtype == torch.float32:
+        # Measured: with many rows the fused kernel reads keys at 0.8 times the speed of this order of products.
+        scores = (k @ (q * width**-0.5).mT).mT  # [B, Hkv, group, S]
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        y = scores.softmax(-1) @ v
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return y.reshape(B, H, 1, width)
+
+
 class AttentionConfig(Config):
     """Scaled dot-product attention (arXiv 1706.03762), grouped heads (2305.13245), windows (2310.06825)."""
 
@@ -183,16 +207,20 @@ class Attention(nn.Module):
         # The newest token alone sees all that is in its cache; a ring holds no more than the window.
         everything = plain and (not causal or (T == 1 and not (aligned and S > 1)))
         dropout = self.config.dropout if self.training else 0.0
-        if self.kv_heads != self.heads:
-            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
-        if everything and not alibi:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        if plain and causal and aligned and not alibi:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        mask = layout.mask(columns, window, causal)
+        grouped = self.kv_heads != self.heads
+        if plain and causal and aligned and T > 1 and not alibi:
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
+        mask = None
+        if alibi or not everything:
+            mask = layout.mask(columns, window, causal)
         if alibi:
             mask = self._bias(layout, columns, mask, q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if T == 1 and not dropout:
+            return attend_newest(q, k, v, mask)
+        if grouped and mask is not None and q.device.type != "cpu":  # no fused kernel there takes both
+            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
+            grouped = False
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
 
     def _bias(self, layout: Layout, columns: "slice | Tensor", mask: Tensor, dtype: torch.dtype) -> Tensor:
         """ALiBi: -slope · distance where attention may look, -inf elsewhere. Float[B|1, H, T, S]."""

@@ -9,7 +9,7 @@ from onefold.infer.continuation import Continuation
 from onefold.infer.engine import budget, generate, left_pad, reach, read
 from onefold.infer.sampling import Sampler, Sampling, randomness
 
-PROMPTS = [[5, 9, 2, 44, 17, 3, 8, 1, 30, 12, 7], [1], [60, 2, 2, 41, 6], [9, 9, 9, 9, 9, 9, 9, 20]]
+PROMPTS = [[5, 9, 2, 44, 17, 3, 8, 1, 30, 12, 7], [1], [60, 2, 2, 41, 6], [9, 9, 9, 9, 9, 9, 9, 20], [33, 1], [8] * 13]
 
 
 def continued(model, prompts, sampling, ends=(), budgets=None) -> list[list[int]]:
@@ -51,7 +51,7 @@ def test_rows_end_early_without_disturbing_the_others(model):
     cut = continued(model, PROMPTS, sampling, ends)
     assert cut == [ids[: next((i for i, t in enumerate(ids) if t in ends), 20)] for ids in free]
     assert len({len(ids) for ids in cut}) > 1
-    budgets = [1, 20, 3, 8]
+    budgets = [1, 20, 3, 8, 20, 2]
     assert continued(model, PROMPTS, sampling, (), budgets) == [ids[:n] for ids, n in zip(free, budgets)]
 
 
