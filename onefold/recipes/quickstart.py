@@ -56,7 +56,7 @@ def run(**settings: Any) -> Path:
     _claim(job)
     began = time.monotonic()
     data = TextData(sources=(Source(path=job.data),), tokenizer=TrainBPE(vocab=4096))
-    dataset = data.prepare(job.out / PRETRAIN / "data")
+    dataset = data.prepare(job.out / PRETRAIN / "data", keep=True)
     size = _size(job, dataset)
     say(f"pre-training: {size}")
     if train(pretraining(job, data, size)).status == "interrupted":
