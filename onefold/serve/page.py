@@ -9,7 +9,9 @@ def build() -> tuple[str, str]:
     """The page's HTML, with style and scripts put in, and its Content-Security-Policy."""
     folder = files("onefold.serve")
     style = (folder / "page.css").read_text("utf-8")
-    script = "\n".join((folder / name).read_text("utf-8") for name in ("markdown.js", "client.js", "settings.js", "page.js"))
+    script = "\n".join(
+        (folder / name).read_text("utf-8") for name in ("markdown.js", "client.js", "settings.js", "page.js")
+    )
     html = (folder / "page.html").read_text("utf-8")
     html = html.replace("/*style*/", style).replace("/*script*/", script)
     policy = {

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import closing, suppress
+from contextlib import suppress
 
 from onefold.core.errors import UserError
 from onefold.data.chat import chat_ids
@@ -121,12 +121,11 @@ class Queue:
 
     def _answer(self, answer: "QueuedAnswer") -> None:
         row = answer.row
-        with closing(self._model.run([row], answer.sampling)) as steps:
-            for _ in steps:
-                if answer.cancelled:
-                    return
-                if (text := row.take()) or row.finish:
-                    answer.push(Piece(text, len(row.ids), row.finish))
+        for _ in self._model.run([row], answer.sampling):
+            if answer.cancelled:
+                return
+            if (text := row.take()) or row.finish:
+                answer.push(Piece(text, len(row.ids), row.finish))
 
 
 class QueuedAnswer:

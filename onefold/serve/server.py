@@ -6,11 +6,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from onefold.core.device import pick
 from onefold.core.errors import UserError, missing_extra
+from onefold.core.progress import say
 from onefold.serve.access import choose_key
 from onefold.serve.engine import Engine, Limits
-from onefold.serve.queue import Queue
 
 PATIENCE = 5  # seconds that connections get to end after Ctrl-C
 
@@ -33,10 +32,13 @@ def serve(
     key, made = choose_key(host, key)
     listener = listen(host, port)
     try:
+        from onefold.core.device import pick  # torch takes seconds: not before the port is ours
+        from onefold.infer.model import load
+        from onefold.serve.queue import Queue
+
         if isinstance(model, str | Path):
             name = name or model_name(model)
-            from onefold.infer.model import load
-
+            say(f"loading {model} …")
             model = load(model, device=pick(device))
         engine = Queue(model, name or "onefold", limits)
         try:
@@ -126,9 +128,9 @@ def _why(host: str, port: int, error: OSError) -> str:
     import errno
 
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use; choose another with port={port + 1}, or port=0 for any free one"
+        return f"port {port} on {host} is in use; choose another port, for example {port + 1}, or 0 for any free one"
     if error.errno == errno.EACCES:
-        return f"port {port} needs more rights than this user has; choose one above 1023, for example port=8000"
+        return f"port {port} needs more rights than this user has; choose one above 1023, for example 8000"
     return f"could not listen on {host}:{port}: {error.strerror}"
 
 

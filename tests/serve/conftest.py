@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -24,15 +25,23 @@ TEXTS = ["The capital of France is Paris. Hello there, how are you today?\n"] * 
 Script = Callable[[str], str]
 
 
+@dataclass
+class Seen:
+    """What the model was asked to do."""
+
+    prompts: list[str] = field(default_factory=list)  # of all requests, in order
+    steps: int = 0
+    interrupt_at: int = -1  # the step at which a person presses Ctrl-C
+
+
 class Scripted(nn.Module):
     """Continues the text that it read (special tokens shown) with `script(text)`, then ends; greedy or not."""
 
-    def __init__(self, tokenizer: Tokenizer, script: Script, delay: float = 0.0):
+    def __init__(self, tokenizer: Tokenizer, script: Script, delay: float, seen: "Seen"):
         super().__init__()
         self.tokenizer, self.script, self.delay = tokenizer, script, delay
         self.unused = nn.Parameter(torch.zeros(1))
-        self.read: list[str] = []  # the prompts of all requests, in order
-        self.steps = 0
+        self.seen = seen
 
     def init_state(self, batch: int, capacity: int) -> dict[str, Any]:
         return {"ids": [], "plan": None}
@@ -45,10 +54,12 @@ class Scripted(nn.Module):
     def head(self, features: torch.Tensor) -> torch.Tensor:
         state = self.state
         if state["plan"] is None:
-            self.read.append(self.tokenizer.decode(state["ids"], special=True))
-            said = self.tokenizer.encode(self.script(self.read[-1]))
+            self.seen.prompts.append(self.tokenizer.decode(state["ids"], special=True))
+            said = self.tokenizer.encode(self.script(self.seen.prompts[-1]))
             state["plan"] = iter([*said, self.tokenizer.end])
-        self.steps += 1
+        self.seen.steps += 1
+        if self.seen.steps == self.seen.interrupt_at:
+            raise KeyboardInterrupt
         time.sleep(self.delay)
         logits = torch.full((1, self.tokenizer.size), -1e9)
         logits[0, next(state["plan"])] = 0.0
@@ -65,8 +76,11 @@ def make_model(tokenizer: Tokenizer) -> Callable[..., Model]:
     def make(script: Script | str = "Paris.", delay: float = 0.0, context: int = 256, chat: bool = True) -> Model:
         known = tokenizer if chat else tokenizer.with_template(None)
         config = families.llama2("7b").but({"vocab": known.size, "context": context})
-        network = Scripted(known, script if callable(script) else lambda _: script, delay)
-        return Model(Loaded(config, network, known))
+        seen = Seen()
+        network = Scripted(known, script if callable(script) else lambda _: script, delay, seen)
+        model = Model(Loaded(config, network, known))
+        model.seen = seen
+        return model
 
     return make
 
@@ -76,7 +90,9 @@ def make_queue(make_model: Callable[..., Model]) -> Iterator[Callable[..., Queue
     made: list[Queue] = []
 
     def make(limits: Limits | None = None, script: Script | str = "Paris.", **model: Any) -> Queue:
-        made.append(Queue(make_model(script, **model), "tiny", limits))
+        known = make_model(script, **model)
+        made.append(Queue(known, "tiny", limits))
+        made[-1].seen = known.seen
         return made[-1]
 
     yield make

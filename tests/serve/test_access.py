@@ -93,7 +93,7 @@ def test_other_web_sites_are_refused(client, origin):
     http = client()
     response = http.post(CHAT, json=ask("hi"), headers={"Origin": origin})
     assert response.status_code == 403
-    assert http.queue._model.network.read == []
+    assert http.queue.seen.prompts == []
 
 
 def test_the_page_s_own_requests_are_answered_but_no_other_origin_is_ever_allowed(client):

@@ -127,7 +127,7 @@ def test_content_parts_and_the_developer_s_role(client):
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     http.post(CHAT, json={"messages": messages})
-    read = http.queue._model.network.read[0]
+    read = http.queue.seen.prompts[0]
     assert "<|system|>Be brief.<|end|><|user|>one two<|end|><|assistant|>" in read
 
 

@@ -91,7 +91,9 @@ def visit(chromium):
         tab.set_default_timeout(10_000)
         tab.on("request", lambda request: foreign.append(request.url) if not request.url.startswith(url) else None)
         tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.on("console", lambda m: wrong.append(m.text) if m.type == "error" and "Failed to load" not in m.text else None)
+        tab.on(
+            "console", lambda m: wrong.append(m.text) if m.type == "error" and "Failed to load" not in m.text else None
+        )
         tab.goto(url + path)
         return tab
 

@@ -38,7 +38,7 @@ def test_jobs_are_answered_in_order(make_queue):
         return await asyncio.gather(*map(whole, answers))
 
     assert asyncio.run(run()) == [f"number {n}" for n in range(5)]
-    assert [read.count(f"number {n}") for n, read in enumerate(queue._model.network.read)] == [1] * 5
+    assert [read.count(f"number {n}") for n, read in enumerate(queue.seen.prompts)] == [1] * 5
 
 
 def test_a_full_line_refuses_at_once_and_says_when_to_come_back(make_queue):
@@ -75,12 +75,11 @@ def test_who_leaves_the_line_frees_the_place_and_is_never_run(make_queue):
         await asyncio.gather(whole(running), whole(last))
 
     asyncio.run(run())
-    assert ["gone" in read for read in queue._model.network.read] == [False, False]
+    assert ["gone" in read for read in queue.seen.prompts] == [False, False]
 
 
 def test_cancelling_a_running_answer_stops_the_model(make_queue):
     queue = make_queue(script="word " * 40, delay=0.02)
-    network = queue._model.network
 
     async def run():
         answer = await queue.submit(job())
@@ -91,10 +90,10 @@ def test_cancelling_a_running_answer_stops_the_model(make_queue):
 
     asyncio.run(run())
     wait_until(lambda: queue.load()["running"] == 0)
-    steps = network.steps
+    steps = queue.seen.steps
     assert steps < 10
     time.sleep(0.1)
-    assert network.steps == steps
+    assert queue.seen.steps == steps
 
 
 def test_an_answer_that_takes_too_long_is_given_up(make_queue):

@@ -33,7 +33,7 @@ serve(Model(Loaded(config, config.build(), tokenizer)), port=0, name="child", ho
 def test_a_port_in_use_is_one_clear_line_before_the_model_is_read():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is in use; .*port={port + 1}") as error:
+        with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is in use; .* {port + 1}") as error:
             server.serve("no/such/model", port=port)
     assert "\n" not in str(error.value)
 

@@ -74,7 +74,7 @@ def test_the_system_prompt_is_read_and_can_be_changed(make_model):
     list(session.answer("again"))
     session.command("/system")
     list(session.answer("third"))
-    first, second, third = model.network.read
+    first, second, third = model.seen.prompts
     assert "<|system|>Be brief.<|end|>" in first
     assert "<|system|>Be long.<|end|>" in second
     assert "Be brief." not in second
@@ -86,7 +86,7 @@ def test_a_long_conversation_forgets_its_beginning_not_its_end(make_model):
     session = Session(model, system="S.", sampling={"max_new_tokens": 8})
     for n in range(20):
         assert "".join(session.answer(f"message number {n}")) == "ok"
-    last = model.network.read[-1]
+    last = model.seen.prompts[-1]
     assert "<|system|>S.<|end|>" in last
     assert "number 19" in last
     assert "number 0<" not in last
@@ -143,32 +143,24 @@ def test_a_person_sees_answers_and_stays_after_a_mistake(make_model, typed):
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(make_model, typed):
     model = make_model(script="one two three four five six seven eight nine ten")
-    network, head = model.network, model.network.head
-
-    def interrupted(features):
-        if network.steps == 4:
-            network.steps += 1
-            raise KeyboardInterrupt
-        return head(features)
-
-    network.head = interrupted
+    model.seen.interrupt_at = 5
     screen = typed(model, ["count", "again"], plain=True)
     assert "stopped" in screen
     assert "nine ten" in screen  # the second answer, whole
-    assert "count<|end|><|assistant|>on" in network.read[1]  # what had been said stays said
+    assert "count<|end|><|assistant|>on" in model.seen.prompts[1]  # what had been said stays said
 
 
 def test_lines_that_end_in_a_backslash_go_on(make_model, typed):
     model = make_model()
     typed(model, ["def f():\\", "    pass"], plain=True)
-    assert "<|user|>def f():\n    pass<|end|>" in model.network.read[0]
+    assert "<|user|>def f():\n    pass<|end|>" in model.seen.prompts[0]
 
 
 def test_a_base_model_continues_and_goes_on(make_model, typed, piped):
     model = make_model(chat=False, script=lambda text: " more")
     screen = typed(model, ["Once", "", "/system x"], plain=True)
     assert "no chat template" in screen
-    assert model.network.read[1].endswith("Once more")
+    assert model.seen.prompts[1].endswith("Once more")
     assert "takes no system prompt" in screen
     out, _ = piped("Once\n", chat=False, script=" upon\na time")
     assert out == "upon\\na time\n"
