@@ -228,7 +228,7 @@ def test_settings_reach_the_model_and_are_kept(serving, visit, make_queue, monke
         assert tab.inner_text("#temperature-shown") == "0.00"
         tab.check("#theme >> text=Dark", force=True)
         tab.keyboard.press("Escape")
-        assert tab.evaluate("document.activeElement.id") == "input"
+        wait_until(lambda: tab.evaluate("document.activeElement.id") == "input")
         say(tab, "hi")
         settled(tab)
         assert "<|system|>Be brief.<|end|>" in seen[0]
@@ -384,7 +384,7 @@ def test_it_works_without_a_mouse_and_everything_has_a_name(serving, visit):
         assert nameless == []
         tab.evaluate("document.activeElement.blur()")
         tab.keyboard.press("/")
-        assert tab.evaluate("document.activeElement.id") == "input"
+        wait_until(lambda: tab.evaluate("document.activeElement.id") == "input")
         tab.keyboard.press("Control+Shift+O")
         assert tab.locator("article").count() == 0
         assert tab.get_attribute("#thread", "role") == "log"
