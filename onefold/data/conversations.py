@@ -16,7 +16,7 @@ from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
 from onefold.data.chat import Message, encode_chat, examples, read_conversations, render, with_chat
-from onefold.data.dataset import SPLITS, Dataset, SplitWriter, prepared
+from onefold.data.dataset import SPLITS, Dataset, SplitWriter, folder_name, prepared
 from onefold.data.dataset import Split as SplitName
 from onefold.data.pairs import pairs
 from onefold.data.sources import Skipped, read, stamp
@@ -64,10 +64,11 @@ class ChatData(Config):
             "pairs": [(s.path, s.field) for s in self.pairs],
             "tokenizer": tokenizer.digest if tokenizer else self.tokenizer and self.tokenizer.to_dict(),
         }
-        name = f"chat-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
         paths = [self.path, *(s.path for s in self.pairs), self.validation]
         stamps = {path: stamp(path) for path in paths if path}
-        target = prepared(Path(folder) / name, stamps, keep, lambda new: self._build(new, tokenizer))
+        target = prepared(
+            Path(folder) / folder_name("chat", what), stamps, keep, lambda new: self._build(new, tokenizer)
+        )
         dataset = Dataset(target, self.context)
         train, held_out = dataset.facts["train"], dataset.facts["held_out"]
         say(

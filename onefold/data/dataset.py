@@ -1,5 +1,6 @@
 """Prepared data: tokens of a training and a held-out split in records, and the batches made of them."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from onefold.data.tokenizer import Tokenizer
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 FACTS = "data.json"
+LAYOUT = 1  # of a prepared folder; with another number, those of older versions are left alone and made anew
 
 
 class Dataset:
@@ -148,6 +150,11 @@ class SplitWriter:
         counts["documents"] += 1
         counts["bytes"] += size
         counts["tokens"] += max(0, len(record["tokens"]) - 1)
+
+
+def folder_name(kind: str, what: Mapping[str, Any]) -> str:
+    """A name that is the same for the same settings only."""
+    return f"{kind}-{hashlib.sha256(json.dumps([LAYOUT, what], sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def prepared(

@@ -1,7 +1,6 @@
 """Text as training data: sources → split by file → tokenizer → records."""
 
 import hashlib
-import json
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
-from onefold.data.dataset import Dataset, SplitWriter, prepared
+from onefold.data.dataset import Dataset, SplitWriter, folder_name, prepared
 from onefold.data.sources import STDLIB, Document, Skipped, read, stamp
 from onefold.data.split import Split, choose, content_hash
 from onefold.data.tokenizer import BATCH_BYTES, CHAT_TOKENS, END_OF_TEXT, Tokenizer
@@ -95,16 +94,14 @@ class TextData(Config):
             "tokenizer": tokenizer.digest if tokenizer else self.tokenizer.to_dict(),
             "split": (self.held_out, self.validation, self.split_seed),
         }
-        name = f"text-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
-        target = prepared(Path(folder) / name, self._stamps(), keep, lambda new: self._build(new, tokenizer))
+        target = Path(folder) / folder_name("text", what)
+        prepared(target, self._stamps(), keep, lambda new: self._build(new, tokenizer))
         weights = [s.weight for s in self.sources if s.weight is not None]
         dataset = Dataset(target, self.context, weights if len(weights) > 1 else None)
         say(describe(dataset))
-        longest = dataset.facts["train"]["tokens"]
-        if longest < self.context:
-            say(
-                f"the training text has only {longest} tokens, less than one context of {self.context}: rows are padded"
-            )
+        tokens = dataset.facts["train"]["tokens"]
+        if tokens < self.context:
+            say(f"the training text has only {tokens} tokens, less than one context of {self.context}: rows are padded")
         return dataset
 
     def _stamps(self) -> dict[str, str | None]:
@@ -118,14 +115,14 @@ class TextData(Config):
             sample = self.tokenizer.sample_bytes if isinstance(self.tokenizer, TrainBPE) else 0
             tokenizer = self.tokenizer.build(corpus.sample(sample))
         start, end = tokenizer.start, tokenizer.end
-        with SplitWriter(folder, tokenizer) as out, Progress("tokenizing", corpus.bytes / 1e6, "MB") as bar:
+        with SplitWriter(folder, tokenizer) as out, Progress("tokenizing", corpus.count, "documents") as bar:
             for portion in portions(corpus.parts()):
                 encoded = tokenizer.encode_batch([part.text for part in portion])
                 for part, ids in zip(portion, encoded):
                     size = len(part.text.encode())
                     document = [start, *ids, end]
                     out.add(part.split, size, name=part.name, source=part.source, text=part.text, tokens=document)
-                    bar.update(size / 1e6)
+                    bar.update()
         if not out.facts["train"]["tokens"]:
             raise UserError("nothing is left to train on: every document is held out or empty")
         return tokenizer, {**corpus.facts, **out.facts, "vocab": tokenizer.size}
@@ -139,7 +136,6 @@ class Part:
     source: int
     name: str
     text: str
-    line: int = 0  # lines of the document before it
 
 
 @dataclass(frozen=True)
@@ -182,6 +178,11 @@ class Corpus:
             sources, validation, seed, split, total, {**facts, "sources": by_source, "skipped": str(skipped)}, line
         )
 
+    @property
+    def count(self) -> int | None:
+        """How many parts there are; None where that is not known beforehand."""
+        return self.facts["documents"] if self.facts["split"] == "files" else None
+
     def parts(self) -> Iterator[Part]:
         """Every document in its split; those of the own validation file come last."""
         for number, document in self._documents():
@@ -192,7 +193,7 @@ class Corpus:
             if train:
                 yield Part("train", number, document.name, train)
             if held_out:
-                yield Part("held_out", number, document.name, held_out, train.count("\n"))
+                yield Part("held_out", number, document.name, held_out)
         if self.validation:
             for document in read(self.validation, skipped=Skipped()):
                 yield Part("held_out", 0, document.name, document.text)
