@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,7 +56,7 @@ class Log:
         if self.file is None:
             return
         try:
-            self.file.write(json.dumps(record) + "\n")
+            self.file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
             self.file.flush()
         except OSError as error:
             raise disk_error(self.path, error) from error
@@ -90,6 +91,13 @@ class Pace:
         """For the progress bar."""
         mfu = self.mfu(self.rate)
         return {"tokens/s": f"{self.rate:,.0f}"} | ({"MFU": f"{mfu:.0%}"} if mfu else {})
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _flat(record: dict[str, Any], prefix: str = ""):

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from onefold.core.config import Config
+from onefold.core.errors import UserError
 
 
 class SkipConfig(Config):
@@ -28,9 +29,23 @@ class SpikeRule:
     config: SkipConfig
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    in_a_row: int = 0
 
-    def reason(self, loss: float, norm: float) -> str | None:
-        """Why the step with this loss and gradient norm should be skipped; None when it should not."""
+    def judge(self, loss: float, norm: float) -> str | None:
+        """Why the step with this loss and gradient norm should be skipped; None when it should not.
+
+        Errors: UserError when too many in a row should.
+        """
+        reason = self._reason(loss, norm)
+        self.in_a_row = self.in_a_row + 1 if reason else 0
+        if self.in_a_row >= self.config.patience:
+            raise UserError(
+                f"{self.in_a_row} steps in a row were of no use ({reason}): try a lower optimizer.lr or a longer "
+                "warm-up. What was saved before is still there"
+            )
+        return reason
+
+    def _reason(self, loss: float, norm: float) -> str | None:
         if not isfinite(loss) or not isfinite(norm):
             return f"the {'gradient' if isfinite(loss) else 'loss'} is not finite"
         spike = None

@@ -112,7 +112,7 @@ class Trainer:
         """Train until done or interrupted; in each case a checkpoint of the last step is on disk then."""
         config, state = self.config, self.state
         self.rule = SpikeRule(config.skip or SkipConfig(sigmas=inf), state.losses, state.norms)
-        self.stopping, self.skipped_in_a_row = False, 0
+        self.stopping = False  # all processes agreed to
         saved, batches, pace = state.step or None, iter(self.loader), Pace(state.tokens, self.mfu)
         self.model.train()
         with (
@@ -122,13 +122,13 @@ class Trainer:
         ):
             if saved is None and config.history:
                 self.save()
-            clock = time.perf_counter()
+            started = time.perf_counter() - state.seconds
             while not self.done and not self.stopping:
+                began = time.perf_counter()
                 figures = self.step(next(batches))
-                pace.add(state.tokens, time.perf_counter() - clock)
+                pace.add(state.tokens, time.perf_counter() - began)
                 better = self.evaluation_due and self.evaluate(figures)
-                now = time.perf_counter()
-                state.seconds, clock = state.seconds + now - clock, now
+                state.seconds = time.perf_counter() - started
                 if state.step % config.log_every == 0 or config.split in figures:
                     records.write(figures | {"seconds": state.seconds} | pace.figures())
                 bar.update(loss=figures["loss"], **pace.shown())
@@ -161,7 +161,7 @@ class Trainer:
     def step(self, batch: Batch) -> dict[str, Any]:
         """Read one batch, move the weights unless that would do harm, and return the step's figures."""
         config, state = self.config, self.state
-        torch.manual_seed(step_seed(self.seed, state.step, dist.rank()))
+        seed_generators(self.device, self.seed, state.step, dist.rank())
         self.optimizer.schedule(self.multiplier())
         self.optimizer.zero_grad(set_to_none=True)
         totals, divided = self.backward(batch.to(self.device))
@@ -174,8 +174,12 @@ class Trainer:
         divisor = 1.0 if divided else totals.common_count()
 
         loss, norm = totals.loss(), squares**0.5 / divisor
-        reason = self.rule.reason(loss, norm)
-        if reason is None:
+        figures = {"step": state.step + 1, **totals.figures(), "lr": self.optimizer.lr, "grad_norm": norm}
+        if harm := self.rule.judge(loss, norm):
+            figures["skipped"] = harm
+            state.skipped += 1
+            say(f"step {state.step + 1} skipped: {harm}")
+        else:
             clip = 1.0 if config.clip is None else min(1.0, config.clip / (norm + 1e-6))
             torch._foreach_mul_(gradients, clip / divisor)
             self.optimizer.step()
@@ -185,9 +189,7 @@ class Trainer:
         if ending:
             state.ending = [state.step, state.step + int(ending)]
             say(f"time is running out: cooling down over {int(ending)} steps")
-        figures = totals.figures() | {"lr": self.optimizer.lr, "grad_norm": norm}
-        figures = {name: value if isfinite(value) else None for name, value in figures.items()}  # JSON knows no NaN
-        return self.count_skipped({"step": state.step, **figures, "tokens": state.tokens}, reason)
+        return figures | {"tokens": state.tokens}
 
     def backward(self, batch: Batch) -> tuple[Totals, bool]:
         """The gradient of the weighted sum of all terms' sums, over micro-batches and processes.
@@ -232,20 +234,6 @@ class Trainer:
             return 0
         return max(1, int(left / pace) - 1)
 
-    def count_skipped(self, figures: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        if reason is None:
-            self.skipped_in_a_row = 0
-            return figures
-        self.state.skipped += 1
-        self.skipped_in_a_row += 1
-        say(f"step {self.state.step} skipped: {reason}")
-        if self.skipped_in_a_row >= self.rule.config.patience:
-            raise UserError(
-                f"{self.skipped_in_a_row} steps in a row could not be used ({reason}); try a lower optimizer.lr or a "
-                f"longer warm-up. The last good checkpoint stays in {self.checkpoints.folder}"
-            )
-        return figures | {"skipped": reason}
-
     # Evaluation
 
     @torch.no_grad()
@@ -271,10 +259,10 @@ class Trainer:
             found["bits_per_byte"] = nats / log(2) / self.dataset.bytes(config.split)
         if config.metric not in found:
             raise UserError(f"trainer.metric={config.metric} is not measured; known: {', '.join(found)}")
-        figures[config.split] = found
-        better = state.best is None or found[config.metric] < state.best["value"]
+        figures[config.split], value = found, found[config.metric]
+        better = isfinite(value) and (state.best is None or value < state.best["value"])
         if better:
-            state.best = {"step": state.step, "metric": config.metric, "value": found[config.metric]}
+            state.best = {"step": state.step, "metric": config.metric, "value": value}
         state.stale = 0 if better else state.stale + 1
         return better
 
@@ -292,6 +280,12 @@ def is_over(config: TrainerConfig, state: TrainState) -> bool:
     return state.step >= last_step(config, state) or out_of_patience(config, state)
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for every step of every process, far from those of their neighbours."""
-    return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()) >> 1
+def seed_generators(device: torch.device, *numbers: int) -> None:
+    """Seed the generators that a model on `device` draws from with a hash of `numbers`.
+
+    torch.manual_seed would do it too, but it takes a millisecond to note for later what a GPU not in use should do.
+    """
+    seed = int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest()) >> 1
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        getattr(torch, device.type).manual_seed(seed)
