@@ -66,9 +66,8 @@ class ChatData(Config):
         }
         paths = [self.path, *(s.path for s in self.pairs), self.validation]
         stamps = {path: stamp(path) for path in paths if path}
-        target = prepared(
-            Path(folder) / folder_name("chat", what), stamps, keep, lambda new: self._build(new, tokenizer)
-        )
+        target = Path(folder) / folder_name("chat", what)
+        prepared(target, stamps, keep, lambda new: self._build(new, tokenizer))
         dataset = Dataset(target, self.context)
         train, held_out = dataset.facts["train"], dataset.facts["held_out"]
         say(

@@ -162,8 +162,8 @@ def prepared(
     stamps: Mapping[str, str | None],
     keep: bool,
     build: Callable[[Path], tuple[Tokenizer, dict[str, Any]]],
-) -> Path:
-    """`target`, filled by `build` unless it is there, whole, and made from the same sources.
+) -> None:
+    """Fill `target` by `build` unless it is there, whole, and made from the same sources.
 
     build: writes the records of both splits into a folder and returns (tokenizer, facts). stamps: of every source, None
     where it is gone: then what was prepared serves on. keep: it also does where a source has changed. The main process
@@ -175,7 +175,6 @@ def prepared(
             tokenizer.save(folder / "tokenizer")
             (folder / FACTS).write_text(json.dumps({"stamps": dict(stamps), "facts": facts}, indent=1))
     dist.barrier()
-    return target
 
 
 def _wanting(target: Path, stamps: Mapping[str, str | None], keep: bool) -> bool:

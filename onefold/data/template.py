@@ -101,7 +101,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             return _replace(owner, *args)
         if isinstance(owner, str) and name == "join":
             return _join(*args, owner)
-        return super().call(context, function, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+        return super().call(context, function, *args, **kwargs)  # pyright: ignore
 
 
 class _Generation(Extension):
