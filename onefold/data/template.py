@@ -100,8 +100,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and name == "replace":
             return _replace(owner, *args)
         if isinstance(owner, str) and name == "join":
-            return _join(*args, owner)
-        return super().call(context, function, *args, **kwargs)  # pyright: ignore
+            (parts,) = args
+            return _join(parts, owner)
+        return super().call(context, function, *args, **kwargs)
 
 
 class _Generation(Extension):
