@@ -17,7 +17,6 @@ from tokenizers import Tokenizer as Backend
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
-from onefold.data.template import DEFAULT_TEMPLATE
 
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -79,8 +78,7 @@ class Tokenizer:
         end = special[0] if special else None
         if end is not None:
             _frame(backend, end)
-        template = DEFAULT_TEMPLATE if set(CHAT_TOKENS) <= set(special) else None
-        return cls(backend, bos=end, eos=end, pad=end, chat_template=template)
+        return cls(backend, bos=end, eos=end, pad=end)  # no chat template: it comes with conversations
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

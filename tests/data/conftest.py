@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from onefold.data.chat import with_chat
 from onefold.data.tokenizer import Tokenizer
 
 WORDS = """the a model reads writes token tokens of in and then but file page green river run runs héllo 東京 🙂
@@ -28,4 +29,4 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train((prose(i, 200) for i in range(20)), 400)
+    return with_chat(Tokenizer.train((prose(i, 200) for i in range(20)), 400))

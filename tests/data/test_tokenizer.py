@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from onefold.core.errors import UserError
+from onefold.data.chat import with_chat
 from onefold.data.template import DEFAULT_TEMPLATE
 from onefold.data.tokenizer import CHAT_TOKENS, END_OF_TEXT, Tokenizer
 from tests.data.conftest import prose
@@ -44,8 +45,8 @@ def test_a_batch_is_what_its_texts_are(tokenizer):
 
 
 def test_training_twice_gives_the_same(tokenizer):
-    assert Tokenizer.train((prose(i, 200) for i in range(20)), 400).digest == tokenizer.digest
-    assert Tokenizer.train((prose(i, 200) for i in range(19)), 400).digest != tokenizer.digest
+    assert with_chat(Tokenizer.train((prose(i, 200) for i in range(20)), 400)).digest == tokenizer.digest
+    assert with_chat(Tokenizer.train((prose(i, 200) for i in range(19)), 400)).digest != tokenizer.digest
 
 
 def test_too_small_a_vocabulary_is_refused():
@@ -171,3 +172,8 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"tokenizer\.model is not a SentencePiece model"):
         Tokenizer.load(tmp_path / "tokenizer.model")
+
+
+def test_only_conversations_bring_a_chat_template():
+    """A model that was only pre-trained is not mistaken for one that answers."""
+    assert Tokenizer.train(["some text"] * 3, 300).chat_template is None

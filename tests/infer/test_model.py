@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 import onefold
 from onefold.core.errors import UserError
+from onefold.data.chat import with_chat
 from onefold.data.tokenizer import Tokenizer
 from onefold.infer.prompts import answer_file
 
@@ -39,7 +40,7 @@ PROMPTS = ["def add(", "The quick brown fox jumps over the lazy dog, and then th
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(TEXTS, 300)
+    return with_chat(Tokenizer.train(TEXTS, 300))
 
 
 def theirs(case: str):

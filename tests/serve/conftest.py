@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from onefold.data.chat import with_chat
 from onefold.data.tokenizer import Tokenizer
 from onefold.infer.model import Model
 from onefold.interop.loaded import Loaded
@@ -68,7 +69,7 @@ class Scripted(nn.Module):
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(TEXTS, vocab=300)
+    return with_chat(Tokenizer.train(TEXTS, vocab=300))
 
 
 @pytest.fixture
