@@ -21,7 +21,10 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 
 # Dense bf16 operations a second, as the makers publish them.
-PUBLISHED_PEAK = {"B200": 2.25e15, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+PUBLISHED_PEAK = {
+    **{"B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12},
+    **{"L40S": 362e12, "L40": 181e12, "L4": 121e12},
+}  # the first that is part of the device's name
 CPU_BUDGET = 2**30  # bytes of activations at once on a CPU, where larger micro-batches are no faster
 USUAL_SHARE = 0.4  # of the machine's speed that training reaches; for a first guess of the time
 MARGIN = 0.7  # of the free memory that may be planned for: allocators and temporary tensors need the rest
@@ -47,14 +50,18 @@ def parameter_bytes(model: Config, optimizer: Config) -> int:
     return memory + 2 * sum(p.nbytes for p in built.parameters())
 
 
-def check_memory(model: Config, optimizer: Config, device: torch.device) -> None:
-    """Raises UserError when not even the parameters of these configs have room on `device`."""
+def check_memory(model: Config, optimizer: Config, device: torch.device) -> tuple[int, int]:
+    """Bytes that the parameters of these configs need in this process, and bytes that are free on `device`.
+
+    Errors: UserError when the first are more than the second.
+    """
     needed, free = parameter_bytes(model, optimizer) // dist.world(), free_bytes(device)
     if needed > free:
         raise UserError(
             f"weights, gradients and optimizer need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free here; "
             "take a smaller model or more processes"
         )
+    return needed, free
 
 
 def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
@@ -98,7 +105,7 @@ def machine_speed(device: torch.device, bf16: bool = False) -> float:
     if device.type == "cuda" and bf16:
         name = torch.cuda.get_device_name(device)
         for known, peak in PUBLISHED_PEAK.items():
-            if known in name.split() or f"-{known}" in name or f"{known}-" in name:
+            if known in name:
                 return peak
     size = 1024 if device.type == "cpu" else 8192
     x = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)

@@ -35,15 +35,21 @@ def identity(run: Mapping[str, Any]) -> dict[str, Any]:
 def claimed(out: Path, run: Config) -> Iterator[dict[str, Any] | None]:
     """Take the folder `out` for `run`, and yield the config last started in it, as plain values; None in a new one.
 
-    Errors: UserError when another run lies in it, or is training in it now.
+    Errors: UserError when another run lies in it, or is training in it now. A run that has saved nothing yet may be
+    replaced: somebody is still mending its settings.
     """
     with _locked(out):
-        before = _read(out / "config.json")
-        if before and (changes := differences(identity(before), identity(run.to_dict()))):
+        before, saved = _read(out / "config.json"), any((out / "checkpoints").glob("[0-9]*"))
+        if saved and before is None:
+            raise UserError(f"{out} has checkpoints but no config.json; restore that, or give another out=")
+        changes = differences(identity(before), identity(run.to_dict())) if before else {}
+        if saved and changes:
             told = ", ".join(f"{name} ({old!r} there, {new!r} here)" for name, (old, new) in list(changes.items())[:4])
             raise UserError(f"{out} holds another run; it differs in {told}. Give another out=, or remove that one")
         dist.barrier()  # all have read before one writes
         if dist.is_main():
+            if changes:
+                (out / "run.json").unlink(missing_ok=True)
             atomic_write(out / "config.json", run.to_json() + "\n")
         yield before
 

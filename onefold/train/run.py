@@ -116,23 +116,24 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     frozen = {name: open_model(path, device).model.requires_grad_(False) for name, path in run.frozen.items()}
     objective = run.objective.build(frozen)
 
-    estimate.check_memory(config, run.optimizer, device)
+    needed, free = estimate.check_memory(config, run.optimizer, device)
     torch.manual_seed(run.seed)
     model = config.build()
-    if start:
+    if start and run.start:
         begin_with(model, start, run.start)
     parallel.place(model, run.trainer.parallel, device, run.trainer.compile)
     optimizer = run.optimizer.build(model)
     if good:
         checkpoints.restore(good, model, optimizer)
-    facts = weigh(run, config, model, objective, dataset, device)
+    facts = weigh(run, config, model, objective, dataset, device, (needed, free))
 
     def artifact(folder: Path, tensors: dict[str, Tensor]) -> None:
         card = {"step": state.step, "tokens": state.tokens, "best": state.best, "run": run.to_dict(), **facts}
         write_artifact(folder, config, tensors, dataset.tokenizer, card)
 
     return Trainer(
-        config=run.trainer.but({"micro_batch": facts["micro_batch"]}),
+        config=run.trainer,
+        micro_batch=facts["micro_batch"],
         model=model,
         objective=objective,
         optimizer=optimizer,
@@ -168,7 +169,7 @@ def first_tokenizer(run: Run, start: Loaded | None) -> Tokenizer | None:
     return Tokenizer.load(place) if run.start and place.is_dir() else None
 
 
-def model_config(run: Run, dataset: Dataset, start: Loaded | None) -> Config:
+def model_config(run: Run, dataset: Dataset, start: Loaded | None) -> DecoderConfig:
     """The model's config; that of `start`, where none is given, with a vocabulary that has room for new tokens.
 
     Errors: UserError when the tokenizer has more tokens than the model, or rows are longer than the model's context.
@@ -199,9 +200,17 @@ def begin_with(model: nn.Module, start: Loaded, where: str) -> None:
 
 
 def weigh(
-    run: Run, config: Config, model: nn.Module, objective: Objective, dataset: Dataset, device: torch.device
+    run: Run,
+    config: DecoderConfig,
+    model: nn.Module,
+    objective: Objective,
+    dataset: Dataset,
+    device: torch.device,
+    memory: tuple[int, int],
 ) -> dict[str, Any]:
     """What the run costs on this machine, said in a line. Measured at the first start and kept for exact resuming.
+
+    memory: bytes that the parameters and all that goes with them need, and that were free before.
 
     Errors: UserError when the data are not those of the first start.
     """
@@ -218,7 +227,8 @@ def weigh(
     rows, bf16 = run.trainer.batch // dist.world(), run.trainer.bf16(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         each = estimate.row_bytes(model, objective, row.to(device))
-    free, speed = estimate.free_bytes(device), estimate.machine_speed(device, bf16)
+    needed, free = memory
+    speed = estimate.machine_speed(device, bf16)
     facts = {
         "data": data,
         "machine": machine,
@@ -226,14 +236,15 @@ def weigh(
         "flops_per_token": estimate.count_flops(config, objective, row),
         "speed": speed,
         "row_bytes": each,
-        "micro_batch": run.trainer.micro_batch or estimate.fit_rows(rows, each, free, device),
+        "micro_batch": run.trainer.micro_batch or estimate.fit_rows(rows, each, free - needed, device),
     }
     facts = dist.broadcast(facts)
     write_facts(run.out, facts)
     tokens = run.trainer.steps * run.trainer.batch * row.counts()["tokens"]
     seconds = tokens * facts["flops_per_token"] / (speed * dist.world() * estimate.USUAL_SHARE)
+    total = needed + facts["micro_batch"] * each
     say(
-        f"{facts['parameters']:,} parameters, {tokens:,} tokens in {run.trainer.steps:,} steps: about {clock(seconds)} "
-        f"at this machine's speed; {facts['micro_batch']} of {rows} rows at a time, {each / 1e6:,.0f} MB each"
+        f"{facts['parameters']:,} parameters, {tokens:,} tokens: about {clock(seconds)} at this machine's speed; "
+        f"{facts['micro_batch']} of {rows} rows at a time, about {total / 1e9:.1f} GB of {free / 1e9:.1f} GB free"
     )
     return facts

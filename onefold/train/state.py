@@ -90,9 +90,9 @@ class Checkpoints:
                     found = self.folder / str(step)
                     break
                 damaged.append((step, problems[0]))
-            if damaged and not found:
+            if damaged and found is None:
                 problem = f"{damaged[0][1]}. No checkpoint in {self.folder} is whole; remove the folder to start anew"
-            elif damaged:
+            elif damaged and found is not None:
                 say(f"{damaged[0][1]}: going back to the last good checkpoint, {found.name}")
                 for step, _ in damaged:
                     self._set_aside(step)

@@ -7,7 +7,7 @@ the step and the process, so a run that was killed and resumed gives the same bi
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -36,7 +36,7 @@ from onefold.train.state import Checkpoints, TrainState, save_due
 from onefold.train.totals import Totals, global_counts
 
 Count = Annotated[int, Field(ge=1)]
-Objective = Callable[[nn.Module, Batch, int], Loss]
+Objective = Callable[[nn.Module, Any, int], Loss]
 
 
 class TrainerConfig(Config):
@@ -79,8 +79,8 @@ class Dataset(Protocol):
 
     facts: dict[str, Any]  # {split: {"tokens": …}, …}
 
-    def evaluation(self, split: str, rows: int) -> Collection[Batch]: ...
-    def bytes(self, split: str) -> int: ...
+    def evaluation(self, split: Any, rows: int) -> Any: ...  # a sized iterable of batches
+    def bytes(self, split: Any) -> int: ...
 
 
 class Loader(Protocol):
@@ -95,7 +95,8 @@ class Loader(Protocol):
 class Trainer:
     """Everything that the loop needs, built. `run()` goes on from `state` and leaves it where training stopped."""
 
-    config: TrainerConfig  # with micro_batch decided
+    config: TrainerConfig
+    micro_batch: int
     model: nn.Module
     objective: Objective
     optimizer: Optimizer
@@ -131,7 +132,7 @@ class Trainer:
                 state.seconds = time.perf_counter() - started
                 if state.step % config.log_every == 0 or config.split in figures:
                     records.write(figures | {"seconds": state.seconds} | pace.figures())
-                bar.update(loss=figures["loss"], **pace.shown())
+                bar.update(1, loss=figures["loss"], **pace.shown())
                 if better or save_due(state.step, config.save_every, config.history):
                     self.save()
                     saved = state.step
@@ -198,11 +199,12 @@ class Trainer:
         count is known when all micro-batches are through: too late to divide the terms, but their gradient can be.
         """
         totals, counts = Totals(self.device), global_counts(self.objective, batch)
-        micros = batch.split(self.config.micro_batch)
+        micros = batch.split(self.micro_batch)
         for i, micro in enumerate(micros, 1):
             synchronise(self.model, i == len(micros))
             loss = self.loss(micro)
-            sum(term.weight / counts.get(name, 1) * term.sum for name, term in loss.terms.items()).backward()
+            shares = [term.weight / counts.get(name, 1) * term.sum for name, term in loss.terms.items()]
+            torch.stack(shares).sum().backward()
             totals.add(loss)
         return totals, bool(counts)
 
@@ -241,7 +243,7 @@ class Trainer:
         """Put the objective's averages over the held-out split into `figures[split]`; say whether they are the best."""
         config, state, totals = self.config, self.state, Totals(self.device)
         rank, world, read = dist.rank(), dist.world(), 0
-        batches = self.dataset.evaluation(config.split, config.micro_batch * world)
+        batches = self.dataset.evaluation(config.split, self.micro_batch * world)
         self.model.eval()
         # Compiling a second graph, without gradients, would take longer than most evaluations do.
         with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():

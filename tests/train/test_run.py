@@ -194,3 +194,15 @@ def test_a_run_without_held_out_text_is_not_evaluated(make_run):
     result = train(make_run({"data.held_out": 0.0, "trainer.evaluate_every": 2, "trainer.steps": 4}))
     assert result.best is None
     assert all("held_out" not in record for record in result.log)
+
+
+def test_a_run_that_saved_nothing_may_be_mended(make_run):
+    with pytest.raises(UserError, match="room for 270"):
+        train(make_run({"model.vocab": 270}))
+    assert train(make_run({"trainer.steps": 1})).step == 1
+
+
+def test_checkpoints_without_a_config_are_not_touched(copied):
+    (copied.out / "config.json").unlink()
+    with pytest.raises(UserError, match=r"has checkpoints but no config\.json"):
+        train(copied)
