@@ -6,8 +6,8 @@
 nanoGPT's (train.py and config/train_shakespeare_char.py): GELU, LayerNorm without biases, learned positions,
 AdamW 1e-3 with betas (0.9, 0.99) and decay 0.1, 100 steps of warm-up, cosine to a tenth, clipping at 1. It runs its
 whole schedule in T seconds and ends at a loss L. Ours gets T/2 seconds for its whole schedule; when did it pass L?
-Tokenizer, parameters to within a few per cent, context and the machine are the same; both train in this one trainer,
-compiled, and only training is timed.
+Tokenizer, width, depth, context, batch, precision and machine are the same (nanoGPT's feed-forward layers are wider);
+both train in this one trainer, and only training is timed.
 """
 
 import argparse
@@ -20,30 +20,30 @@ from race import machine
 from onefold.data.text import Source, TextData, TrainBPE
 from onefold.models import families
 from onefold.models.transformer import count_parameters
-from onefold.recipes.quickstart import Quickstart, pretraining
-from onefold.train.dial import size_up
+from onefold.recipes.quickstart import VOCAB, Quickstart, pretraining
+from onefold.train.dial import Size, size_up
 from onefold.train.optim import AdamWConfig
 from onefold.train.run import Run, train
 
 
-def nanogpt(job: Quickstart, data: TextData, width: int, depth: int) -> Run:
-    """Its recipe at this width and depth; the steps are set by the time that they take."""
+def nanogpt(job: Quickstart, data: TextData, size: Size) -> Run:
+    """Its recipe at the same width and depth; the steps are set by the time that they take."""
     model = families.gpt2().but(
         {
             "vocab": data.tokenizer.vocab,
-            "width": width,
-            "depth": depth,
+            "width": size.width,
+            "depth": size.depth,
             "context": data.context,
             "embed.position.context": data.context,
-            "block.mixer": {"heads": width // 32, "bias": False, "out_bias": False},
-            "block.ffn": {"width": 4 * width, "bias": False, "activation": "gelu"},
+            "block.mixer": {"heads": size.model().block.mixer.heads, "bias": False, "out_bias": False},
+            "block.ffn": {"width": 4 * size.width, "bias": False, "activation": "gelu"},
             "block.norm.bias": False,
             "norm.bias": False,
         }
     )
     optimizer = AdamWConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
     return Run(data=data, model=model, optimizer=optimizer, seed=job.seed, out=job.out / "nanogpt").but(
-        {"trainer": {"schedule": {"kind": "cosine", "warmup": 100, "final": 0.1}, "clip": 1.0, "compile": True}}
+        {"trainer": {"schedule": {"kind": "cosine", "warmup": 100, "final": 0.1}, "clip": 1.0}}
     )
 
 
@@ -69,10 +69,11 @@ def main() -> None:
     for seed in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
             job = Quickstart(data=options.data, seed=seed, out=Path(folder))
-            size = size_up(options.seconds / 2, 4096)
-            data = TextData(sources=(Source(path=options.data),), tokenizer=TrainBPE(vocab=4096), context=size.context)
-            ours = pretraining(job, data, size).but({"trainer.compile": True})
-            theirs = nanogpt(job, data, size.width, size.depth).but({"trainer.batch": size.batch})
+            size = size_up(options.seconds / 2, VOCAB)
+            data = TextData(sources=(Source(path=options.data),), tokenizer=TrainBPE(vocab=VOCAB), context=size.context)
+            ours = pretraining(job, data, size)
+            same = {name: getattr(ours.trainer, name) for name in ("batch", "precision", "compile", "evaluate_batches")}
+            theirs = nanogpt(job, data, size).but({"trainer": same})
             if seed == 0:
                 print(f"nanoGPT {count_parameters(theirs.model):,} parameters, ours {count_parameters(ours.model):,}")
             target_time, target = timed(theirs, options.seconds)[-1]

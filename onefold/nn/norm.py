@@ -43,7 +43,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         if x.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _TrainedRMSNorm.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class _TrainedRMSNorm(torch.autograd.Function):

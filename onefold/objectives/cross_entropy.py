@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK = 2**24  # logits held at once: 64 MB in fp32
+CHUNK = {"cpu": 2**20}  # logits held at once: what a CPU's cache keeps near, and elsewhere…
+CHUNK_ELSEWHERE = 2**26  # …256 MB in fp32
 
 
 def linear_cross_entropy(
@@ -34,7 +35,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_features = torch.empty_like(features) if wanted else None
         d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if wanted else None
         nll, z = features.new_zeros((), dtype=torch.float32), features.new_zeros((), dtype=torch.float32)
-        size = max(1, CHUNK // head.shape[0])
+        size = max(1, CHUNK.get(features.device.type, CHUNK_ELSEWHERE) // head.shape[0])
         for start in range(0, len(features), size):
             part = slice(start, start + size)
             x, y, w = features[part], targets[part, None], weights[part, None]

@@ -30,10 +30,10 @@ from onefold.study.check import Report
 from onefold.study.report import write_report
 from onefold.study.results import write_results
 from onefold.train.dial import Size, size_up
-from onefold.train.optim import MuonConfig
 from onefold.train.run import Run, train
 
 PRETRAIN, CHAT = "pretrain", "chat"
+VOCAB = 2048
 CHAT_SHARE = 0.15  # of the minutes of pre-training, for fine-tuning
 SAMPLES = 3
 
@@ -55,7 +55,7 @@ def run(**settings: Any) -> Path:
         raise UserError(f"minutes={job.minutes:g} leaves no time to train: give a positive number")
     _claim(job)
     began = time.monotonic()
-    data = TextData(sources=(Source(path=job.data),), tokenizer=TrainBPE(vocab=4096))
+    data = TextData(sources=(Source(path=job.data),), tokenizer=TrainBPE(vocab=VOCAB))
     dataset = data.prepare(job.out / PRETRAIN / "data", keep=True)
     size = _size(job, dataset)
     say(f"pre-training: {size}")
@@ -74,9 +74,9 @@ def run(**settings: Any) -> Path:
 
 def recipe(data: str = STDLIB, minutes: float = 5.0) -> Run:
     """Its pre-training as a run of its own, sized for this machine."""
-    text = TextData(sources=(Source(path=data),), tokenizer=TrainBPE(vocab=4096))
+    text = TextData(sources=(Source(path=data),), tokenizer=TrainBPE(vocab=VOCAB))
     job = Quickstart(data=data, minutes=minutes)
-    return pretraining(job, text, size_up(minutes * 60, text.tokenizer.vocab))
+    return pretraining(job, text, size_up(minutes * 60, VOCAB))
 
 
 def tiny(data: str = STDLIB) -> Run:
@@ -87,7 +87,7 @@ def pretraining(job: Quickstart, data: TextData, size: Size) -> Run:
     return Run(
         data=data.but({"context": size.context}),
         model=size.model(),
-        optimizer=MuonConfig(lr=size.lr, adamw_lr=size.adamw_lr, weight_decay=size.weight_decay),
+        optimizer=size.optimizer(),
         seed=job.seed,
         out=job.out / PRETRAIN,
     ).but(
@@ -96,10 +96,11 @@ def pretraining(job: Quickstart, data: TextData, size: Size) -> Run:
                 "steps": size.steps,
                 "batch": size.batch,
                 "compile": size.compiled,
-                "schedule": {"kind": "wsd", "cooldown": size.cooldown},
+                "precision": size.precision,
+                "schedule": {"kind": "wsd", "cooldown": 0.6},
                 "time_limit": job.minutes * 60,
                 "evaluate_every": max(1, size.steps // 20),
-                "evaluate_batches": 4,
+                "evaluate_batches": 64 // size.batch + 1,
                 "checkpoint_every": max(1, size.steps // 4),
             }
         }
@@ -112,7 +113,7 @@ def fine_tuning(job: Quickstart, data: ChatData, size: Size) -> Run:
     return Run(
         data=data,
         start=str(job.out / PRETRAIN),
-        optimizer=MuonConfig(lr=size.lr / 10, adamw_lr=size.adamw_lr / 10, weight_decay=0.0),
+        optimizer=size.optimizer(0.1),
         seed=job.seed,
         out=job.out / CHAT,
     ).but(
@@ -120,10 +121,11 @@ def fine_tuning(job: Quickstart, data: ChatData, size: Size) -> Run:
             "trainer": {
                 "steps": steps,
                 "batch": size.batch,
+                "precision": size.precision,
                 "schedule": {"kind": "linear"},
                 "time_limit": max(10.0, job.minutes * 60 * CHAT_SHARE * 1.5),
-                "evaluate_every": max(1, steps // 3),
-                "evaluate_batches": 4,
+                "evaluate_every": max(1, steps // 4),
+                "evaluate_batches": 64 // size.batch + 1,
             }
         }
     )
@@ -192,7 +194,7 @@ def _size(job: Quickstart, dataset: Dataset) -> Size:
     kept = job.out / "size.json"
     if kept.is_file():
         return Size.from_json(kept.read_text(), str(kept))
-    size = size_up(job.minutes * 60, dataset.tokenizer.size, tokens=dataset.facts["train"]["tokens"])
+    size = size_up(job.minutes * 60, VOCAB, tokens=dataset.facts["train"]["tokens"])
     atomic_write(kept, size.to_json() + "\n")
     return size
 

@@ -1,9 +1,12 @@
 """Sums and counts of a loss, added up over micro-batches and processes before anything is divided."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from onefold.core import dist
+from onefold.core.batch import Batch
 from onefold.core.errors import UserError
 from onefold.objectives.base import Loss
 
@@ -56,7 +59,7 @@ class Totals:
         return next(iter(counts.values())) or 1.0
 
 
-def global_counts(objective, batch) -> dict[str, float]:
+def global_counts(objective: Any, batch: Batch, device: torch.device) -> dict[str, float]:
     """The global count of each term, where the objective has a method `counts` that says them before the model runs.
 
     An objective whose terms are averaged over different things (masked tokens and sentence pairs, say) needs it.
@@ -64,5 +67,5 @@ def global_counts(objective, batch) -> dict[str, float]:
     if not hasattr(objective, "counts"):
         return {}
     counts = objective.counts(batch)
-    total = dist.all_sum(torch.stack([torch.as_tensor(c, dtype=torch.float32) for c in counts.values()]))
-    return {name: count or 1.0 for name, count in zip(counts, total.tolist())}
+    total = torch.stack([torch.as_tensor(count, dtype=torch.float32, device=device) for count in counts.values()])
+    return {name: count or 1.0 for name, count in zip(counts, dist.all_sum(total).tolist())}

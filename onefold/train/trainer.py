@@ -198,7 +198,7 @@ class Trainer:
         Each term is divided by its global count beforehand where the objective says it; the flag tells. Otherwise the
         count is known when all micro-batches are through: too late to divide the terms, but their gradient can be.
         """
-        totals, counts = Totals(self.device), global_counts(self.objective, batch)
+        totals, counts = Totals(self.device), global_counts(self.objective, batch, self.device)
         micros = batch.split(self.micro_batch)
         for i, micro in enumerate(micros, 1):
             synchronise(self.model, i == len(micros))
