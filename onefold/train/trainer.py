@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from onefold.core import dist
 from onefold.core.batch import Batch
 from onefold.core.config import Config, Slot
-from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
+from onefold.data.dataset import Split
 from onefold.objectives.base import Loss
 from onefold.train.interrupt import Interrupt
 from onefold.train.log import Log, Pace
@@ -54,7 +54,7 @@ class TrainerConfig(Config):
     parallel: tuple[Unit, ...] = (Unit(pattern="blocks.*"),)  # what each process holds only a shard of
     log_every: Count = 1
     tensorboard: bool = False
-    split: str = "held_out"
+    split: Split = "held_out"
     evaluate_every: Count | None = None  # None: after the last step only
     evaluate_batches: Count | None = None  # None: the whole split
     metric: str = "loss"  # of the evaluation; the lower, the better
@@ -259,12 +259,14 @@ class Trainer:
         if "ce" in totals.pairs:  # nats of the whole split, which the batches read are a fair sample of
             nats = totals.pairs["ce"][0].item() * len(batches) / read
             found["bits_per_byte"] = nats / log(2) / self.dataset.bytes(config.split)
-        if config.metric not in found:
-            raise UserError(f"trainer.metric={config.metric} is not measured; known: {', '.join(found)}")
-        figures[config.split], value = found, found[config.metric]
-        better = isfinite(value) and (state.best is None or value < state.best["value"])
+        figures[config.split], metric = found, config.metric
+        if metric not in found:  # too late to refuse: steps would be lost
+            say(f"trainer.metric={metric} is not measured ({', '.join(found)} are); going by the loss")
+            metric = "loss"
+        best = state.best if state.best and state.best["metric"] == metric else None
+        better = isfinite(found[metric]) and (best is None or found[metric] < best["value"])
         if better:
-            state.best = {"step": state.step, "metric": config.metric, "value": value}
+            state.best = {"step": state.step, "metric": metric, "value": found[metric]}
         state.stale = 0 if better else state.stale + 1
         return better
 

@@ -275,3 +275,9 @@ def test_records_are_complete(make_run):
         assert {"step", "loss", "lr", "grad_norm", "tokens", "seconds", "tokens_per_second", "mfu"} <= record.keys()
     assert [r["tokens"] for r in result.log] == [5 * 8 * 24, 10 * 8 * 24, 12 * 8 * 24]
     assert runs.read_log(result.out / "log.jsonl") == result.log
+
+
+def test_an_unknown_metric_costs_nothing(make_run, capsys):
+    result = train(make_run({"trainer.metric": "accuracy", "trainer.steps": 2}))
+    assert "trainer.metric=accuracy is not measured" in capsys.readouterr().err
+    assert result.best["metric"] == "loss"
