@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "omicron"]
-CHILD = "import sys; from onefold.train.run import Run, train; train(Run.from_json(open(sys.argv[1]).read()))"
+CHILD = "import sys; from onefold.training.run import Run, train; train(Run.from_json(open(sys.argv[1]).read()))"
 
 
 def settings(corpus: Path, out: Path, steps: int) -> dict:

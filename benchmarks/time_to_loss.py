@@ -21,9 +21,9 @@ from onefold.data.text import Source, TextData, TrainBPE
 from onefold.models import families
 from onefold.models.transformer import count_parameters
 from onefold.recipes.quickstart import VOCAB, Quickstart, pretraining
-from onefold.train.dial import Size, size_up
-from onefold.train.optim import AdamWConfig
-from onefold.train.run import Run, train
+from onefold.training.dial import Size, size_up
+from onefold.training.optim import AdamWConfig
+from onefold.training.run import Run, train
 
 
 def nanogpt(job: Quickstart, data: TextData, size: Size) -> Run:

@@ -1,11 +1,11 @@
 """Onefold: one toolkit for every foundation model.
 
-    import onefold
+import onefold
 
-    model = onefold.load("runs/quickstart")
-    print(model.generate("def fibonacci(n):"))
+model = onefold.load("runs/quickstart")
+print(model.generate("def fibonacci(n):"))
 
-    onefold.train("gpt2", data="notes/", out="runs/notes")
+onefold.train("gpt2", data="notes/", out="runs/notes")
 """
 
 from typing import TYPE_CHECKING

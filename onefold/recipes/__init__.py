@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from onefold.core.errors import UserError
 
 if TYPE_CHECKING:
-    from onefold.train.run import Result, Run
+    from onefold.training.run import Result, Run
 
 
 def names() -> list[str]:
@@ -35,7 +35,7 @@ def find(name: str) -> ModuleType:
 
 def resolve(what: "str | Path | Run", overrides: Mapping[str, Any] | None = None, tiny: bool = False) -> "Run":
     """A recipe's name, a config file (or a run's folder), or a Run; with overrides applied."""
-    from onefold.train.run import Run
+    from onefold.training.run import Run
 
     overrides = dict(overrides or {})
     if isinstance(what, Run):
@@ -65,6 +65,6 @@ def train(what: "str | Path | Run", /, *, tiny: bool = False, **overrides: Any) 
 
     Given the same `out` again, it goes on where it stopped. Raises UserError for what the caller can mend.
     """
-    from onefold.train.run import train as run
+    from onefold.training.run import train as run
 
     return run(resolve(what, overrides, tiny))

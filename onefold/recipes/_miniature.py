@@ -9,7 +9,7 @@ from onefold.infer.model import load
 from onefold.models.transformer import DecoderConfig
 from onefold.study.check import Report
 from onefold.study.ngram import ByteNgram
-from onefold.train.run import Result, Run, train
+from onefold.training.run import Result, Run, train
 
 SEEDS = (0, 1, 2)
 

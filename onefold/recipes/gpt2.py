@@ -13,10 +13,10 @@ from onefold.models import families
 from onefold.models.transformer import count_parameters
 from onefold.recipes import _miniature as miniature
 from onefold.study.check import Report
-from onefold.train.optim import AdamWConfig
-from onefold.train.run import Run
-from onefold.train.schedule import Cosine
-from onefold.train.trainer import TrainerConfig
+from onefold.training.optim import AdamWConfig
+from onefold.training.run import Run
+from onefold.training.schedule import Cosine
+from onefold.training.trainer import TrainerConfig
 
 
 def recipe(data: str = "stdlib", size: str = "small", tokenizer: str | None = None) -> Run:

@@ -12,7 +12,7 @@ from onefold.models.transformer import DecoderConfig, count_parameters
 from onefold.recipes import _miniature as miniature
 from onefold.recipes import llama2
 from onefold.study.check import Report
-from onefold.train.run import Run
+from onefold.training.run import Run
 
 
 def recipe(data: str = "stdlib", tokenizer: str | None = None) -> Run:

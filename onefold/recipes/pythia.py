@@ -14,11 +14,11 @@ from onefold.models.transformer import count_parameters
 from onefold.recipes import _miniature as miniature
 from onefold.recipes.gpt2 import TINY_SHAPE, TINY_TRAINER
 from onefold.study.check import Report
-from onefold.train.optim import AdamWConfig
-from onefold.train.run import Run
-from onefold.train.schedule import Cosine
-from onefold.train.state import in_history
-from onefold.train.trainer import TrainerConfig
+from onefold.training.optim import AdamWConfig
+from onefold.training.run import Run
+from onefold.training.schedule import Cosine
+from onefold.training.state import in_history
+from onefold.training.trainer import TrainerConfig
 
 LEARNING_RATE = {
     "14m": 1e-3,

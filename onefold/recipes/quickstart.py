@@ -2,7 +2,7 @@
 
     read → tokenizer → records → size from one dial → pre-train → fine-tune → evaluate → report
 
-Everything follows from `minutes` and from how fast this machine is, which is measured once (train/dial.py) and kept, so
+Everything follows from `minutes` and from how fast this machine is, which is measured once (training/dial.py) and kept, so
 that the same command goes on where an interrupted one stopped. The model is Llama-shaped, so that it can be exported to
 published formats.
 """
@@ -29,11 +29,11 @@ from onefold.study import baselines, forecast, machine
 from onefold.study.check import Report
 from onefold.study.report import write_report
 from onefold.study.results import write_results
-from onefold.train.dial import Size, size_up
-from onefold.train.run import Run, train
+from onefold.training.dial import Size, size_up
+from onefold.training.run import Run, train
 
 PRETRAIN, CHAT = "pretrain", "chat"
-VOCAB = 2048
+VOCAB = 4096
 CHAT_SHARE = 0.15  # of the minutes of pre-training, for fine-tuning
 SAMPLES = 3
 
@@ -210,7 +210,7 @@ def _conversations(job: Quickstart, context: int) -> ChatData | None:
 
 def _curve(job: Quickstart) -> tuple[list[float], list[float], list[float]]:
     """Seconds, held-out bits per byte and learning rates of the pre-training's evaluations."""
-    from onefold.train.log import read_log
+    from onefold.training.log import read_log
 
     points = [r for r in read_log(job.out / PRETRAIN / "log.jsonl") if "held_out" in r]
     return (

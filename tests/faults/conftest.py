@@ -1,8 +1,8 @@
-"""The same small run as in tests/train, once for a module."""
+"""The same small run as in tests/training, once for a module."""
 
 import pytest
 
-from tests.train.conftest import make_corpus, small_run
+from tests.training.conftest import make_corpus, small_run
 
 
 @pytest.fixture(scope="module")

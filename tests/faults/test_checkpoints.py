@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from onefold.core.errors import UserError
-from onefold.train.run import train
+from onefold.training.run import train
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import onefold
 from onefold import recipes
 from onefold.core.errors import UserError
 from onefold.models.transformer import count_parameters
-from onefold.train.run import Run
+from onefold.training.run import Run
 
 LANDMARKS = ["gpt2", "pythia", "llama2", "mistral"]
 PUBLISHED = {"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096}

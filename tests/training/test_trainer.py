@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-import onefold.train.run as runs
+import onefold.training.run as runs
 from onefold.core.errors import UserError
 from onefold.objectives.base import Loss, Term
 from onefold.objectives.language import NextToken
-from onefold.train.run import train
-from onefold.train.spikes import SkipConfig, SpikeRule
+from onefold.training.run import train
+from onefold.training.spikes import SkipConfig, SpikeRule
 
 PLAIN = {"model.block.dropout": 0.0, "optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.2}}
 
@@ -236,7 +236,7 @@ def test_a_second_interrupt_aborts(make_run, monkeypatch):
 def test_a_time_limit_ends_with_a_cool_down(make_run, monkeypatch):
     """By a clock that goes on by 10 ms whenever it is read: three times a step, and once before the first."""
     ticks = itertools.count()
-    monkeypatch.setattr("onefold.train.trainer.time.perf_counter", lambda: next(ticks) / 100)
+    monkeypatch.setattr("onefold.training.trainer.time.perf_counter", lambda: next(ticks) / 100)
     limit = {"trainer.steps": 1000, "trainer.time_limit": 1.5, "trainer.schedule": {"kind": "constant", "warmup": 0}}
     result = train(make_run(limit))
     assert result.status == "finished"

@@ -8,8 +8,8 @@ from onefold.core.errors import UserError
 from onefold.models.families import gpt2
 from onefold.models.transformer import count_parameters
 from onefold.objectives.language import NextToken
-from onefold.train import estimate
-from onefold.train.optim import AdamWConfig, MuonConfig
+from onefold.training import estimate
+from onefold.training.optim import AdamWConfig, MuonConfig
 
 
 def batch(rows: int, length: int, vocab: int) -> TokenBatch:

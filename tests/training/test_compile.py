@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from onefold.train.log import read_log
-from onefold.train.run import train
+from onefold.training.log import read_log
+from onefold.training.run import train
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(make_run, monkeypatch, capsys):
@@ -26,7 +26,7 @@ def test_without_a_compiler_it_says_so_and_goes_on(make_run, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_a_machine_without_compiler_is_noticed(tmp_path):
-    script = "import torch; from onefold.train.parallel import can_compile; print(can_compile(torch.device('cpu')))"
+    script = "import torch; from onefold.training.parallel import can_compile; print(can_compile(torch.device('cpu')))"
     environment = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
     assert ended.stdout.strip() == "False", ended.stderr[-2000:]
@@ -38,7 +38,7 @@ def test_compiled_is_eager(make_run):
     """In a process of its own: the compiler does not read functions whose shapes are checked, as tests have them."""
     plain = {"model.block.dropout": 0.0, "trainer.evaluate_every": 3, "trainer.steps": 6}
     runs = [make_run({**plain, "trainer.compile": c, "out": make_run().out / str(c)}) for c in (False, True)]
-    script = "import sys; from onefold.train.run import Run, train; train(Run.from_json(sys.argv[1]))"
+    script = "import sys; from onefold.training.run import Run, train; train(Run.from_json(sys.argv[1]))"
     logs = []
     for run in runs:
         ended = subprocess.run(

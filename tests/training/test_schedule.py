@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from onefold.train.schedule import WSD, Constant, Cosine, Linear
+from onefold.training.schedule import WSD, Constant, Cosine, Linear
 
 
 @pytest.mark.parametrize("schedule", [Constant(warmup=10), Linear(warmup=10), Cosine(warmup=10), WSD(warmup=10)])

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import onefold.train.folder as folder
+import onefold.training.folder as folder
 from onefold.core.errors import UserError
 from onefold.interop.open import open_model
-from onefold.train.run import Run, train
+from onefold.training.run import Run, train
 
 
 def losses(result) -> list[float]:
@@ -20,7 +20,7 @@ def losses(result) -> list[float]:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A finished run of 12 steps."""
-    from tests.train.conftest import make_corpus, small_run
+    from tests.training.conftest import make_corpus, small_run
 
     base = tmp_path_factory.mktemp("done")
     return train(small_run(make_corpus(base / "text"), base / "out"))
@@ -124,7 +124,7 @@ def test_a_run_without_model_or_start(make_run):
 
 
 def test_rows_must_be_at_least_one_each():
-    from onefold.train.parallel import check_rows
+    from onefold.training.parallel import check_rows
 
     check_rows(8, 4)
     with pytest.raises(UserError, match=r"trainer\.batch=6 rows cannot be shared evenly by 4"):

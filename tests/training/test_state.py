@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from onefold.core.errors import UserError
-from onefold.train.optim import AdamWConfig
-from onefold.train.state import Checkpoints, TrainState, in_history, save_due, to_keep
+from onefold.training.optim import AdamWConfig
+from onefold.training.state import Checkpoints, TrainState, in_history, save_due, to_keep
 
 
 def write(folder, tensors) -> None:

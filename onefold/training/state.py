@@ -28,7 +28,7 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder, atomic_write, clear_leftovers, verify_folder
 from onefold.core.progress import say
 from onefold.interop.tensors import SafetensorFiles, find_safetensors
-from onefold.train.optim import Optimizer
+from onefold.training.optim import Optimizer
 
 FORMAT = 1
 

@@ -26,14 +26,14 @@ from onefold.core.config import Config, Slot
 from onefold.core.progress import Progress, say
 from onefold.data.dataset import Split
 from onefold.objectives.base import Loss
-from onefold.train.interrupt import Interrupt
-from onefold.train.log import Log, Pace
-from onefold.train.optim import Optimizer, local_gradients
-from onefold.train.parallel import Unit, synchronise
-from onefold.train.schedule import WSD, Constant, Cosine, Linear
-from onefold.train.spikes import SkipConfig, SpikeRule
-from onefold.train.state import Checkpoints, TrainState, save_due
-from onefold.train.totals import Totals, global_counts
+from onefold.training.interrupt import Interrupt
+from onefold.training.log import Log, Pace
+from onefold.training.optim import Optimizer, local_gradients
+from onefold.training.parallel import Unit, synchronise
+from onefold.training.schedule import WSD, Constant, Cosine, Linear
+from onefold.training.spikes import SkipConfig, SpikeRule
+from onefold.training.state import Checkpoints, TrainState, save_due
+from onefold.training.totals import Totals, global_counts
 
 Count = Annotated[int, Field(ge=1)]
 Objective = Callable[[nn.Module, Any, int], Loss]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onefold.train.run import Run
+from onefold.training.run import Run
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "omicron"]
 

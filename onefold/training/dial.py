@@ -17,8 +17,8 @@ from onefold.core.progress import say
 from onefold.models import families
 from onefold.models.transformer import DecoderConfig, count_parameters
 from onefold.objectives.language import NextToken
-from onefold.train import estimate, parallel
-from onefold.train.optim import Group, MuonConfig
+from onefold.training import estimate, parallel
+from onefold.training.optim import Group, MuonConfig
 
 Precision = Literal["fp32", "bf16"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from onefold.core.errors import UserError
-from onefold.train.optim import AdamWConfig, Group, MuonConfig, newton_schulz
+from onefold.training.optim import AdamWConfig, Group, MuonConfig, newton_schulz
 
 
 class Tiny(nn.Module):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onefold.train.parallel import Unit
-from onefold.train.run import Run, train
+from onefold.training.parallel import Unit
+from onefold.training.run import Run, train
 
 ROOT = Path(__file__).parents[2]
-CHILD = "import sys; from onefold.train.run import Run, train; train(Run.from_json(open(sys.argv[1]).read()))"
+CHILD = "import sys; from onefold.training.run import Run, train; train(Run.from_json(open(sys.argv[1]).read()))"
 
 
 def train_with_two(run: Run) -> str:

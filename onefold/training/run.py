@@ -31,12 +31,12 @@ from onefold.interop.open import open_model
 from onefold.interop.table import own_weights
 from onefold.models.transformer import DecoderConfig
 from onefold.objectives.language import NextToken
-from onefold.train import estimate, parallel
-from onefold.train.folder import claimed, read_facts, write_facts
-from onefold.train.log import read_log
-from onefold.train.optim import AdamWConfig, MuonConfig
-from onefold.train.state import Checkpoints, TrainState, copy_tensors
-from onefold.train.trainer import Objective, Trainer, TrainerConfig, is_over
+from onefold.training import estimate, parallel
+from onefold.training.folder import claimed, read_facts, write_facts
+from onefold.training.log import read_log
+from onefold.training.optim import AdamWConfig, MuonConfig
+from onefold.training.state import Checkpoints, TrainState, copy_tensors
+from onefold.training.trainer import Objective, Trainer, TrainerConfig, is_over
 
 
 class Run(Config):
