@@ -9,6 +9,8 @@ import typer
 from onefold import recipes
 from onefold.core.errors import UserError
 
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
 app = typer.Typer(
     name="onefold",
     help="One toolkit for every foundation model: train, adapt, evaluate, chat, serve.",
@@ -80,7 +82,8 @@ def train(
     tiny: Annotated[bool, typer.Option("--tiny", help="The same idea in minutes on two cores")] = False,
 ):
     """Train a recipe on your data. Given the same [bold]out=[/bold] again, it goes on where it stopped."""
-    recipes.train(what, tiny=tiny, **_settings(settings))
+    if recipes.train(what, tiny=tiny, **_settings(settings)).status == "interrupted":
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command(epilog=_example("onefold show gpt2 > my.json", "onefold show mistral --tiny model.depth=8"))
@@ -217,7 +220,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)
 

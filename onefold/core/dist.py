@@ -1,5 +1,6 @@
 """The only door to other processes. Without torchrun every function here is a no-op for a world of one."""
 
+import atexit
 import os
 from datetime import timedelta
 from typing import TypeVar
@@ -35,6 +36,7 @@ def init(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(local_rank())
     td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    atexit.register(shutdown)
 
 
 def shutdown() -> None:

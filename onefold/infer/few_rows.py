@@ -7,6 +7,8 @@ better, see benchmarks/decode.py:
 - one or two rows: the weight as a batch of blocks of its rows, multiplied by torch.bmm, which streams them in order;
 - more rows: oneDNN with the weight laid out once for it. That copy is made at the first need, and only where it takes
   no more than a quarter of this machine's memory.
+
+Around them every small operation costs more than its arithmetic, since the weights have just swept the caches.
 """
 
 import copy
@@ -18,29 +20,38 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from onefold.nn.norm import RMSNorm
+
 BLOCK = 64  # rows of a weight multiplied at a time
 ROWS_HINT = 16  # what oneDNN lays weights out for; measured to serve 3 rows as well as 512
 MEMORY_SHARE = 0.25
 
 
 def for_decoding(model: nn.Module) -> nn.Module:
-    """The same model, every parameter shared, for inference with few rows. Layers replaced later are not seen."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """The same model, every parameter shared, for inference with few rows; itself unless in fp32 on an x86 processor.
+
+    It follows changes of the parameters (training, merged adapters), not of the layers.
+    """
+    usual = platform.machine().lower() not in ("x86_64", "amd64") or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if usual or any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
         return model
-    packs = sum(p.nbytes for p in model.parameters()) <= MEMORY_SHARE * _memory()
-    return _shared(model, packs)
+    return _twin(model, sum(p.nbytes for p in model.parameters()) <= MEMORY_SHARE * _memory())
 
 
-def _shared(module: nn.Module, packs: bool) -> nn.Module:
+def _twin(module: nn.Module, packs: bool) -> nn.Module:
     if type(module) is nn.Linear:
         return FewRowsLinear(module, packs)
+    if type(module) is RMSNorm:
+        return FewRowsNorm(module)
+    if type(module) is nn.Dropout and not module.training:
+        return nn.Identity()
     twin = copy.copy(module)
-    twin._modules = {name: child and _shared(child, packs) for name, child in module._modules.items()}
+    twin._modules = {name: child and _twin(child, packs) for name, child in module._modules.items()}
     return twin
 
 
 class FewRowsLinear(nn.Module):
-    """A linear layer of a CPU in fp32; anything else goes the usual way. No gradients."""
+    """A linear layer in fp32 on a CPU, without gradients (with them it is the usual one)."""
 
     def __init__(self, linear: nn.Linear, packs: bool):
         super().__init__()
@@ -50,26 +61,47 @@ class FewRowsLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*rows inward"]) -> Float[Tensor, "*rows outward"]:
         outward, inward = self.weight.shape
         rows = x.numel() // inward
-        if torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu":
+        if torch.is_grad_enabled():
             return F.linear(x, self.weight, self.bias)
         if rows <= 2 and outward >= BLOCK:
-            y = self._by_blocks(x.reshape(rows, inward))
-            return (y if self.bias is None else y + self.bias).reshape(*x.shape[:-1], outward)
+            y = self._by_blocks(x.contiguous(), rows).view(*x.shape[:-1], outward)
+            return y if self.bias is None else y + self.bias
         if rows > 2 and self.packs:
             return torch.ops.mkldnn._linear_pointwise(x, self._packed(), self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
-    def _by_blocks(self, x: Float[Tensor, "rows inward"]) -> Float[Tensor, "rows outward"]:
-        whole = len(self.weight) - len(self.weight) % BLOCK
-        blocks = self.weight[:whole].view(-1, BLOCK, x.shape[1])
-        y = torch.bmm(blocks, x.T.expand(len(blocks), -1, -1)).view(whole, len(x)).T
-        return y if whole == len(self.weight) else torch.cat((y, F.linear(x, self.weight[whole:])), dim=1)
+    def _by_blocks(self, x: Tensor, rows: int) -> Float[Tensor, "rows outward"]:
+        outward, inward = self.weight.shape
+        whole = outward - outward % BLOCK
+        weight = self.weight if whole == outward else self.weight[:whole]
+        blocks = weight.view(-1, BLOCK, inward)
+        # The strides say "x transposed". With others that mean the same for one row, MKL takes a path 5 times slower.
+        vectors = x.as_strided((len(blocks), inward, rows), (0, 1, inward))
+        y = torch.bmm(blocks, vectors).view(whole, rows).T
+        if whole != outward:
+            y = torch.cat((y, F.linear(x.view(rows, inward), self.weight[whole:])), dim=1)
+        return y.contiguous()
 
     def _packed(self) -> Tensor:
         version = (self.weight._version, self.weight.data_ptr())
         if self._pack is None or self._pack[0] != version:
             self._pack = (version, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), ROWS_HINT))
         return self._pack[1]
+
+
+class FewRowsNorm(nn.Module):
+    """RMSNorm in four operations instead of eight where every row has one token: x · x as a product of matrices."""
+
+    def __init__(self, norm: RMSNorm):
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.eps
+        self._eps = torch.tensor(norm.eps)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        if x.ndim != 3 or x.shape[1] != 1 or torch.is_grad_enabled():
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        scale = torch.baddbmm(self._eps, x, x.mT, alpha=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(self.weight)
 
 
 def _memory() -> int:

@@ -2,9 +2,9 @@
 
     read → tokenizer → records → size from one dial → pre-train → fine-tune → evaluate → report
 
-Everything follows from `minutes` and from how fast this machine is, which is measured once (training/dial.py) and kept, so
-that the same command goes on where an interrupted one stopped. The model is Llama-shaped, so that it can be exported to
-published formats.
+Everything follows from `minutes` and from how fast this machine is, which is measured once (training/dial.py) and kept,
+so that the same command goes on where an interrupted one stopped. The model is a Qwen 3 in small, so that published
+formats hold it.
 """
 
 import time
