@@ -4,7 +4,8 @@ from small_models import config, decoder
 from torch import nn
 
 from onefold.infer import few_rows
-from onefold.infer.few_rows import FewRowsLinear, for_decoding
+from onefold.infer.few_rows import FewRowsLinear, FewRowsNorm, for_decoding
+from onefold.nn.norm import RMSNormConfig
 
 
 @pytest.mark.parametrize("packs", [True, False])
@@ -21,8 +22,9 @@ def test_it_is_the_linear_layer(outward, rows, bias, packs):
 
 
 @torch.no_grad()
-def test_a_model_for_decoding_is_the_model_and_shares_its_weights():
-    model = decoder(config("gpt2", width=96))
+@pytest.mark.parametrize("family", ["gpt2", "llama2"])
+def test_a_model_for_decoding_is_the_model_and_shares_its_weights(family):
+    model = decoder(config(family, width=96))
     twin = for_decoding(model)
     if twin is model:
         pytest.skip("only on x86")
@@ -55,6 +57,14 @@ def test_gradients_and_other_types_go_the_usual_way():
     FewRowsLinear(linear, True)(x).sum().backward()
     assert x.grad is not None
     assert linear.weight.grad is not None
-    with torch.no_grad():
-        half = FewRowsLinear(nn.Linear(40, 64).bfloat16(), True)
-        assert half(torch.randn(1, 40, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    half = decoder(config("gpt2")).bfloat16()
+    assert for_decoding(half) is half
+
+
+def test_it_is_the_norm():
+    norm = RMSNormConfig(eps=1e-3).build(40)
+    torch.nn.init.normal_(norm.weight)
+    for shape in ((3, 1, 40), (1, 1, 40), (2, 5, 40), (40,)):
+        x = 0.1 * torch.randn(shape)
+        with torch.inference_mode():
+            torch.testing.assert_close(FewRowsNorm(norm)(x), norm(x))
