@@ -1,5 +1,9 @@
 """Shapes and types of the numerical core are checked at every call that a test makes."""
 
+import os
+
 from jaxtyping import install_import_hook
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch is there
 
 install_import_hook(["onefold.nn", "onefold.models", "onefold.objectives"], "beartype.beartype")

@@ -67,13 +67,11 @@ class ChatData(Config):
         paths = [self.path, *(s.path for s in self.pairs), self.validation]
         stamps = {path: stamp(path) for path in paths if path}
         target = Path(folder) / folder_name("chat", what)
-        prepared(target, stamps, keep, lambda new: self._build(new, tokenizer))
+        new = prepared(target, stamps, keep, lambda folder: self._build(folder, tokenizer))
         dataset = Dataset(target, self.context)
-        train, held_out = dataset.facts["train"], dataset.facts["held_out"]
-        say(
-            f"conversations: {train['documents']:,} to learn, {held_out['documents']:,} held out; "
-            f"{dataset.facts['note']}"
-        )
+        if new:
+            train, held_out = (dataset.facts[split]["documents"] for split in ("train", "held_out"))
+            say(f"conversations: {train:,} to learn, {held_out:,} held out; {dataset.facts['note']}")
         return dataset
 
     def _build(self, folder: Path, tokenizer: Tokenizer | None) -> tuple[Tokenizer, dict[str, Any]]:

@@ -162,19 +162,21 @@ def prepared(
     stamps: Mapping[str, str | None],
     keep: bool,
     build: Callable[[Path], tuple[Tokenizer, dict[str, Any]]],
-) -> None:
-    """Fill `target` by `build` unless it is there, whole, and made from the same sources.
+) -> bool:
+    """Fill `target` by `build` unless it is there, whole, and made from the same sources; whether it had to.
 
     build: writes the records of both splits into a folder and returns (tokenizer, facts). stamps: of every source, None
     where it is gone: then what was prepared serves on. keep: it also does where a source has changed. The main process
     builds, the others wait. Raises UserError when it is damaged (the file is named) and cannot be built again.
     """
-    if dist.is_main() and _wanting(target, stamps, keep):
+    wanting = dist.is_main() and _wanting(target, stamps, keep)
+    if wanting:
         with atomic_folder(target) as folder:
             tokenizer, facts = build(folder)
             tokenizer.save(folder / "tokenizer")
             (folder / FACTS).write_text(json.dumps({"stamps": dict(stamps), "facts": facts}, indent=1))
     dist.barrier()
+    return wanting
 
 
 def _wanting(target: Path, stamps: Mapping[str, str | None], keep: bool) -> bool:

@@ -95,10 +95,11 @@ class TextData(Config):
             "split": (self.held_out, self.validation, self.split_seed),
         }
         target = Path(folder) / folder_name("text", what)
-        prepared(target, self._stamps(), keep, lambda new: self._build(new, tokenizer))
+        new = prepared(target, self._stamps(), keep, lambda folder: self._build(folder, tokenizer))
         weights = [s.weight for s in self.sources if s.weight is not None]
         dataset = Dataset(target, self.context, weights if len(weights) > 1 else None)
-        say(describe(dataset))
+        if new:
+            say(describe(dataset))
         tokens = dataset.facts["train"]["tokens"]
         if tokens < self.context:
             say(f"the training text has only {tokens} tokens, less than one context of {self.context}: rows are padded")
