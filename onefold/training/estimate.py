@@ -113,13 +113,13 @@ def machine_speed(device: torch.device, bf16: bool = False) -> float:
     return 2 * size**3 / best
 
 
-def step_seconds(step: Callable[[], object], device: torch.device, budget: float = 3.0) -> float:
-    """Median seconds of calling `step`, which is called once to warm up and then for about `budget` seconds."""
+def best_seconds(step: Callable[[], object], device: torch.device, budget: float = 3.0) -> float:
+    """Least seconds of a call of `step`, in calls for about `budget` seconds: what the machine can do when it is free."""
     _seconds(step, device)
     times: list[float] = []
     while len(times) < 3 or sum(times) < budget:
         times.append(_seconds(step, device))
-    return sorted(times)[len(times) // 2]
+    return min(times)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
