@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from onefold.core.errors import UserError
-from onefold.infer.sampling import Sampler, Sampling, probabilities, randomness
+from onefold.infer.sampling import Sampler, Sampling, likeliest, probabilities, randomness
 
 
 def reference(logits, temperature=1.0, top_k=None, top_p=None, min_p=None, repetition_penalty=1.0, seen=()):
@@ -127,3 +127,11 @@ def test_mistakes_are_named(settings, message):
 def test_one_stop_string_is_as_good_as_a_list():
     assert Sampling(stop="a").stop == Sampling(stop=["a"]).stop == ("a",)
     assert Sampling(stop=None).stop == ()
+
+
+def test_the_likeliest_is_the_first_of_the_largest():
+    random = torch.Generator().manual_seed(0)
+    for vocab in (3, 128, 640, 641):
+        logits = torch.randint(0, 5, (7, vocab), generator=random).float()  # many ties
+        assert torch.equal(likeliest(logits), logits.argmax(1))
+        assert torch.equal(likeliest(-logits), (-logits).argmax(1))

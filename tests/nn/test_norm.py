@@ -1,0 +1,29 @@
+"""The gradient that is written out is autograd's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from onefold.nn.norm import RMSNormConfig
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rms_norm_and_its_gradient_equal_torchs(dtype):
+    torch.manual_seed(0)
+    norm = RMSNormConfig(eps=1e-5).build(24).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 5, 24, dtype=dtype, requires_grad=True)
+    gradient = torch.randn(3, 5, 24, dtype=dtype)
+    norm(x).backward(gradient)
+    got = x.grad.clone(), norm.weight.grad.clone()
+    x.grad = norm.weight.grad = None
+    F.rms_norm(x, (24,), norm.weight.to(dtype), 1e-5).backward(gradient)
+    tolerance = {"atol": 6e-2, "rtol": 3e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(got, (x.grad, norm.weight.grad), **tolerance)
+
+
+def test_rms_norm_without_a_gradient_is_the_same():
+    norm, x = RMSNormConfig().build(16), torch.randn(2, 16)
+    with torch.no_grad():
+        alone = norm(x)
+    torch.testing.assert_close(norm(x), alone)
