@@ -56,31 +56,29 @@ class FewRowsLinear(nn.Module):
     def __init__(self, linear: nn.Linear, packs: bool):
         super().__init__()
         self.weight, self.bias, self.packs = linear.weight, linear.bias, packs
+        self.outward, self.inward = linear.weight.shape
         self._pack: tuple[tuple[int, int], Tensor] | None = None  # which weight, and the weight as oneDNN likes it
 
     def forward(self, x: Float[Tensor, "*rows inward"]) -> Float[Tensor, "*rows outward"]:
-        outward, inward = self.weight.shape
-        rows = x.numel() // inward
-        if torch.is_grad_enabled():
-            return F.linear(x, self.weight, self.bias)
-        if rows <= 2 and outward >= BLOCK:
-            y = self._by_blocks(x.contiguous(), rows).view(*x.shape[:-1], outward)
-            return y if self.bias is None else y + self.bias
-        if rows > 2 and self.packs:
+        rows = x.numel() // self.inward
+        if rows > 2 and self.packs and not torch.is_grad_enabled():
             return torch.ops.mkldnn._linear_pointwise(x, self._packed(), self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
+        if rows > 2 or self.outward < BLOCK or torch.is_grad_enabled():
+            return F.linear(x, self.weight, self.bias)
+        y = self._by_blocks(x.contiguous(), rows).view(*x.shape[:-1], self.outward)
+        return y if self.bias is None else y + self.bias
 
     def _by_blocks(self, x: Tensor, rows: int) -> Float[Tensor, "rows outward"]:
-        outward, inward = self.weight.shape
-        whole = outward - outward % BLOCK
-        weight = self.weight if whole == outward else self.weight[:whole]
-        blocks = weight.view(-1, BLOCK, inward)
+        count, rest = divmod(self.outward, BLOCK)
+        weight = self.weight[:-rest] if rest else self.weight
         # The strides say "x transposed". With others that mean the same for one row, MKL takes a path 5 times slower.
-        vectors = x.as_strided((len(blocks), inward, rows), (0, 1, inward))
-        y = torch.bmm(blocks, vectors).view(whole, rows).T
-        if whole != outward:
-            y = torch.cat((y, F.linear(x.view(rows, inward), self.weight[whole:])), dim=1)
-        return y.contiguous()
+        vectors = x.as_strided((count, self.inward, rows), (0, 1, self.inward))
+        y = torch.bmm(weight.view(count, BLOCK, self.inward), vectors)
+        if rows > 1 or rest:
+            y = y.view(-1, rows).T.contiguous()
+        if rest:
+            y = torch.cat((y, F.linear(x.view(rows, self.inward), self.weight[-rest:])), dim=1)
+        return y
 
     def _packed(self) -> Tensor:
         version = (self.weight._version, self.weight.data_ptr())

@@ -79,6 +79,15 @@ def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | No
     return weights, ids
 
 
+def likeliest(logits: Float[Tensor, "B V"], part: int = 128) -> Int[Tensor, " B"]:
+    """argmax(1), the first of several; on a CPU in a third of the time: maxima of parts first, which are vectorised."""
+    if logits.device.type != "cpu" or logits.shape[1] % part:
+        return logits.argmax(1)
+    parts = logits.reshape(len(logits), -1, part)
+    best = parts.amax(2).argmax(1)
+    return best * part + parts[torch.arange(len(parts)), best].argmax(1)
+
+
 class Sampler:
     """Draws the next token of every row.
 
@@ -116,7 +125,7 @@ class Sampler:
 
     def _choose(self, logits: Tensor) -> Tensor:
         if self.uniform is None:
-            return logits.argmax(1)
+            return likeliest(logits)
         weights, ids = _candidates(logits, self.sampling)
         # Inverse of the cumulative distribution. u < 1, and "right" skips tokens of weight 0.
         reached = weights.cumsum(1)

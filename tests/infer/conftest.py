@@ -1,9 +1,9 @@
 """Fixtures of the tests of inference."""
 
 import pytest
-from small_models import config, decoder
 
 from onefold.models.transformer import Decoder
+from tests.infer.small_models import config, decoder
 
 
 @pytest.fixture(params=["gpt2", "pythia", "llama2", "mistral", "alibi"])

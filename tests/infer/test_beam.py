@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from small_models import config, decoder
 
 from onefold.core.errors import UserError
 from onefold.infer.beam import beam_search, length_penalty
 from onefold.infer.sampling import Sampling
+from tests.infer.small_models import config, decoder
 
 TINY = {"vocab": 5, "width": 16, "block.mixer.heads": 2, "block.mixer.kv_heads": None, "context": 32}
 

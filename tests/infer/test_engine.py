@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from small_models import config, decoder
 
 from onefold.core.errors import UserError
 from onefold.infer.continuation import Continuation
 from onefold.infer.engine import budget, generate, left_pad, reach, read
 from onefold.infer.sampling import Sampler, Sampling, randomness
+from tests.infer.small_models import config, decoder
 
 PROMPTS = [[5, 9, 2, 44, 17, 3, 8, 1, 30, 12, 7], [1], [60, 2, 2, 41, 6], [9, 9, 9, 9, 9, 9, 9, 20], [33, 1], [8] * 13]
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from small_models import config, decoder
 
 from onefold.core.batch import TokenBatch
 from onefold.core.errors import UserError
@@ -12,6 +11,7 @@ from onefold.data.tokenizer import Tokenizer
 from onefold.infer.evaluate import Score, Sliding, bits_per_byte, evaluate, evaluate_documents, evaluate_text
 from onefold.infer.model import Model
 from onefold.interop.loaded import Loaded
+from tests.infer.small_models import config, decoder
 
 TEXTS = ["def add(a, b): return a + b\n", "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 4, "x"]
 

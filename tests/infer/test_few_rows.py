@@ -1,11 +1,11 @@
 import pytest
 import torch
-from small_models import config, decoder
 from torch import nn
 
 from onefold.infer import few_rows
 from onefold.infer.few_rows import FewRowsLinear, FewRowsNorm, for_decoding
 from onefold.nn.norm import RMSNormConfig
+from tests.infer.small_models import config, decoder
 
 
 @pytest.mark.parametrize("packs", [True, False])
