@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_models import published
+
+from tests.interop.published_models import published
 
 
 @pytest.fixture

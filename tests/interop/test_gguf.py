@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from llama_oracle import ask
-from published_models import CASES, published
 
 from onefold.core.errors import UserError
 from onefold.data.tokenizer import Tokenizer
@@ -15,6 +13,8 @@ from onefold.interop.gguf import load_gguf, save_gguf
 from onefold.interop.gguf.container import open_container, write_container
 from onefold.interop.huggingface import load_folder
 from onefold.interop.loaded import Loaded
+from tests.interop.llama_oracle import ask
+from tests.interop.published_models import CASES, published
 
 VOCAB = 311
 PROMPTS = [[9, 44, 250], [100, 7, 7, 30, 299], list(range(40, 70)), [70, 71], [200], [5, 6, 90, 91]]

@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 import transformers
-from published_models import CASES, LLAMA3_ROPE, published
 from safetensors.torch import load_file, save_file
 
 from onefold.core.errors import UserError
@@ -14,6 +13,7 @@ from onefold.data.tokenizer import Tokenizer
 from onefold.interop.huggingface import load_folder, save_folder
 from onefold.interop.loaded import Loaded
 from onefold.interop.tensors import write_safetensors
+from tests.interop.published_models import CASES, LLAMA3_ROPE, published
 
 TOLERANCE = 1e-4
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from llama_oracle import ask
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers
 
@@ -18,6 +17,7 @@ from onefold.interop.gguf.vocab import read_tokenizer, write_tokenizer
 from onefold.interop.loaded import Loaded
 from onefold.interop.vocabulary import CUTS, byte_letters, byte_level, cut_of, cutter, frame, mark_special
 from onefold.models.families import llama2
+from tests.interop.llama_oracle import ask
 
 TEXTS = [
     "Hello  world, it's THEY'LL 12345678 x²\n\n\t def f(x):\r\n   return x // 你好 🙂 é",
