@@ -66,17 +66,24 @@ def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | No
     logits = logits / sampling.temperature
     if sampling.top_k and sampling.top_k < logits.shape[1]:
         logits, ids = logits.topk(sampling.top_k)
-    elif sampling.top_p is not None and sampling.top_p < 1:
-        logits, ids = logits.sort(descending=True)
     weights = logits.softmax(1)
     if sampling.top_p is not None and sampling.top_p < 1:
-        if ids is None:  # top-k kept everything
-            weights, ids = weights.sort(descending=True)
+        if ids is None:
+            weights, ids = _reaching(weights, sampling.top_p)
         # A token stays when those before it do not reach p: the first always does.
         weights = weights.masked_fill(weights.cumsum(1) - weights >= sampling.top_p, 0.0)
     if sampling.min_p:
         weights = weights.masked_fill(weights < sampling.min_p * weights.amax(1, keepdim=True), 0.0)
     return weights, ids
+
+
+def _reaching(weights: Tensor, mass: float, enough: int = 256) -> tuple[Tensor, Tensor]:
+    """The largest weights and their ids, in order, at least as many as reach `mass`. Sorting all is slow, and rare."""
+    if enough < weights.shape[1]:
+        largest, ids = weights.topk(enough)
+        if bool((largest.sum(1) >= mass).all()):
+            return largest, ids
+    return weights.sort(dim=1, descending=True)
 
 
 def likeliest(logits: Float[Tensor, "B V"], part: int = 128) -> Int[Tensor, " B"]:

@@ -73,7 +73,8 @@ class KVCache:
     """Keys and values of one layer: every column so far, or, for a window, a ring of the last `capacity`.
 
     `k`, `v`: Float[B, kv_heads, capacity, head_width]. With many rows on a CPU the values of a channel lie side by side
-    in memory (v is a transposed view): the sum over columns then streams, see `attend_newest`.
+    in memory (v is a transposed view): the sum over columns then streams, see `attend_newest`. It does so only as long
+    as there is little room behind the values in use, so there v grows with the text.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], rolling: bool, device=None, dtype=None):
@@ -81,10 +82,9 @@ class KVCache:
         self.rolling = rolling
         self.by_channel = batch > FEW and torch.device(device or "cpu").type == "cpu" and dtype in (None, torch.float32)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
-        stored = (batch, heads, width, self.capacity) if self.by_channel else shape
-        self.v = torch.zeros(stored, device=device, dtype=dtype)
+        self.v = torch.zeros_like(self.k)
         if self.by_channel:
-            self.v = self.v.mT
+            self.v = self.k.new_zeros((batch, heads, width, self.capacity if rolling else 0)).mT
 
     @property
     def bytes(self) -> int:
@@ -94,6 +94,8 @@ class KVCache:
         """Append columns start, start+1, …; return the keys and values to attend over, and their columns."""
         stop = start + k.shape[2]
         if not self.rolling:
+            if stop > self.v.shape[2]:
+                self._grow(stop)
             self.k.narrow(2, start, k.shape[2]).copy_(k)  # as k[:, :, start:stop] = k, in a third of the time
             self.v.narrow(2, start, k.shape[2]).copy_(v)
             if start == 0:
@@ -115,6 +117,14 @@ class KVCache:
         self.k[:, :, last % self.capacity] = k[:, :, last - start]
         self.v[:, :, last % self.capacity] = v[:, :, last - start]
         return keys, values, slice(first, stop)
+
+    def _grow(self, columns: int) -> None:
+        """Make room for this many columns and a quarter more."""
+        batch, heads, held, width = self.v.shape
+        room = min(self.capacity, columns + max(columns // 4, 32))
+        grown = self.v.new_zeros((batch, heads, width, room)).mT
+        grown[:, :, :held] = self.v
+        self.v = grown
 
     def reorder(self, rows: Int[Tensor, " B"]) -> None:
         """Row i becomes what row rows[i] was (beams)."""

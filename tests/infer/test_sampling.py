@@ -62,6 +62,20 @@ def test_probabilities_match_numpy(settings):
         np.testing.assert_allclose(got[row], reference(logits[row], seen=range(6), **settings), atol=2e-6)
 
 
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.5, 6.0])
+def test_the_nucleus_of_a_large_vocabulary(top_p, spread):
+    """Both when a few hundred tokens reach p and when it takes thousands; rows of both kinds in one batch too."""
+    logits = np.random.default_rng(0).normal(0, spread, (2, 5000)).astype(np.float32)
+    logits[1] *= 3
+    got = probabilities(torch.from_numpy(logits), Sampling(temperature=1.0, top_p=top_p)).numpy()
+    for row in range(2):
+        want = reference(logits[row], top_p=top_p)
+        # In fp32 the sum may reach p a token earlier or later than in fp64.
+        assert abs((got[row] > 0).sum() - (want > 0).sum()) <= 1
+        np.testing.assert_allclose(got[row], want, atol=1e-4)
+
+
 def test_greedy_puts_everything_on_the_likeliest():
     logits = torch.tensor([[0.1, 3.0, 2.9], [5.0, -1.0, 4.9]])
     want = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
