@@ -14,6 +14,8 @@ from onefold.core.batch import TokenBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress
+from onefold.data.dataset import Dataset
+from onefold.data.split import Split
 from onefold.data.tokenizer import Tokenizer
 from onefold.infer.engine import device_of
 from onefold.infer.model import Model
@@ -79,9 +81,14 @@ def evaluate(network: nn.Module, batches: Iterable[TokenBatch], size: int) -> Sc
     return Score(nats, tokens, size)
 
 
-def bits_per_byte(network: nn.Module, dataset: Any, split: str, rows: int = 8) -> float:
-    """Bits per byte of a split as the dataset cuts it: pieces of at most one context, each read from its beginning."""
-    return evaluate(network, dataset.evaluation(split, rows), dataset.bytes(split)).bits_per_byte
+def bits_per_byte(
+    network: nn.Module, dataset: Dataset, split: Split, rows: int = 8, stride: int | None = None
+) -> float:
+    """Bits per byte of a split. `stride` None: documents are cut into pieces of one context, each read by itself.
+
+    Otherwise windows overlap, and each predicts its last `stride` tokens.
+    """
+    return evaluate(network, dataset.evaluation(split, rows, stride), dataset.bytes(split)).bits_per_byte
 
 
 class Sliding(Config):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from onefold.core.batch import TokenBatch
 from onefold.core.errors import UserError
+from onefold.data.text import TextData, TrainBPE
 from onefold.data.tokenizer import Tokenizer
 from onefold.infer.evaluate import Score, Sliding, bits_per_byte, evaluate, evaluate_documents, evaluate_text
 from onefold.infer.model import Model
@@ -65,34 +65,39 @@ def test_figures_of_a_score():
     assert score.bits_per_byte == pytest.approx(100 / math.log(2) / 200)
 
 
-class Dataset:
-    """Two batches, one with padding and packed documents."""
-
-    def __init__(self):
-        random = torch.Generator().manual_seed(0)
-        self.tokens = torch.randint(0, 300, (4, 12), generator=random)
-        self.targets = torch.randint(0, 300, (4, 12), generator=random)
-        self.weights = torch.ones(4, 12)
-        self.weights[3, 9:] = 0
-
-    def evaluation(self, split, rows):
-        assert split == "held_out"
-        whole = TokenBatch(tokens=self.tokens, targets=self.targets, weights=self.weights)
-        return whole.split(rows)
-
-    def bytes(self, split):
-        return 1234
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(" ".join(f"{i} times {k} is {i * k}," for k in range(1 + i * i)))
+    data = TextData(sources=str(folder), context=16, tokenizer=TrainBPE(vocab=290), held_out=0.4)
+    return data.prepare(tmp_path_factory.mktemp("prepared"))
 
 
-def test_a_dataset_is_scored_over_its_targets(model):
-    dataset, network = Dataset(), model.network
-    network.train()
-    got = [bits_per_byte(network, dataset, "held_out", rows) for rows in (1, 3)]
-    assert network.training
-    network.eval()
-    logp = network(dataset.tokens).detach().log_softmax(-1)
-    nats = -(logp.gather(2, dataset.targets[..., None])[..., 0] * dataset.weights).sum()
-    assert got == pytest.approx([float(nats) / math.log(2) / 1234] * 2, rel=1e-5)
+@pytest.fixture(scope="module")
+def reader(dataset) -> Model:
+    described = config("llama2", vocab=300, context=2048)
+    return Model(Loaded(described, decoder(described), dataset.tokenizer))
+
+
+@pytest.mark.parametrize("stride", [None, 4])
+def test_a_prepared_split_costs_what_its_documents_cost(dataset, reader, stride):
+    """The dataset's own windows and those over plain documents: two ways to the same sum."""
+    texts = [document.text for document in dataset.text("held_out")]
+    sliding = Sliding(context=16, stride=4)
+    want = evaluate_documents(reader, texts, sliding)
+    if stride is None:  # every piece by itself, behind the token before it
+        nats = 0.0
+        for text in texts:
+            ids = ids_of(reader, text)
+            nats += sum(cost(reader, ids[i : i + 17], 1) for i in range(0, len(ids) - 1, 16))
+        want = Score(nats, want.tokens, want.bytes)
+    reader.network.train()
+    got = bits_per_byte(reader.network, dataset, "held_out", rows=3, stride=stride)
+    assert reader.network.training
+    reader.network.eval()
+    assert got == pytest.approx(want.bits_per_byte, rel=1e-4)
+    assert want.tokens == dataset.facts["held_out"]["tokens"]
 
 
 def test_the_command_prints_its_result(model, tmp_path, capsys):
