@@ -118,8 +118,9 @@ def generate(
     if prompt.endswith(".jsonl"):
         answer_file(loaded, Path(prompt), out, batch=batch, **sampling)
         return
+    pieces = loaded.stream(prompt, **sampling)  # mistakes are told before anything is printed
     print(prompt, end="", flush=True)
-    for piece in loaded.stream(prompt, **sampling):
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
