@@ -114,7 +114,7 @@ def machine_speed(device: torch.device, bf16: bool = False) -> float:
 
 
 def best_seconds(step: Callable[[], object], device: torch.device, budget: float = 3.0) -> float:
-    """Least seconds of a call of `step`, in calls for about `budget` seconds: what the machine can do when it is free."""
+    """Least seconds of a call of `step`, called for about `budget` seconds: what the machine does when it is free."""
     _seconds(step, device)
     times: list[float] = []
     while len(times) < 3 or sum(times) < budget:
