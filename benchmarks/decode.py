@@ -55,9 +55,12 @@ def bound(model: Model, clock: Callable[[], float]) -> Callable[[], float]:
     weights = torch.randn(size)
 
     def run() -> float:
-        began = clock()
-        weights.sum()
-        return clock() - began
+        seconds = []
+        for _ in range(3):  # a single pass is short, and so the most easily disturbed
+            began = clock()
+            weights.sum()
+            seconds.append(clock() - began)
+        return min(seconds)
 
     return run
 
