@@ -54,7 +54,13 @@ def tiny(data: str = "stdlib", tokenizer: str | None = None) -> Run:
 
 TINY_SHAPE = {"width": 128, "depth": 4, "context": 256}
 TINY_TRAINER = {
-    "trainer": {"steps": 400, "batch": 16, "evaluate_every": 100, "checkpoint_every": 100},
+    "trainer": {
+        "steps": 400,
+        "batch": 16,
+        "evaluate_every": 100,
+        "evaluate_batches": 16,
+        "checkpoint_every": 100,
+    },
     "trainer.schedule.warmup": 0.05,
 }
 
