@@ -69,8 +69,8 @@ class Config(BaseModel):
         A mapping merges into the variant that is there, unless it names another `kind`, which replaces the variant.
         """
         data = self.to_dict()
-        # `kind` first: `mixer.kind=s4` must have replaced the variant before `mixer.n=64` is set on it.
-        for path, value in sorted(changes.items(), key=lambda item: not item[0].endswith("kind")):
+        # `kind`, then outer before inner: a variant must have been picked before anything is set on it.
+        for path, value in sorted(changes.items(), key=lambda item: (not item[0].endswith("kind"), item[0].count("."))):
             _set(data, path, value)
         return type(self).from_dict(data, trusted=True)
 
@@ -229,6 +229,8 @@ def _get(place: Any, part: str, trail: list[str]) -> Any:
 def _merged(current: Any, change: Any) -> Any:
     if isinstance(change, Config):
         return change
+    if isinstance(change, str) and isinstance(current, dict) and "kind" in current:
+        change = {"kind": change}
     if not isinstance(current, dict) or not isinstance(change, Mapping):
         return change
     if "kind" in change and change["kind"] != current.get("kind"):

@@ -48,6 +48,7 @@ def test_json_round_trip_keeps_the_variant():
         ({"shape": {"kind": "square", "side": 5}}, Square(side=5)),
         ({"shape.side": 7, "shape.kind": "square"}, Square(side=7)),
         ({"shape": "square"}, Square()),
+        ({"shape.side": 6, "shape": "square"}, Square(side=6)),
         ({"shape": Square(side=9)}, Square(side=9)),
     ],
 )
