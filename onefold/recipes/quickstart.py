@@ -28,8 +28,9 @@ from onefold.infer.model import Model, load
 from onefold.study import baselines, forecast, machine
 from onefold.study.check import Report
 from onefold.study.report import write_report
-from onefold.study.results import write_results
+from onefold.study.results import read_results, write_results
 from onefold.training.dial import Size, size_up
+from onefold.training.log import read_log
 from onefold.training.run import Run, train
 
 PRETRAIN, CHAT = "pretrain", "chat"
@@ -108,7 +109,7 @@ def pretraining(job: Quickstart, data: TextData, size: Size) -> Run:
 
 
 def fine_tuning(job: Quickstart, data: ChatData, size: Size) -> Run:
-    """One sixth of the steps, at a tenth of the learning rate, on what an assistant should say."""
+    """CHAT_SHARE of the steps, at a tenth of the learning rate, on what an assistant should say."""
     steps = max(10, round(size.steps * CHAT_SHARE))
     return Run(
         data=data,
@@ -169,8 +170,6 @@ def check(report: Report) -> None:
     """Half a minute of training on this machine: whatever came out is reported, and must beat counts of pairs."""
     job = Quickstart(minutes=0.5, out=Path("runs/check/quickstart"))
     run(**job.to_dict())
-    from onefold.study.results import read_results
-
     found = read_results(job.out)
     scores = {b["name"]: b["bits_per_byte"] for b in found["baselines"]}
     report.less("held-out bits per byte against pairs of bytes", found["final"]["bits_per_byte"], scores["bigram"])
@@ -210,8 +209,6 @@ def _conversations(job: Quickstart, context: int) -> ChatData | None:
 
 def _curve(job: Quickstart) -> tuple[list[float], list[float], list[float]]:
     """Seconds, held-out bits per byte and learning rates of the pre-training's evaluations."""
-    from onefold.training.log import read_log
-
     points = [r for r in read_log(job.out / PRETRAIN / "log.jsonl") if "held_out" in r]
     return (
         [r["seconds"] for r in points],
