@@ -1,7 +1,7 @@
 """What a model is trained on in one step: a frozen bundle of tensors."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -9,7 +9,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Tensors whose first dimension is the row. Subclasses only add fields."""
+    """Tensors whose first dimension is the row. Subclasses add fields, and say what they are counted in."""
+
+    unit: ClassVar[str]
+
+    @property
+    def size(self) -> int:
+        """How many units a model reads."""
+        return self.rows
 
     def _map(self, change) -> Self:
         present = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -40,12 +47,30 @@ class TokenBatch(Batch):
     serves. Otherwise a row holds several documents: attention stays inside a segment and positions restart with it.
     """
 
+    unit = "tokens"
     tokens: Tensor  # Long[B, T]
     targets: Tensor  # Long[B, T]
     weights: Tensor  # Float[B, T]: 0 where nothing is to be learned (padding, prompts)
     positions: Tensor | None = None  # Long[B, T]
     segments: Tensor | None = None  # Long[B, T]
 
-    def counts(self) -> dict[str, float]:
-        """True sizes: `tokens` read by the model and the `weight` of the targets to learn."""
-        return {"tokens": self.tokens.numel(), "weight": float(self.weights.sum())}
+    @property
+    def size(self) -> int:
+        return self.tokens.numel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch(Batch):
+    """Pictures and what they show, in bytes: they become numbers on the device, where that costs least."""
+
+    unit = "images"
+    images: Tensor  # UInt8[B, C, H, W]
+    targets: Tensor | None = None  # Float[B, classes]: probabilities, since pictures may be mixed
+    rows_of: Tensor | None = None  # Long[B]: the record that each picture is
+    mean: tuple[float, ...] = (0.5,)  # of each channel, or one for all, of values from 0 to 1
+    std: tuple[float, ...] = (0.5,)
+
+    def pixels(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What a model sees: Float[B, C, H, W] = (images / 255 - mean) / std."""
+        mean, std = (torch.tensor(v, device=self.images.device)[:, None, None] for v in (self.mean, self.std))
+        return ((self.images.float() - 255 * mean) / (255 * std)).to(dtype)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from onefold.nn.linear import Linear
 from onefold.nn.norm import RMSNorm
 
 BLOCK = 64  # rows of a weight multiplied at a time
@@ -39,7 +40,7 @@ def for_decoding(model: nn.Module) -> nn.Module:
 
 
 def _twin(module: nn.Module, packs: bool) -> nn.Module:
-    if type(module) is nn.Linear:
+    if type(module) is Linear:
         return FewRowsLinear(module, packs)
     if type(module) is RMSNorm:
         return FewRowsNorm(module)
@@ -53,7 +54,7 @@ def _twin(module: nn.Module, packs: bool) -> nn.Module:
 class FewRowsLinear(nn.Module):
     """A linear layer in fp32 on a CPU, without gradients (with them it is the usual one)."""
 
-    def __init__(self, linear: nn.Linear, packs: bool):
+    def __init__(self, linear: Linear, packs: bool):
         super().__init__()
         self.weight, self.bias, self.packs = linear.weight, linear.bias, packs
         self.outward, self.inward = linear.weight.shape

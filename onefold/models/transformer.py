@@ -17,6 +17,7 @@ from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.nn.attention import AttentionConfig, KVCache, Layout
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
+from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
 from onefold.nn.position import LearnedPositionConfig, SinusoidalPositionConfig
 
@@ -169,7 +170,7 @@ class Decoder(nn.Module):
         self.embed = Embed(config.embed, config.vocab, config.width)
         self.blocks = nn.ModuleList(block.build(config.width) for block in config.blocks())
         self.norm = config.norm.build(config.width)
-        self.unembed = nn.Linear(config.width, config.vocab, bias=False)
+        self.unembed = Linear(config.width, config.vocab, bias=False)
         if config.tied:
             self.unembed.weight = self.embed.token.weight
         self.init_weights()

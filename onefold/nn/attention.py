@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from onefold.core.config import Config, Slot
+from onefold.nn.linear import Linear
 from onefold.nn.norm import RMSNormConfig
 from onefold.nn.position import AlibiConfig, RotaryConfig, rotate, turns
 
@@ -193,8 +194,8 @@ class Attention(nn.Module):
         self.config = config
         self.heads, self.kv_heads, self.head_width = config.widths(width)
         rows = tuple(n * self.head_width for n in (self.heads, self.kv_heads, self.kv_heads))
-        self.qkv = nn.Linear(width, sum(rows), bias=config.bias)
-        self.out = nn.Linear(rows[0], width, bias=config.out_bias)
+        self.qkv = Linear(width, sum(rows), bias=config.bias)
+        self.out = Linear(rows[0], width, bias=config.out_bias)
         self.packed = {"qkv.weight": rows}
         self.rotation = f"rotation {config.position!r} {self.head_width}"  # layers of one name share their angles
         self.q_norm = config.qk_norm.build(self.head_width) if config.qk_norm else None

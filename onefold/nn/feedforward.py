@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from onefold.core.config import Config
+from onefold.nn.linear import Linear
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu"]
 
@@ -38,9 +39,9 @@ class MLPConfig(Config):
 class MLP(nn.Module):
     def __init__(self, config: MLPConfig, width: int):
         super().__init__()
-        self.up = nn.Linear(width, config.width, bias=config.bias)
+        self.up = Linear(width, config.width, bias=config.bias)
         self.activation = activation(config.activation)
-        self.out = nn.Linear(config.width, width, bias=config.bias)
+        self.out = Linear(config.width, width, bias=config.bias)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.out(self.activation(self.up(x)))
@@ -63,9 +64,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: GatedMLPConfig, width: int):
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * config.width, bias=config.bias)
+        self.gate_up = Linear(width, 2 * config.width, bias=config.bias)
         self.activation = activation(config.activation)
-        self.out = nn.Linear(config.width, width, bias=config.bias)
+        self.out = Linear(config.width, width, bias=config.bias)
         self.packed = {"gate_up.weight": (config.width, config.width)}
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

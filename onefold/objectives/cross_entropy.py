@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from onefold.nn.linear import linear
+
 CHUNK = {"cpu": 2**20}  # logits held at once: what a CPU's cache keeps near, and elsewhere…
 CHUNK_ELSEWHERE = 2**26  # …256 MB in fp32
 
@@ -39,16 +41,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(features), size):
             part = slice(start, start + size)
             x, y, w = features[part], targets[part, None], weights[part, None]
-            logits = (x @ head.T).float()
-            lse = logits.logsumexp(-1, keepdim=True)
-            nll = nll + (w * (lse - logits.gather(1, y))).sum()
+            logits = linear(x, head).float()
+            largest, chosen = logits.amax(-1, keepdim=True), logits.gather(1, y)
+            exponentials = logits.sub_(largest).exp_()  # taken once, for the loss and its gradient
+            total = exponentials.sum(-1, keepdim=True)
+            lse = largest + total.log()
+            nll = nll + (w * (lse - chosen)).sum()
             z = z + z_loss * (w * lse.square()).sum()
             if wanted:
                 # d nll = softmax - onehot; d z = 2 · z_loss · lse · softmax
-                d_logits = (logits - lse).exp_().mul_(w * (1 + 2 * z_loss * lse))
+                d_logits = exponentials.mul_(w * (1 + 2 * z_loss * lse) / total)
                 d_logits.scatter_add_(1, y, -w)
                 d_logits = d_logits.to(x.dtype)
-                d_features[part] = d_logits @ head
+                d_features[part] = linear(d_logits, head.T)
                 d_head += d_logits.T @ x
         if wanted:
             ctx.save_for_backward(d_features, d_head.to(head.dtype))

@@ -38,7 +38,7 @@ def count_flops(model: Config, objective: Callable, batch: Batch) -> float:
     with FlopCounterMode(display=False) as counter:
         loss = objective(built, row.to("meta"), 0)
         sum(term.sum for term in loss.terms.values()).backward()
-    return counter.get_total_flops() / row.counts()["tokens"]
+    return counter.get_total_flops() / row.size
 
 
 def parameter_bytes(model: Config, optimizer: Config) -> int:

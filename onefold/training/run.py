@@ -240,7 +240,7 @@ def weigh(
     }
     facts = dist.broadcast(facts)
     write_facts(run.out, facts)
-    tokens = run.trainer.steps * run.trainer.batch * row.counts()["tokens"]
+    tokens = run.trainer.steps * run.trainer.batch * row.size
     seconds = tokens * facts["flops_per_token"] / (speed * dist.world() * estimate.USUAL_SHARE)
     total = needed + facts["micro_batch"] * each
     say(

@@ -170,7 +170,7 @@ class Trainer:
         gradients = local_gradients(self.optimizer)
         squares = torch.stack(torch._foreach_norm(gradients)).to(**totals.where).square().sum()
         ending = self.ending_due() if dist.is_main() else 0  # one clock decides for all
-        told = (squares, batch.counts()["tokens"], self.interrupt.requested, ending)
+        told = (squares, batch.size, self.interrupt.requested, ending)
         squares, tokens, stop, ending = totals.collect(*told)
         divisor = 1.0 if divided else totals.common_count()
 

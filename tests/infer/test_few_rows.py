@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torch import nn
 
 from onefold.infer import few_rows
 from onefold.infer.few_rows import FewRowsLinear, FewRowsNorm, for_decoding
+from onefold.nn.linear import Linear
 from onefold.nn.norm import RMSNormConfig
 from tests.infer.small_models import config, decoder
 
@@ -13,7 +13,7 @@ from tests.infer.small_models import config, decoder
 @pytest.mark.parametrize("outward", [10, 64, 192, 193])
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 1), (1, 2), (3, 1), (16, 1), (2, 9)])
 def test_it_is_the_linear_layer(outward, rows, bias, packs):
-    linear = nn.Linear(40, outward, bias=bias)
+    linear = Linear(40, outward, bias=bias)
     x = torch.randn(*rows, 40)
     with torch.inference_mode():
         got, want = FewRowsLinear(linear, packs)(x), linear(x)
@@ -52,7 +52,7 @@ def test_no_second_copy_of_what_fills_the_memory(monkeypatch):
 
 
 def test_gradients_and_other_types_go_the_usual_way():
-    linear = nn.Linear(40, 64)
+    linear = Linear(40, 64)
     x = torch.randn(3, 40, requires_grad=True)
     FewRowsLinear(linear, True)(x).sum().backward()
     assert x.grad is not None
