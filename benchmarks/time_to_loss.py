@@ -11,6 +11,7 @@ both train in this one trainer, and only training is timed.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from onefold.models.transformer import count_parameters
 from onefold.recipes.quickstart import VOCAB, Quickstart, pretraining
 from onefold.training.dial import Size, size_up
 from onefold.training.optim import AdamWConfig
-from onefold.training.run import Run, train
+from onefold.training.run import Result, Run, train
 
 
 def nanogpt(job: Quickstart, data: TextData, size: Size) -> Run:
@@ -48,14 +49,20 @@ def nanogpt(job: Quickstart, data: TextData, size: Size) -> Run:
 
 
 def timed(run: Run, seconds: float) -> list[tuple[float, float]]:
-    """Train for about `seconds`; (seconds, held-out loss) at every evaluation."""
-    probe = train(run.but({"out": f"{run.out}-probe", "trainer": {"steps": 24, "evaluate_every": 24}}))
-    step = statistics.median(
-        after["seconds"] - before["seconds"] for before, after in zip(probe.log[4:], probe.log[5:], strict=False)
-    )
-    steps = int(seconds / step)
+    """Train for about `seconds`; (seconds, held-out loss) at every evaluation.
+
+    Seconds are steps times the median of one, so that what else the machine did meanwhile counts for neither side.
+    """
+    steps = int(seconds / _step_seconds(train(run.but({"out": f"{run.out}-probe", "trainer": {"steps": 24}}))))
     result = train(run.but({"trainer": {"steps": steps, "evaluate_every": max(1, steps // 40), "time_limit": None}}))
-    return [(r["seconds"], r["held_out"]["loss"]) for r in result.log if "held_out" in r]
+    step = _step_seconds(result)
+    return [(r["step"] * step, r["held_out"]["loss"]) for r in result.log if "held_out" in r]
+
+
+def _step_seconds(result: Result) -> float:
+    """The median time of a step, leaving the first ones and evaluations out."""
+    log = [r["seconds"] for r in result.log if "held_out" not in r][4:]
+    return statistics.median(after - before for before, after in itertools.pairwise(log))
 
 
 def main() -> None:
