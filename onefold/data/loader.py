@@ -1,39 +1,49 @@
-"""Batches of tokens from records, ready before they are asked for; where a loader stands is two integers."""
+"""Batches from records, ready before they are asked for; where a loader stands is two integers."""
 
-import queue
-import threading
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Self
+from functools import partial
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 
-from onefold.core.batch import TokenBatch
+from onefold.core.batch import Batch, TokenBatch
 from onefold.core.errors import UserError
+from onefold.data.ahead import Ahead, to_tensor
 from onefold.data.plan import Plan
 from onefold.data.records import Ragged
 
-AHEAD = 4  # batches kept ready
+
+class Planned(Protocol):
+    """What an epoch reads: a number of batches over all processes."""
+
+    @property
+    def batches(self) -> int: ...
 
 
-class Loader:
-    """Endless batches of one process: epoch after epoch, each as `plan(epoch)` says, gathered by a thread of its own.
+P = TypeVar("P", bound=Planned)
+B = TypeVar("B", bound=Batch)
 
-    `state()` is {"epoch", "seen"}: where the next batch begins, counted in rows of all processes, whatever lies ready
-    already. Given back as `state`, with any number of processes, the same rows follow. Raises UserError when there is
-    nothing to read or `rows` does not fit.
+
+class Loader(Generic[P, B]):
+    """Endless batches of one process: epoch after epoch, each as `plan(epoch)` says, gathered by threads of its own.
+
+    `gather(planned, rows)` makes a batch of the rows [rows.start, rows.stop) of an epoch; threads call it for several
+    batches at once. A batch is valid as long as it is held. `state()` is {"epoch", "seen"}: where the next batch
+    begins, counted in rows of all processes, whatever lies ready already. Given back as `state`, with any number of
+    processes, the same rows follow. Raises UserError when there is nothing to read or `rows` does not fit.
     """
 
     def __init__(
         self,
-        plan: Callable[[int], Plan],
-        gather: Callable[[Plan, slice], TokenBatch],
+        plan: Callable[[int], P],
+        gather: Callable[[P, slice], B],
         rows: int,
         rank: int = 0,
         world: int = 1,
         state: dict[str, int] | None = None,
+        threads: int = 1,
     ):
         if rows < 1 or rows % world:
             raise UserError(
@@ -43,32 +53,31 @@ class Loader:
         self.epoch, self.seen = (state["epoch"], state["seen"]) if state else (0, 0)
         if self.seen % rows:
             raise UserError(f"the data was read in batches of another size: {self.seen} rows are no multiple of {rows}")
-        self._plan, self._gather, self._share = plan, gather, (rank, world)
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._plan, self._gather, self._share, self._threads = plan, gather, (rank, world), threads
+        self._work: Ahead[tuple[B, int, int]] | None = None
 
-    def __iter__(self) -> Iterator[TokenBatch]:
+    def __iter__(self) -> Iterator[B]:
         return self
 
-    def __next__(self) -> TokenBatch:
-        if self._thread is None:
-            self._begin()
-        found = self._ready.get()
-        if isinstance(found, BaseException):
+    def __next__(self) -> B:
+        if self._work is None:
+            jobs = _jobs(self._plan, self._gather, self.rows, self._share, self.epoch, self.seen)
+            self._work = Ahead(jobs, self._threads)
+        try:
+            batch, self.epoch, self.seen = next(self._work)
+        except BaseException:
             self.close()
-            raise found
-        batch, self.epoch, self.seen = found
+            raise
         return batch
 
     def state(self) -> dict[str, int]:
         return {"epoch": self.epoch, "seen": self.seen}
 
     def close(self) -> None:
-        """Stop the thread; iterating again goes on from `state()`."""
-        if self._thread is not None:
-            self._stop.set()
-            self._thread.join()
-            self._thread = None
+        """Stop the threads; iterating again goes on from `state()`."""
+        if self._work is not None:
+            self._work.close()
+            self._work = None
 
     def __enter__(self) -> Self:
         return self
@@ -76,59 +85,32 @@ class Loader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _begin(self) -> None:
-        self._stop = threading.Event()
-        self._ready: queue.Queue[Any] = queue.Queue(AHEAD)
-        coming = _batches(self._plan, self._gather, self.rows, self._share, self.epoch, self.seen)
-        # The thread knows the queue, not the loader: a loader that nobody holds any more ends its thread.
-        self._thread = threading.Thread(
-            target=_fill, args=(coming, self._ready, self._stop), name="onefold-loader", daemon=True
-        )
-        weakref.finalize(self, self._stop.set)
-        self._thread.start()
 
-
-def _batches(
-    plan: Callable[[int], Plan],
-    gather: Callable[[Plan, slice], TokenBatch],
+def _jobs(
+    plan: Callable[[int], P],
+    gather: Callable[[P, slice], B],
     rows: int,
     share: tuple[int, int],
     epoch: int,
     seen: int,
-) -> Iterator[tuple[TokenBatch, int, int]]:
-    """(this process's part of a batch, epoch and seen rows after it), without end."""
+) -> Iterator[Callable[[], tuple[B, int, int]]]:
+    """Functions that make (this process's part of a batch, epoch and seen rows after it), without end."""
     rank, world = share
     mine = rows // world
     while True:
         planned = plan(epoch)
         if not planned.batches:
-            raise UserError("there is nothing to train on: the data holds no tokens")
+            raise UserError("there is nothing to train on: the data are empty")
         for batch in range(seen // rows, planned.batches):
             begin = batch * rows + rank * mine
-            found = gather(planned, slice(begin, begin + mine))
             last = batch + 1 == planned.batches
-            yield (found, epoch + 1, 0) if last else (found, epoch, (batch + 1) * rows)
+            after = (epoch + 1, 0) if last else (epoch, (batch + 1) * rows)
+            yield partial(_made, gather, planned, slice(begin, begin + mine), after)
         epoch, seen = epoch + 1, 0
 
 
-def _fill(coming: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -> None:
-    """Put what comes into the bounded queue until told to stop; an error is passed on as the last thing."""
-    try:
-        for item in coming:
-            if not _put(ready, item, stop):
-                return
-    except BaseException as error:
-        _put(ready, error, stop)
-
-
-def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False
+def _made(gather: Callable[[P, slice], B], planned: P, rows: slice, after: tuple[int, int]) -> tuple[B, int, int]:
+    return gather(planned, rows), *after
 
 
 def gather(plan: Plan, rows: slice, tokens: Ragged, pad: int, learned: Ragged | None = None) -> TokenBatch:
@@ -150,8 +132,7 @@ def gather(plan: Plan, rows: slice, tokens: Ragged, pad: int, learned: Ragged | 
     def laid(values: np.ndarray, empty: np.ndarray) -> torch.Tensor:
         """Values at their places, `empty` elsewhere: [B, T]."""
         empty.reshape(-1)[place] = values
-        tensor = torch.from_numpy(empty)
-        return tensor.pin_memory() if torch.cuda.is_initialized() else tensor
+        return to_tensor(empty)
 
     shape = (len(counts), context)
     starts = tokens.starts[pieces.document] + pieces.offset
