@@ -6,6 +6,7 @@ A block is norm, mixer, norm, feed-forward, each a slot; see families.py for the
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.nn.attention import AttentionConfig, KVCache, Layout
+from onefold.nn.drop_path import DropPath
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
@@ -43,6 +45,8 @@ class BlockConfig(Config):
     ffn: Annotated[MLPConfig | GatedMLPConfig, Slot()]
     residual: Literal["pre", "post", "parallel"] = "pre"
     dropout: float = 0.0  # of what each branch adds
+    drop_path: float | None = None  # how often a branch is left out for a row in training (arXiv 1603.09382)
+    layer_scale: float | None = None  # what each channel of a branch is multiplied with at first (arXiv 2103.17239)
 
     def build(self, width: int) -> "Block":
         return Block(self, width)
@@ -129,16 +133,25 @@ class Block(nn.Module):
         self.ffn_norm = config.norm.build(width)
         self.ffn = config.ffn.build(width)
         self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = DropPath(config.drop_path) if config.drop_path else None
+        scale = config.layer_scale
+        self.mixer_scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
+        self.ffn_scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, state: Any = None) -> Float[Tensor, "B T D"]:
         if self.residual == "parallel":
             mixed = self.mixer(self.mixer_norm(x), layout, state)
-            return x + self.dropout(mixed) + self.dropout(self.ffn(self.ffn_norm(x)))
+            return x + self._branch(mixed, self.mixer_scale) + self._branch(self.ffn(self.ffn_norm(x)), self.ffn_scale)
         if self.residual == "post":
-            x = self.mixer_norm(x + self.dropout(self.mixer(x, layout, state)))
-            return self.ffn_norm(x + self.dropout(self.ffn(x)))
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), layout, state))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+            x = self.mixer_norm(x + self._branch(self.mixer(x, layout, state), self.mixer_scale))
+            return self.ffn_norm(x + self._branch(self.ffn(x), self.ffn_scale))
+        x = x + self._branch(self.mixer(self.mixer_norm(x), layout, state), self.mixer_scale)
+        return x + self._branch(self.ffn(self.ffn_norm(x)), self.ffn_scale)
+
+    def _branch(self, y: Tensor, scale: Tensor | None) -> Tensor:
+        """What a branch adds."""
+        y = self.dropout(y if scale is None else y * scale)
+        return y if self.drop_path is None else self.drop_path(y)
 
 
 class Embed(nn.Module):
@@ -189,6 +202,8 @@ class Decoder(nn.Module):
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1)
+            elif name.endswith("_scale"):
+                pass  # as its block made it
             elif name.startswith("embed."):
                 parameter.normal_(std=1 / math.sqrt(self.config.width) if fan_in else 0.02)
             elif name.startswith("unembed."):
@@ -197,6 +212,16 @@ class Decoder(nn.Module):
                 parameter.zero_() if fan_in else parameter.normal_(std=0.02 / math.sqrt(2 * self.config.depth))
             else:
                 parameter.normal_(std=1 / math.sqrt(parameter.shape[1]) if fan_in else 0.02)
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of another decoder as this one takes them: tokens it adds begin as the mean of the others."""
+        adopted = dict(weights)
+        for name in ("embed.token.weight", "unembed.weight"):
+            new = self.config.vocab - len(adopted.get(name, ()))
+            if name in adopted and new > 0:
+                mean = adopted[name].mean(0, keepdim=True)
+                adopted[name] = torch.cat((adopted[name], mean.expand(new, -1)))
+        return adopted
 
     def features(
         self,
@@ -233,7 +258,7 @@ class Decoder(nn.Module):
         return DecoderState(layers, capacity)
 
 
-def count_parameters(config: DecoderConfig) -> int:
+def count_parameters(config: Any) -> int:
     """How many parameters a model of this config has (shared ones once), without allocating them."""
     with torch.device("meta"):
         return sum(p.numel() for p in config.build().parameters())

@@ -1,0 +1,29 @@
+"""Beginning a picture model with the weights of another one: other classes, another size of pictures."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from onefold.nn.patches import resample
+
+
+@torch.no_grad()
+def adopt(model: nn.Module, weights: Mapping[str, Tensor], prefix: int = 0) -> dict[str, Tensor]:
+    """`weights`, by the names of `model`, fitted to it.
+
+    A masked autoencoder's encoder begins a classifier; places are stretched to another size of pictures, but for the
+    first `prefix` of them; a classifier of other classes, or none, leaves `model`'s own, which is fresh.
+    """
+    own = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    if any(name.startswith("encoder.") for name in weights) and not any(name.startswith("encoder.") for name in own):
+        weights = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
+    fitted = dict(weights)
+    for name, tensor in own.items():
+        given = weights.get(name)
+        if name.startswith("classifier.") and (given is None or given.shape != tensor.shape):
+            fitted[name] = tensor
+        elif name.endswith("places") and given is not None and given.shape != tensor.shape:
+            side = round((len(tensor) - prefix) ** 0.5)
+            fitted[name] = torch.cat((given[:prefix], resample(given[prefix:], (side, side))))
+    return {name: tensor for name, tensor in fitted.items() if name in own or not name.startswith("classifier.")}
