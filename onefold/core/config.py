@@ -168,11 +168,18 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") ->
     found: dict[str, tuple[Any, Any]] = {}
     for name in sorted({*a, *b}):
         left, right = a.get(name), b.get(name)
+        if _rows(left) and _rows(right) and len(left) == len(right):
+            # Row by row: what an older version did not know yet is None in a row too.
+            left, right = ({str(i): row for i, row in enumerate(rows)} for rows in (left, right))
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             found |= differences(left, right, f"{prefix}{name}.")
         elif left != right:
             found[f"{prefix}{name}"] = (left, right)
     return found
+
+
+def _rows(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def explain(error: ValidationError, data: Any) -> str:

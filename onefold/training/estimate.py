@@ -19,6 +19,7 @@ from onefold.core import dist
 from onefold.core.batch import Batch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
+from onefold.training.optim import remembered
 
 # Dense bf16 operations a second, as the makers publish them.
 PUBLISHED_PEAK = {
@@ -45,8 +46,7 @@ def parameter_bytes(model: Config, optimizer: Config) -> int:
     """Weights, gradients and the optimizer's memory of these configs, in all, before processes share them."""
     with torch.device("meta"):
         built = model.build()
-    held = {"adamw": 2, "muon": 1}
-    memory = sum(p.nbytes * held[g["rule"]] for g in optimizer.build(built).param_groups for p in g["params"])
+    memory = sum(p.nbytes * len(remembered(g)) for g in optimizer.build(built).param_groups for p in g["params"])
     return memory + 2 * sum(p.nbytes for p in built.parameters())
 
 

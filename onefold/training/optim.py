@@ -1,17 +1,19 @@
-"""AdamW and Muon in one optimizer, over groups of parameters made from one table.
+"""AdamW and Muon in one optimizer, over groups of parameters made from one table (groups.py).
 
-A parameter's settings come from the table's rows: each setting from the first row that fits the parameter and says
-something about it. A config's own `groups` stand before the default rows:
+A config's own `groups` stand before the default rows:
 
     AdamW   every matrix decays; vectors (norms, biases) do not
     Muon    the same, and matrices inside blocks follow Muon; embeddings, heads, norms and biases stay with AdamW
 
 Weight decay is decoupled: w ← (1 - lr · decay) · w before the update. All arithmetic is on whole lists of tensors
 (torch._foreach_*) and, under FSDP, on each process's own shards; only Muon needs whole matrices and gathers them.
+
+`ema` keeps a moving average of all weights beside them. It begins at zero and is divided by 1 - ema^updates, as Adam's
+moments are: an average of the weights after every update so far, in which where they began has no part.
 """
 
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import torch
@@ -21,28 +23,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from onefold.core import dist
 from onefold.core.config import Config
-from onefold.core.errors import UserError
+from onefold.training.adaptive_clip import clip_units
+from onefold.training.groups import (
+    MUON_IN_BLOCKS,
+    VECTORS_DO_NOT_DECAY,
+    Group,
+    Rule,
+    check_frozen,
+    layer_decay,
+    settings,
+)
+from onefold.training.schedule import Schedule
 
-Rule = Literal["adamw", "muon"]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Group(Config):
-    """A row of the table. What it leaves None is said by a later row that fits."""
-
-    pattern: str = "*"  # of the parameter's name, as in a shell: "*.norm*", "blocks.0.*"
-    matrices: bool = False  # fits tensors of two or more dimensions only
-    rule: Rule | None = None
-    lr: Annotated[float, Field(ge=0)] | None = None  # times the config's
-    decay: Annotated[float, Field(ge=0)] | None = None  # times the config's
-
-    def fits(self, name: str, parameter: Tensor) -> bool:
-        return fnmatchcase(name, self.pattern) and (parameter.ndim >= 2 or not self.matrices)
-
-
-VECTORS_DO_NOT_DECAY = (Group(matrices=True, decay=1.0), Group(rule="adamw", lr=1.0, decay=0.0))
-MUON_IN_BLOCKS = (Group(pattern="*blocks.*", matrices=True, rule="muon"),)
 
 
 class AdamWConfig(Config):
@@ -53,11 +47,15 @@ class AdamWConfig(Config):
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    adaptive_clip: Positive | None = None  # largest gradient of a unit, relative to its weights: adaptive_clip.py
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # lr · layer_decay^(layers above the parameter)
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of a moving average of the weights
     groups: tuple[Group, ...] = ()
 
     def build(self, model: nn.Module) -> "Optimizer":
         adamw = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
-        return Optimizer(model, (*self.groups, *VECTORS_DO_NOT_DECAY), {"adamw": adamw})
+        table = (*self.groups, *VECTORS_DO_NOT_DECAY)
+        return Optimizer(model, table, {"adamw": adamw}, self.adaptive_clip, self.layer_decay, self.ema)
 
 
 class MuonConfig(Config):
@@ -78,6 +76,9 @@ class MuonConfig(Config):
     adamw_lr: Positive | None = None  # for all that is not a matrix inside a block; None: the same
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Positive = 1e-8
+    adaptive_clip: Positive | None = None  # these three as in AdamWConfig
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     groups: tuple[Group, ...] = ()
 
     def build(self, model: nn.Module) -> "Optimizer":
@@ -86,49 +87,106 @@ class MuonConfig(Config):
         lr = self.adamw_lr or self.lr
         adamw = {"lr": lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         table = (*self.groups, *MUON_IN_BLOCKS, *VECTORS_DO_NOT_DECAY)
-        return Optimizer(model, table, {"adamw": adamw, "muon": muon})
+        rules: dict[Rule, dict] = {"adamw": adamw, "muon": muon}
+        return Optimizer(model, table, rules, self.adaptive_clip, self.layer_decay, self.ema)
 
 
 class Optimizer(torch.optim.Optimizer):
     """One torch optimizer whose groups each follow a rule. `rules`: the settings of each, before a row's multipliers.
 
     A group's `peak` is its learning rate before the schedule; `schedule(multiplier)` sets its `lr`, and the `lr` of
-    the optimizer itself, which is what a log shows.
+    the optimizer itself, which is what a log shows. `steps` counts a group's updates, those in which it was frozen too.
     """
 
-    def __init__(self, model: nn.Module, table: tuple[Group, ...], rules: dict[Rule, dict]):
+    def __init__(
+        self,
+        model: nn.Module,
+        table: tuple[Group, ...],
+        rules: dict[Rule, dict],
+        adaptive_clip: float | None = None,
+        decay_by_layer: float | None = None,
+        ema: float | None = None,
+    ):
         packed = _packed_rows(model)
         groups: dict[tuple, dict] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            rule, lr, decay = settings(name, parameter, table)
-            group = groups.setdefault((rule, lr, decay), {"params": [], "names": [], "rows": []})
+            told = settings(name, parameter, table)
+            lr = told.lr * layer_decay(model, name, decay_by_layer)
+            limit = (adaptive_clip or 0.0) * told.adaptive_clip
+            key = (told.rule, lr, told.decay, limit, told.schedule, told.frozen_until)
+            group = groups.setdefault(key, {"params": [], "names": [], "rows": []})
             group["params"].append(parameter)
             group["names"].append(name)
             group["rows"].append(packed.get(name))
-        for (rule, lr, decay), group in groups.items():
-            group |= rules[rule] | {"rule": rule, "steps": 0}
+        for (rule, lr, decay, limit, schedule, frozen_until), group in groups.items():
+            group |= rules[rule] | {"rule": rule, "steps": 0, "ema": ema}
+            group |= {"adaptive_clip": limit, "schedule": schedule, "frozen_until": frozen_until}
             group["lr"] = group["peak"] = group["lr"] * lr
             group["weight_decay"] = group["weight_decay"] * decay if decay else 0.0
+        check_frozen(groups.values())
         super().__init__(list(groups.values()), {})
         self.peak = self.lr = rules["muon" if "muon" in rules else "adamw"]["lr"]
 
-    def schedule(self, multiplier: float) -> None:
-        self.lr = self.peak * multiplier
+    def schedule(self, multiplier: float | Callable[[Schedule | None], float]) -> None:
+        """Set learning rates: times a number for all, or times what a function makes of a group's own schedule.
+
+        The function is given None where a group has none and follows the run's.
+        """
+        multiply = multiplier if callable(multiplier) else lambda own: multiplier
+        self.lr = self.peak * multiply(None)
         for group in self.param_groups:
-            group["lr"] = group["peak"] * multiplier
+            group["lr"] = group["peak"] * multiply(group["schedule"])
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
         """Move every parameter that has a gradient; without a closure, since losses here span micro-batches."""
         assert closure is None, "a closure is not supported"
         for group in self.param_groups:
+            if moves(group):
+                if group["adaptive_clip"]:
+                    clip_units([p for p in group["params"] if p.grad is not None], group["adaptive_clip"])
+                {"adamw": adamw_step, "muon": muon_step}[group["rule"]](group, self.state)
             group["steps"] += 1
-            {"adamw": adamw_step, "muon": muon_step}[group["rule"]](group, self.state)
+            if group["ema"]:
+                averages = [_state(self.state, p, ("average",))[0] for p in group["params"]]
+                torch._foreach_lerp_(_local(averages), _local(group["params"]), 1 - group["ema"])
+
+    def averages(self) -> dict[str, Tensor]:
+        """The moving average of each trained parameter, by name; nothing where none is kept, or before an update."""
+        return {
+            name: self.state[parameter]["average"] / (1 - group["ema"] ** group["steps"])
+            for group in self.param_groups
+            if group["ema"] and group["steps"]
+            for name, parameter in zip(group["names"], group["params"])
+        }
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has its averages for weights inside (as it is where there are none); its own come back after."""
+        averages = self.averages()
+        places = [
+            (parameter.data, averages[name])
+            for group in self.param_groups
+            for name, parameter in zip(group["names"], group["params"])
+            if name in averages
+        ]
+        kept = [weight.clone() for weight, _ in places]
+        for weight, average in places:
+            weight.copy_(average)
+        try:
+            yield
+        finally:
+            for (weight, _), before in zip(places, kept):
+                weight.copy_(before)
 
     def named_state(self) -> dict[str, Tensor]:
-        """All that the optimizer remembers, by parameter: "blocks.0.out.weight.momentum" → tensor."""
+        """All that the optimizer remembers, by parameter: "blocks.0.out.weight.momentum" → tensor.
+
+        What no update has needed yet (of frozen parameters, say) is zero.
+        """
+        self.make_state()
         return {
             f"{name}.{key}": value
             for group in self.param_groups
@@ -140,25 +198,20 @@ class Optimizer(torch.optim.Optimizer):
         """Allocate what the first step would, so that a saved state has tensors to be copied into."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                _state(self.state, parameter, REMEMBERED[group["rule"]])
+                _state(self.state, parameter, remembered(group))
 
 
 REMEMBERED = {"adamw": ("mean", "square"), "muon": ("momentum",)}
 
 
-def settings(name: str, parameter: Tensor, table: Iterable[Group]) -> tuple[Rule, float, float]:
-    """(rule, learning-rate multiplier, decay multiplier) of a parameter: each from the first row that fits and says it.
+def remembered(group: dict) -> tuple[str, ...]:
+    """Names of the tensors, each of a parameter's size, that are kept for every parameter of a group."""
+    return REMEMBERED[group["rule"]] + (("average",) if group["ema"] else ())
 
-    Errors: UserError when a vector is given to Muon.
-    """
-    rows = [row for row in table if row.fits(name, parameter)]
-    rule, lr, decay = (
-        next(value for row in rows if (value := getattr(row, setting)) is not None)
-        for setting in ("rule", "lr", "decay")
-    )
-    if rule == "muon" and parameter.ndim < 2:
-        raise UserError(f"optimizer.groups: {name} is no matrix and cannot follow muon; add matrices=true to its row")
-    return rule, lr, decay
+
+def moves(group: dict) -> bool:
+    """Whether the next update moves a group's parameters."""
+    return group["steps"] >= group["frozen_until"]
 
 
 def adamw_step(group: dict, state: dict) -> None:
@@ -169,7 +222,8 @@ def adamw_step(group: dict, state: dict) -> None:
     means, squares = zip(*(_state(state, p, REMEMBERED["adamw"]) for p in parameters))
     gradients = [p.grad for p in parameters]
     weights, gradients, means, squares = (_local(ts) for ts in (parameters, gradients, means, squares))
-    (beta1, beta2), t, lr = group["betas"], group["steps"], group["lr"]
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    t = group["steps"] - group["frozen_until"] + 1  # moments begin with the first update that is theirs
 
     torch._foreach_lerp_(means, gradients, 1 - beta1)
     torch._foreach_mul_(squares, beta2)
@@ -252,8 +306,9 @@ def newton_schulz(x: Tensor, iterations: int = 5) -> Tensor:
 
 
 def local_gradients(optimizer: Optimizer) -> list[Tensor]:
-    """What this process holds of each gradient that there is."""
-    return _local(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+    """What this process holds of each gradient that the next update follows."""
+    moving = [group for group in optimizer.param_groups if moves(group)]
+    return _local(p.grad for group in moving for p in group["params"] if p.grad is not None)
 
 
 def _packed_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -114,3 +114,9 @@ def test_differences_are_dotted():
     a, b = Drawing(), Drawing().but({"shape.radius": 2})
     assert differences(a.to_dict(), b.to_dict()) == {"shape.radius": (1.0, 2.0)}
     assert json.loads(a.to_json()) == a.to_dict()
+
+
+def test_rows_of_a_table_differ_only_where_they_say_something_else():
+    old, new = {"rows": [{"a": 1}, {"a": 2}]}, {"rows": [{"a": 1, "since": None}, {"a": 3, "since": None}]}
+    assert differences(old, new) == {"rows.1.a": (2, 3)}
+    assert differences({"rows": [{"a": 1}]}, old) == {"rows": ([{"a": 1}], old["rows"])}

@@ -69,7 +69,7 @@ def test_it_can_be_counted_on_the_meta_device():
 
 def test_what_does_not_fit_is_said():
     objective, batch = Classification().build(), picture_batch(2)
-    with pytest.raises(UserError, match="set model.classes=10"):
+    with pytest.raises(UserError, match=r"set model\.classes=10"):
         objective(SmallClassifier(classes=3), batch, 0)
     with pytest.raises(UserError, match="have none"):
         objective(SmallClassifier(), ImageBatch(images=batch.images), 0)
