@@ -132,9 +132,10 @@ class Optimizer(torch.optim.Optimizer):
     def schedule(self, multiplier: float | Callable[[Schedule | None], float]) -> None:
         """Set learning rates: times a number for all, or times what a function makes of a group's own schedule.
 
-        The function is given None where a group has none and follows the run's.
+        The function is given None where a group has none and follows the run's. Where one has, it takes a function.
         """
         multiply = multiplier if callable(multiplier) else lambda own: multiplier
+        assert callable(multiplier) or not any(group["schedule"] for group in self.param_groups)
         self.lr = self.peak * multiply(None)
         for group in self.param_groups:
             group["lr"] = group["peak"] * multiply(group["schedule"])
