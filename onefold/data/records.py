@@ -2,13 +2,18 @@
 
 A folder holds `records.json` (columns, shards, checksums) and shards `00000.arrow`, … in the Arrow IPC file format,
 which any Arrow reader opens. The index is replaced last and at once, so a crash while appending loses nothing.
+
+A shard consists of pages (Arrow's record batches). Each has a checksum of its own, so that `find_damage` can say which
+rows are lost; reading does not compute them, since that takes longer than copying the rows out.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,40 +21,14 @@ import numpy as np
 import pyarrow as pa
 
 from onefold.core.errors import UserError
-from onefold.core.files import atomic_write, digest_file, disk_error
+from onefold.core.files import atomic_write, disk_error
+from onefold.data.columns import Column, Ragged, Strided
+from onefold.data.pictures import Pictures
 
 INDEX = "records.json"
-FORMAT, VERSION = "onefold.records", 1
-CHUNK_BYTES = 32 << 20  # what a writer holds in memory at most, beyond one record
+FORMAT, VERSION = "onefold.records", 2  # 2 came with picture columns; without them a store is still written as 1
+CHUNK_BYTES = 32 << 20  # of a page: what a writer holds in memory at most, beyond one record
 SHARD_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class Column:
-    """What each record holds: an array of `shape` (fixed stride), or with `ragged` a one-dimensional one of any length.
-
-    dtype is numpy's name of a number type; "text" is a string, stored ragged in UTF-8.
-    """
-
-    dtype: str
-    shape: tuple[int, ...] = ()
-    ragged: bool = False
-
-    @property
-    def numpy(self) -> np.dtype:
-        return np.dtype("uint8" if self.dtype == "text" else self.dtype)
-
-    @property
-    def varies(self) -> bool:
-        return self.ragged or self.dtype == "text"
-
-    def arrow(self) -> pa.DataType:
-        if self.dtype == "text":
-            return pa.large_string()
-        element = pa.from_numpy_dtype(self.numpy)
-        if self.ragged:
-            return pa.large_list(pa.field("item", element, nullable=False))
-        return pa.list_(pa.field("item", element, nullable=False), int(np.prod(self.shape))) if self.shape else element
 
 
 class RecordsDamaged(UserError):
@@ -59,89 +38,47 @@ class RecordsDamaged(UserError):
 class Records:
     """A store opened for reading: `len(records)`, `records["tokens"]` is a `Strided` or `Ragged` view."""
 
-    def __init__(self, path: str | Path, verify: bool = True):
-        """`verify` compares all checksums (about a second per gigabyte). Raises RecordsDamaged naming the file."""
+    def __init__(self, path: str | Path, verify: bool = False):
+        """Opening maps files and reads no rows; `verify` compares all checksums first (seconds for each gigabyte).
+
+        Raises RecordsDamaged naming the file (with `verify`, and the page), UserError for a newer format.
+        """
         self.path = Path(path)
         index = _read_index(self.path)
-        self.columns = {name: Column(**{**c, "shape": tuple(c["shape"])}) for name, c in index["columns"].items()}
-        chunks: list[pa.RecordBatch] = []
+        self.columns = _columns(index)
+        if verify and (damage := find_damage(self.path)):
+            raise RecordsDamaged(damage[0])
+        pages: list[pa.RecordBatch] = []
         for shard in index["shards"]:
-            chunks += _open_shard(self.path / shard["file"], shard, verify)
-        self._views = {
-            name: (Ragged if column.varies else Strided)(column, [chunk.column(name) for chunk in chunks])
+            pages += _open_shard(self.path / shard["file"], shard, self.columns)
+        self._views: dict[str, Ragged | Strided] = {
+            name: (Ragged if column.varies else Strided)(column, [page.column(name) for page in pages])
             for name, column in self.columns.items()
         }
-        self._length = sum(shard["rows"] for shard in index["shards"])
+        self.pages = np.cumsum([0, *map(len, pages)])  # the first row of each, and the end: Int[P + 1]
 
     def __len__(self) -> int:
-        return self._length
+        return int(self.pages[-1])
 
-    def __getitem__(self, name: str) -> "Ragged | Strided":
+    def __getitem__(self, name: str) -> Ragged | Strided:
         return self._views[name]
 
-    def ragged(self, name: str) -> "Ragged":
+    def pictures(self, name: str = "image") -> Pictures:
+        if name not in self.columns or self.columns[name].dtype != "image":
+            raise TypeError(f"{name} is no column of pictures")
+        return Pictures(name, self._views)
+
+    def ragged(self, name: str) -> Ragged:
         view = self._views[name]
         if not isinstance(view, Ragged):
             raise TypeError(f"{name} has a fixed stride")
         return view
 
-    def strided(self, name: str) -> "Strided":
+    def strided(self, name: str) -> Strided:
         view = self._views[name]
         if not isinstance(view, Strided):
             raise TypeError(f"{name} is ragged")
         return view
-
-
-class Strided:
-    """A fixed-stride column: [N, *shape], in as many chunks as the files have."""
-
-    def __init__(self, column: Column, arrays: Sequence[pa.Array]):
-        self._shape = column.shape
-        self._chunks = [_numbers(a, column).reshape(len(a), *column.shape) for a in arrays]
-        self._bounds = np.cumsum([0, *map(len, arrays)])
-        self._empty = np.empty((0, *column.shape), column.numpy)
-
-    def gather(self, rows: np.ndarray) -> np.ndarray:
-        """The records at these places, [len(rows), *shape]."""
-        rows = np.asarray(rows, np.int64)
-        return _take(self._chunks, self._bounds, rows, self._empty)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.gather(np.array([row]))[0]
-
-
-class Ragged:
-    """A column of arrays of any length, end to end. `starts` and `lengths` (Int[N]) say where each lies."""
-
-    def __init__(self, column: Column, arrays: Sequence[pa.Array]):
-        self._text = column.dtype == "text"
-        self._chunks = []
-        starts, lengths, total = [], [], 0
-        bounds = [0]
-        for array in arrays:
-            offsets = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8)
-            values = _text_bytes(array) if self._text else _numbers(array.values, column)
-            self._chunks.append(values)
-            starts.append(offsets[:-1] + total)
-            lengths.append(np.diff(offsets))
-            total += len(values)
-            bounds.append(total)
-        self.starts = np.concatenate(starts) if starts else np.empty(0, np.int64)
-        self.lengths = np.concatenate(lengths) if lengths else np.empty(0, np.int64)
-        self._bounds = np.array(bounds)
-        self._empty = np.empty(0, column.numpy)
-
-    def __getitem__(self, row: int) -> np.ndarray | str:
-        """One record: an array, or the string of a text column."""
-        found = self.gather(self.starts[row : row + 1], self.lengths[row : row + 1])
-        return found.tobytes().decode() if self._text else found
-
-    def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The elements [start, start + length) of every range, end to end. A range lies within one record."""
-        lengths = np.asarray(lengths, np.int64)
-        before = np.cumsum(lengths) - lengths
-        places = np.repeat(np.asarray(starts, np.int64) - before, lengths) + np.arange(int(lengths.sum()))
-        return _take(self._chunks, self._bounds, places, self._empty)
 
 
 class RecordsWriter:
@@ -179,7 +116,8 @@ class RecordsWriter:
         if kind is None:
             self._flush()
             self._close_shard()
-            index = {"format": FORMAT, "version": VERSION, "columns": _plain(self.columns), "shards": self._shards}
+            version = VERSION if any(c.dtype == "image" for c in self.columns.values()) else 1
+            index = {"format": FORMAT, "version": version, "columns": _plain(self.columns), "shards": self._shards}
             atomic_write(self.path / INDEX, json.dumps(index, indent=1))
         elif self._open is not None:
             self._open.abandon()
@@ -189,28 +127,22 @@ class RecordsWriter:
         if record.keys() != self.columns.keys():
             raise ValueError(f"a record needs {', '.join(self.columns)}; got {', '.join(record)}")
         for name, column in self.columns.items():
-            value = record[name]
-            if column.dtype == "text":
-                array = np.frombuffer(value.encode(), np.uint8)
-            else:
-                array = np.asarray(value, column.numpy)
-                if array.ndim != 1 if column.ragged else array.shape != column.shape:
-                    raise ValueError(f"{name} has shape {array.shape}")
+            array = column.record(name, record[name])
             self._waiting[name].append(array)
             self._held += array.nbytes + 8
         if self._held >= self._chunk_bytes:
             self._flush()
 
     def _flush(self) -> None:
-        """Write what is waiting as one chunk of the current shard."""
+        """Write what is waiting as one page of the current shard."""
         if not self._held:
             return
-        arrays = [_to_arrow(column, self._waiting[name]) for name, column in self.columns.items()]
-        chunk = pa.record_batch(arrays, schema=self._schema)
+        arrays = [column.join(self._waiting[name]) for name, column in self.columns.items()]
+        page = pa.record_batch(arrays, schema=self._schema)
         try:
             if self._open is None:
                 self._open = _OpenShard(self.path / f"{len(self._shards):05}.arrow", self._schema)
-            size = self._open.write(chunk)
+            size = self._open.write(page)
         except OSError as error:
             raise disk_error(self.path, error) from error
         self._waiting = {name: [] for name in self.columns}
@@ -232,14 +164,14 @@ class _OpenShard:
     """An Arrow file that is being written."""
 
     def __init__(self, path: Path, schema: pa.Schema):
-        self._path, self._rows = path, 0
+        self._path, self._pages = path, []
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._file, schema)
 
-    def write(self, chunk: pa.RecordBatch) -> int:
-        """The file's size with this chunk."""
-        self._writer.write_batch(chunk)
-        self._rows += len(chunk)
+    def write(self, page: pa.RecordBatch) -> int:
+        """The file's size with this page."""
+        self._writer.write_batch(page)
+        self._pages.append([len(page), self._file.tell()])
         return self._file.tell()
 
     def abandon(self) -> None:
@@ -254,12 +186,66 @@ class _OpenShard:
         self._file.close()
         with self._path.open("rb") as written:
             os.fsync(written.fileno())
-        size, digest = self._path.stat().st_size, digest_file(self._path)
-        return {"file": self._path.name, "rows": self._rows, "bytes": size, "blake2b": digest}
+        digest, sums = _checksums(self._path, [end for _, end in self._pages])
+        return {
+            "file": self._path.name,
+            "rows": sum(rows for rows, _ in self._pages),
+            "bytes": self._path.stat().st_size,
+            "blake2b": digest,
+            "pages": [[rows, end, sum] for (rows, end), sum in zip(self._pages, sums)],  # rows, where it ends, CRC-32
+        }
+
+
+def find_damage(path: str | Path) -> list[str]:
+    """What is wrong with the files of a store, one line each; empty when every checksum is right.
+
+    Raises RecordsDamaged when its index cannot be read.
+    """
+    problems, first = [], 0
+    for shard in _read_index(Path(path))["shards"]:
+        problems += _damage(Path(path) / shard["file"], shard, first)
+        first += shard["rows"]
+    return problems
+
+
+def _damage(file: Path, expected: Mapping[str, Any], first: int) -> list[str]:
+    """The same for one shard, whose first row is number `first` of the store."""
+    try:
+        _check_size(file, expected)
+    except RecordsDamaged as error:
+        return [str(error)]
+    pages = expected.get("pages", [])  # stores of older versions have none
+    digest, sums = _checksums(file, [end for _, end, _ in pages])
+    if digest == expected["blake2b"]:
+        return []
+    problems = []
+    for number, ((rows, _, wanted), found) in enumerate(zip(pages, sums)):
+        if found != wanted:
+            where = f"page {number} (rows {first:,} to {first + rows - 1:,})"
+            problems.append(f"{file} is damaged: the checksum of {where} differs")
+        first += rows
+    return problems or [f"{file} is damaged: its checksum differs, outside of the pages' data"]
+
+
+def _checksums(file: Path, ends: Sequence[int]) -> tuple[str, list[int]]:
+    """(BLAKE2b-256 of the whole file in hex, CRC-32 of what lies up to each of the ends), reading it once."""
+    digest, sums = hashlib.blake2b(digest_size=32), []
+    with file.open("rb") as opened:
+        for end in [*ends, None]:
+            crc, left = 0, (1 << 62) if end is None else end - opened.tell()
+            while left and (data := opened.read(min(left, 1 << 20))):
+                digest.update(data)
+                crc, left = zlib.crc32(data, crc), left - len(data)
+            sums.append(crc)
+    return digest.hexdigest(), sums[:-1]
 
 
 def _plain(columns: Mapping[str, Column]) -> dict[str, Any]:
     return {name: {**asdict(c), "shape": list(c.shape)} for name, c in columns.items()}
+
+
+def _columns(index: Mapping[str, Any]) -> dict[str, Column]:
+    return {name: Column(**{**c, "shape": tuple(c["shape"])}) for name, c in index["columns"].items()}
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -267,60 +253,35 @@ def _read_index(path: Path) -> dict[str, Any]:
         index = json.loads((path / INDEX).read_text())
         if index["format"] != FORMAT:
             raise ValueError(index["format"])
+        newer = index["version"] > VERSION
+        if not newer:
+            for column in _columns(index).values():
+                column.arrow()
     except FileNotFoundError:
         raise RecordsDamaged(f"{path}: no {INDEX}; the store is missing or was never finished") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, pa.ArrowNotImplementedError):
         raise RecordsDamaged(f"{path / INDEX} is damaged") from None
-    if index["version"] > VERSION:
+    if newer:
         raise UserError(f"{path} was written by a newer Onefold (records version {index['version']}): update this one")
     return index
 
 
-def _open_shard(file: Path, expected: Mapping[str, Any], verify: bool) -> Iterator[pa.RecordBatch]:
+def _check_size(file: Path, expected: Mapping[str, Any]) -> None:
     if not file.is_file():
         raise RecordsDamaged(f"{file} is missing")
     size = file.stat().st_size
     if size != expected["bytes"]:
         raise RecordsDamaged(f"{file} has {size:,} bytes instead of {expected['bytes']:,} (truncated?)")
-    if verify and digest_file(file) != expected["blake2b"]:
-        raise RecordsDamaged(f"{file} is damaged: its checksum differs")
+
+
+def _open_shard(file: Path, expected: Mapping[str, Any], columns: Mapping[str, Column]) -> list[pa.RecordBatch]:
+    _check_size(file, expected)
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
-        yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+        pages = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     except (pa.ArrowInvalid, OSError) as error:
         raise RecordsDamaged(f"{file} is damaged: {error}") from None
-
-
-def _to_arrow(column: Column, arrays: Sequence[np.ndarray]) -> pa.Array:
-    values = np.concatenate([a.reshape(-1) for a in arrays]) if arrays else np.empty(0, column.numpy)
-    if not column.varies:
-        flat = pa.array(values)
-        return pa.FixedSizeListArray.from_arrays(flat, type=column.arrow()) if column.shape else flat
-    offsets = np.zeros(len(arrays) + 1, np.int64)
-    np.cumsum([len(a) for a in arrays], out=offsets[1:])
-    if column.dtype == "text":
-        return pa.LargeStringArray.from_buffers(len(arrays), pa.py_buffer(offsets), pa.py_buffer(values))
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values), type=column.arrow())
-
-
-def _numbers(array: pa.Array, column: Column) -> np.ndarray:
-    """The numbers of a column's chunk where they lie, without a copy."""
-    flat = array.values if pa.types.is_fixed_size_list(array.type) else array
-    return flat.to_numpy(zero_copy_only=True)
-
-
-def _text_bytes(array: pa.Array) -> np.ndarray:
-    data = array.buffers()[2]
-    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-
-
-def _take(chunks: Sequence[np.ndarray], bounds: np.ndarray, places: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """`chunks`, as if joined, at `places`; chunk i holds the places [bounds[i], bounds[i + 1])."""
-    if len(chunks) == 1:
-        return chunks[0].take(places, axis=0)
-    which = np.searchsorted(bounds, places, side="right") - 1
-    found = np.empty((*places.shape, *empty.shape[1:]), empty.dtype)
-    for i in np.unique(which):
-        mine = which == i
-        found[mine] = chunks[i].take(places[mine] - bounds[i], axis=0)
-    return found
+    types = [column.arrow() for column in columns.values()]
+    if reader.schema.names != list(columns) or reader.schema.types != types or sum(map(len, pages)) != expected["rows"]:
+        raise RecordsDamaged(f"{file} is damaged: it does not hold what {INDEX} says")
+    return pages

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onefold.core.errors import UserError
-from onefold.data.records import Column, Records, RecordsDamaged, RecordsWriter
+from onefold.data.records import Column, Records, RecordsDamaged, RecordsWriter, find_damage
 
 COLUMNS = {
     "id": Column("int64"),
@@ -111,6 +113,24 @@ def test_gathering_is_indexing(tmp_path_factory, data):
     assert tokens.gather(np.array(starts, int), np.array(lengths, int)).tolist() == wanted
 
 
+def test_long_ranges_are_copied_across_pages_and_shards(tmp_path):
+    generator = np.random.default_rng(0)
+    values = [generator.integers(0, 65536, n).astype(np.uint16) for n in (500, 0, 900, 300, 1, 700)]
+    with RecordsWriter(tmp_path, {"tokens": Column("uint16", ragged=True)}, chunk_bytes=1000, shard_bytes=2000) as out:
+        for value in values:
+            out.add(tokens=value)
+    tokens = Records(tmp_path).ragged("tokens")
+    rows = np.array([5, 0, 2, 3, 1, 2])
+    out = np.empty(sum(len(values[row]) for row in rows), np.uint16)
+    assert tokens.gather(tokens.starts[rows], tokens.lengths[rows], out) is out
+    assert np.array_equal(out, np.concatenate([values[row] for row in rows]))
+    assert [tokens[row].tolist() for row in range(6)] == [v.tolist() for v in values]
+    with pytest.raises(IndexError):
+        tokens.gather(tokens.starts[-1:], tokens.lengths[-1:] + 1)
+    with pytest.raises(ValueError, match="out is"):
+        tokens.gather(tokens.starts[:1], tokens.lengths[:1], out)
+
+
 def test_other_tools_read_it(tmp_path):
     write(tmp_path, range(9))
     table = pa.ipc.open_file(tmp_path / "00000.arrow").read_all().to_pylist()
@@ -146,12 +166,61 @@ def test_a_damaged_file_is_named(tmp_path, damage):
         file = tmp_path / "records.json"
         file.unlink()
     with pytest.raises(RecordsDamaged, match=file.name):
-        Records(tmp_path)
+        Records(tmp_path, verify=True)
 
 
 def test_a_newer_format_is_refused(tmp_path):
     write(tmp_path, range(2))
     index = tmp_path / "records.json"
-    index.write_text(index.read_text().replace('"version": 1', '"version": 2'))
+    index.write_text(index.read_text().replace('"version": 1', '"version": 3'))
     with pytest.raises(UserError, match="newer"):
+        Records(tmp_path)
+
+
+def test_the_damaged_page_is_named_with_its_rows(tmp_path):
+    write(tmp_path, range(40), chunk_bytes=100, shard_bytes=2000)
+    assert find_damage(tmp_path) == []
+    index = json.loads((tmp_path / "records.json").read_text())
+    shard = index["shards"][1]
+    file = tmp_path / shard["file"]
+    whole = file.read_bytes()
+    rows, end, _ = shard["pages"][2]
+    first = index["shards"][0]["rows"] + sum(r for r, _, _ in shard["pages"][:2])
+    for place, told in ((end - 1, f"page 2 (rows {first} to {first + rows - 1})"), (len(whole) - 20, "outside")):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        [problem] = find_damage(tmp_path)
+        assert file.name in problem
+        assert told in problem
+
+
+def test_a_store_without_page_checksums_is_read_and_verified(tmp_path):
+    write(tmp_path, range(10))
+    index = json.loads((tmp_path / "records.json").read_text())
+    del index["shards"][0]["pages"]
+    (tmp_path / "records.json").write_text(json.dumps(index))
+    check(tmp_path, range(10))
+    assert find_damage(tmp_path) == []
+    (tmp_path / "00000.arrow").write_bytes((tmp_path / "00000.arrow").read_bytes()[:-1] + b"X")
+    [problem] = find_damage(tmp_path)
+    assert "00000.arrow is damaged" in problem
+
+
+@pytest.mark.parametrize("edit", [{"dtype": "void"}, {"dtype": 3}, {"shape": None}, {"colour": "red"}])
+def test_an_index_that_makes_no_sense_is_damage(tmp_path, edit):
+    write(tmp_path, range(2))
+    index = json.loads((tmp_path / "records.json").read_text())
+    index["columns"]["id"] |= edit
+    (tmp_path / "records.json").write_text(json.dumps(index))
+    with pytest.raises(RecordsDamaged, match=r"records\.json"):
+        Records(tmp_path)
+
+
+def test_an_index_of_other_files_is_damage(tmp_path):
+    write(tmp_path, range(2))
+    index = json.loads((tmp_path / "records.json").read_text())
+    index["shards"][0]["rows"] = 7
+    (tmp_path / "records.json").write_text(json.dumps(index))
+    with pytest.raises(RecordsDamaged, match=r"00000\.arrow"):
         Records(tmp_path)
