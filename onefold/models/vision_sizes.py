@@ -9,6 +9,9 @@ from typing import TypeVar
 
 from onefold.core.config import unknown_name
 from onefold.core.errors import UserError
+from onefold.models.convnext import ConvNeXtConfig
+from onefold.models.nfnet import NFNetConfig
+from onefold.models.resnet import ResNetConfig
 from onefold.models.transformer import BlockConfig
 from onefold.models.vit import ViTConfig
 from onefold.nn.attention import AttentionConfig
@@ -29,6 +32,29 @@ VIT = {
     "h/14": (32, 1280, 16, 14),
 }
 
+# blocks and widths of the stages
+CONVNEXT = {
+    "t": ((3, 3, 9, 3), (96, 192, 384, 768)),
+    "s": ((3, 3, 27, 3), (96, 192, 384, 768)),
+    "b": ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    "l": ((3, 3, 27, 3), (192, 384, 768, 1536)),
+    "xl": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
+}
+
+# blocks of the stages
+RESNET = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
+
+# how often the blocks of F0 (1, 2, 6, 3), pixels a side in training, dropout
+NFNET = {
+    "f0": (1, 192, 0.2),
+    "f1": (2, 224, 0.3),
+    "f2": (3, 256, 0.4),
+    "f3": (4, 320, 0.4),
+    "f4": (5, 384, 0.5),
+    "f5": (6, 416, 0.5),
+    "f6": (7, 448, 0.5),
+}
+
 
 def vit(size: str = "b/16", image: int = 224, classes: int = 1000) -> ViTConfig:
     """A vision transformer with class token and learned places."""
@@ -36,6 +62,22 @@ def vit(size: str = "b/16", image: int = 224, classes: int = 1000) -> ViTConfig:
     return ViTConfig(
         image=image, patch=patch, classes=classes, width=width, depth=depth, block=_block(heads, 4 * width)
     )
+
+
+def convnext(size: str = "t", image: int = 224, classes: int = 1000) -> ConvNeXtConfig:
+    blocks, widths = _pick(CONVNEXT, size, "ConvNeXt")
+    return ConvNeXtConfig(image=image, classes=classes, blocks=blocks, widths=widths)
+
+
+def resnet(size: str = "50", image: int = 224, classes: int = 1000) -> ResNetConfig:
+    return ResNetConfig(image=image, classes=classes, blocks=_pick(RESNET, size, "ResNet"))
+
+
+def nfnet(size: str = "f0", image: int | None = None, classes: int = 1000) -> NFNetConfig:
+    """With the regularisation that the paper trains it with."""
+    times, side, dropout = _pick(NFNET, size, "NFNet")
+    blocks = tuple(times * depth for depth in (1, 2, 6, 3))
+    return NFNetConfig(image=image or side, classes=classes, blocks=blocks, dropout=dropout, drop_path=0.25)
 
 
 def _block(heads: int, ffn: int, eps: float = 1e-6) -> BlockConfig:

@@ -9,6 +9,11 @@ SMALL = {
     "vit": vision_sizes.vit("ti/16", image=32, classes=5).but(
         {"patch": 8, "width": 24, "depth": 2, "block.mixer.heads": 3, "block.ffn.width": 40}
     ),
+    "convnext": vision_sizes.convnext(image=32, classes=5).but({"blocks": [1, 2], "widths": [8, 16]}),
+    "resnet": vision_sizes.resnet(image=32, classes=5).but({"blocks": [1, 2], "widths": [4, 8], "stem": 6}),
+    "nfnet": vision_sizes.nfnet(image=32, classes=5).but(
+        {"blocks": [1, 2], "widths": [16, 32], "stem": 8, "group": 8, "drop_path": 0.0, "dropout": 0.0}
+    ),
 }
 SMALL["vit mean"] = SMALL["vit"].but(
     {"pool": "mean", "norm_pooled": True, "block.layer_scale": 0.1, "class_token": False, "channels": 1}

@@ -1,0 +1,26 @@
+"""Normalisation of channels over a batch, which remembers what it saw for the time after training."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of pictures (arXiv 1502.03167).
+
+    In training by the mean and variance of the rows of this process; outside of it by their running averages, which
+    are buffers: part of the model, not parameters.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        weights = (self.weight, self.bias, self.training, self.momentum, self.eps)
+        return F.batch_norm(x, self.mean, self.variance, *weights)

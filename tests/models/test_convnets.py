@@ -1,0 +1,102 @@
+"""What is each convolutional network's own, and its published sizes."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from onefold.core.errors import UserError
+from onefold.models import vision_sizes
+from onefold.models.transformer import count_parameters
+from onefold.nn.batch_norm import BatchNorm
+from onefold.nn.standardised import StandardisedConv
+from tests.models.test_vision import SMALL, fresh, pictures
+
+COUNTS = {
+    vision_sizes.convnext: {
+        "t": 28_589_128, "s": 50_223_688, "b": 88_591_464, "l": 197_767_336, "xl": 350_196_968
+    },
+    vision_sizes.resnet: {"50": 25_557_032, "101": 44_549_160, "152": 60_192_808},
+    vision_sizes.nfnet: {
+        "f0": 71_489_284, "f1": 132_634_256, "f2": 193_779_228, "f3": 254_924_200,
+        "f4": 316_069_172, "f5": 377_214_144, "f6": 438_359_116,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "size"), [(f, s) for f, sizes in COUNTS.items() for s in sizes])
+def test_published_parameter_counts(family, size):
+    config = family(size)
+    assert count_parameters(config) == COUNTS[family][size]
+    assert type(config).from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("name", ["convnext", "resnet", "nfnet"])
+def test_impossible_settings_are_refused(name):
+    with pytest.raises(UserError, match="must be as many"):
+        SMALL[name].but({"blocks": [1, 2, 3]})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["convnext", "resnet", "nfnet"])
+def test_features_are_a_small_picture_of_the_same_orientation(name):
+    """Sides divided by 4 in the stem and 2 in the second stage; the left half of the picture decides the left."""
+    model, x = fresh(SMALL[name]).eval(), pictures(SMALL[name], side=128)
+    changed = x.clone()
+    changed[..., :16] += 1
+    before, after = model.features(x), model.features(changed)
+    assert before.shape[2:] == (16, 16)
+    moved = (before - after).abs().amax((0, 1))
+    if name != "nfnet":  # its channels' means see everything
+        assert moved[:, -4:].max() == 0
+    assert moved[:, :2].min() > 0
+
+
+def test_batch_norm_is_torchs_in_training_and_after():
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(4), torch.nn.BatchNorm2d(4)
+    for _ in range(3):
+        x = torch.randn(8, 4, 5, 5) * 3 + 1
+        torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    assert list(ours.state_dict()) == ["weight", "bias", "mean", "variance"]
+
+
+@pytest.mark.parametrize("side", [8, 9])
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 1, 2), (3, 2, 1), (3, 2, 3)])
+def test_standardised_convolutions_equal_the_formula(kernel, stride, groups, side):
+    torch.manual_seed(0)
+    conv, x = StandardisedConv(6, 12, kernel, stride, groups), torch.randn(2, 6, side, side)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.normal_()
+    flat = conv.weight.detach().double().flatten(1)
+    flat = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, correction=0, keepdim=True) + conv.eps).sqrt()
+    flat = flat / math.sqrt(flat.shape[1]) * conv.gain.detach()[:, None]
+    torch.testing.assert_close(conv.standardised().detach().double().flatten(1), flat)
+    total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)  # "same"
+    padded = F.pad(x, (total // 2, total - total // 2) * 2)
+    weight = flat.float().view_as(conv.weight)
+    torch.testing.assert_close(conv(x), F.conv2d(padded, weight, conv.bias, stride, groups=groups))
+
+
+@torch.no_grad()
+def test_a_fresh_nfnet_keeps_the_variance_it_predicts():
+    torch.manual_seed(0)
+    shape = {"blocks": [4, 4], "widths": [64, 128], "stem": 64, "group": 32}
+    model = vision_sizes.nfnet(image=64).but(shape).build().eval()
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.gain.fill_(1)
+    predicted, seen = [], []
+    for stage in model.stages:
+        for block in stage.blocks:
+            predicted.append(block.beta**-2)
+            block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].var((0, 2, 3)).mean().item()))
+    model.features(torch.randn(4, 3, 64, 64))
+    assert predicted == pytest.approx([1, 1.04, 1.08, 1.12, 1.16, 1.04, 1.08, 1.12])
+    # Noise loses variance where squares are averaged, between the stages, which the prediction does not know.
+    ratios = torch.tensor(seen[:5]) / torch.tensor(predicted[:5])
+    torch.testing.assert_close(ratios / ratios[0], torch.ones(5), atol=0.05, rtol=0)
+    assert 0.7 < ratios[0] < 1.3
