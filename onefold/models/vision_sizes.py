@@ -10,6 +10,7 @@ from typing import TypeVar
 from onefold.core.config import unknown_name
 from onefold.core.errors import UserError
 from onefold.models.convnext import ConvNeXtConfig
+from onefold.models.mae import MAEConfig
 from onefold.models.nfnet import NFNetConfig
 from onefold.models.resnet import ResNetConfig
 from onefold.models.transformer import BlockConfig
@@ -62,6 +63,12 @@ def vit(size: str = "b/16", image: int = 224, classes: int = 1000) -> ViTConfig:
     return ViTConfig(
         image=image, patch=patch, classes=classes, width=width, depth=depth, block=_block(heads, 4 * width)
     )
+
+
+def mae(size: str = "b/16", image: int = 224) -> MAEConfig:
+    """A masked autoencoder around a ViT of this size, with fixed places and the paper's decoder."""
+    encoder = vit(size, image, classes=0).but({"places": "sines", "pool": "mean"})
+    return MAEConfig(encoder=encoder, block=_block(16, 2048))
 
 
 def convnext(size: str = "t", image: int = 224, classes: int = 1000) -> ConvNeXtConfig:
