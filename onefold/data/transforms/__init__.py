@@ -1,0 +1,27 @@
+"""Pictures changed at random, whole batches at a time, bytes in and bytes out."""
+
+from typing import Annotated
+
+from onefold.core.config import Slot
+from onefold.data.transforms.erase import RandomErasing
+from onefold.data.transforms.frame import CentreCrop, RandomResizedCrop, Resize
+from onefold.data.transforms.light import ColorJitter
+from onefold.data.transforms.mixing import CutMix, Mixup, MixupOrCutMix
+from onefold.data.transforms.rand_augment import RandAugment
+from onefold.data.transforms.shift import Flip, PadCrop
+
+FrameConfig = Annotated[CentreCrop | Resize | RandomResizedCrop, Slot()]
+Augmentation = Annotated[
+    RandomResizedCrop
+    | CentreCrop
+    | Resize
+    | Flip
+    | PadCrop
+    | ColorJitter
+    | RandAugment
+    | RandomErasing
+    | Mixup
+    | CutMix
+    | MixupOrCutMix,
+    Slot(),
+]

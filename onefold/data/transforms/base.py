@@ -1,0 +1,33 @@
+"""What all transforms are: functions of a whole batch of pictures in bytes, and of numbers drawn for its rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onefold.data.ahead import Slots
+from onefold.data.transforms.draws import Draws
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A batch on its way. Who holds it owns the memory: a transform may write into it, or return other arrays."""
+
+    images: np.ndarray  # UInt8[B, H, W, C]
+    targets: np.ndarray | None  # Float32[B, classes]: probabilities
+    slots: Slots  # where memory for further arrays comes from
+
+    def but(self, **changes: Any) -> "Pictures":
+        return replace(self, **changes)
+
+
+# Given a batch and numbers for its rows, the batch as it goes on. Pure: the same draws give the same bytes.
+Transform = Callable[[Pictures, Draws], Pictures]
+
+
+def apply(transforms: tuple[Transform, ...], pictures: Pictures, draws: Draws) -> Pictures:
+    """One transform after another, each with a stream of numbers of its own: adding one changes no other's draws."""
+    for number, transform in enumerate(transforms):
+        pictures = transform(pictures, draws.stream(number + 1))
+    return pictures

@@ -1,0 +1,54 @@
+"""Random numbers that belong to a row, not to a batch: what happens to a picture does not depend on its company."""
+
+import numpy as np
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
+
+
+class Draws:
+    """Numbers for a batch of rows, each a function of (seed, epoch, row, stream, how many were drawn before).
+
+    Every row has a SplitMix64 generator of its own (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+    generators"), and all of them advance together. A transform gets a stream of its own.
+    """
+
+    def __init__(self, seed: int, epoch: int, rows: np.ndarray, stream: int = 0):
+        """rows: Int64[B], places in the records."""
+        self._of = (seed, epoch, rows)
+        self._states = np.zeros(len(rows), np.uint64)
+        for part in (seed % 2**64, epoch, rows, stream):
+            self._states = _mixed(self._states + GOLDEN + np.asarray(part).astype(np.uint64))
+
+    def stream(self, number: int) -> "Draws":
+        """Other numbers for the same rows."""
+        return Draws(*self._of, stream=number)
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def bits(self, count: int) -> np.ndarray:
+        """UInt64[B, count]"""
+        steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
+        found = _mixed(self._states[:, None] + steps)
+        self._states = self._states + steps[-1]
+        return found
+
+    def uniform(self, count: int) -> np.ndarray:
+        """Float64[B, count] in [0, 1)"""
+        return (self.bits(count) >> np.uint64(11)) * 2.0**-53
+
+    def normal(self) -> np.ndarray:
+        """Float64[B] of mean 0 and variance 1 (Box and Muller 1958)"""
+        radius, angle = self.uniform(2).T
+        return np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)
+
+    def which(self, probability: float) -> np.ndarray:
+        """Int64[n]: the places in the batch of rows chosen with this probability each."""
+        return np.flatnonzero(self.uniform(1)[:, 0] < probability)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """The generator's output function; all arithmetic is modulo 2^64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
