@@ -9,7 +9,7 @@ import json
 import os
 import sysconfig
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, cast
@@ -96,7 +96,7 @@ def open_text(file: Path) -> IO[str]:
 
 def _documents(path: str | Path, field: str, counts: Skipped) -> Iterator[Document]:
     root, files = _files(path)
-    if _is_dataset(root):
+    if is_dataset(root):
         for file in files:
             yield from _read_arrow(file, file.relative_to(root).as_posix(), field)
         return
@@ -119,15 +119,15 @@ def _files(path: str | Path) -> tuple[Path, list[Path]]:
     """(what names are relative to, the files to read in order)."""
     if path == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
-        files = [f for f in _walk(root, TESTS | NOT_LIBRARY) if f.suffix == ".py"]
+        files = [f for f in walk(root, TESTS | NOT_LIBRARY) if f.suffix == ".py"]
         if not files:
             raise UserError(f"this Python has no standard library sources in {root}: give data=FOLDER")
         return root, files
     root = Path(path).expanduser()
-    if _is_dataset(root):
+    if is_dataset(root):
         return root, _dataset_files(root)
     if root.is_dir():
-        files = list(_walk(root, set()))
+        files = list(walk(root))
         if not files:
             raise UserError(f"{root} is an empty folder: give a folder or file with text")
         return root, files
@@ -136,7 +136,7 @@ def _files(path: str | Path) -> tuple[Path, list[Path]]:
     return root, [root]
 
 
-def _walk(root: Path, without: set[str]) -> Iterator[Path]:
+def walk(root: Path, without: Set[str] = frozenset()) -> Iterator[Path]:
     """Regular files below `root`, sorted; hidden ones and caches left out."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if f not in without and f != "__pycache__" and not f.startswith("."))
@@ -250,19 +250,26 @@ def _rows(columns: Iterator[Any], name: str) -> Iterator[Document]:
                 yield Document(f"{name}:{number}", str(text))
 
 
-def _is_dataset(root: Path) -> bool:
+def is_dataset(root: Path) -> bool:
+    """Whether `datasets` saved this folder."""
     return (root / "dataset_dict.json").is_file() or (
         (root / "state.json").is_file() and (root / "dataset_info.json").is_file()
     )
 
 
-def _dataset_files(root: Path) -> list[Path]:
-    """The Arrow files of a saved dataset, or of the split "train" (else of the first one) of several."""
+def dataset_files(root: Path) -> dict[str, list[Path]]:
+    """The Arrow files of each split of a saved dataset; of a single one, under the name ""."""
     try:
+        splits = [""]
         if (root / "dataset_dict.json").is_file():
             splits = json.loads((root / "dataset_dict.json").read_text())["splits"]
-            root = root / ("train" if "train" in splits else splits[0])
-        listed = json.loads((root / "state.json").read_text())["_data_files"]
-        return [root / entry["filename"] for entry in listed]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        listed = {split: json.loads((root / split / "state.json").read_text())["_data_files"] for split in splits}
+        return {split: [root / split / file["filename"] for file in files] for split, files in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{root} is not a whole dataset as `datasets` saves it: {error!r}") from None
+
+
+def _dataset_files(root: Path) -> list[Path]:
+    """Those of the split "train" (else of the first one)."""
+    files = dataset_files(root)
+    return files["train"] if "train" in files else next(iter(files.values()), [])

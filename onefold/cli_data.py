@@ -1,0 +1,87 @@
+"""`onefold data VERB …`: stores of pictures, and a look into any prepared data."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onefold.core.config import parse_override
+
+app = typer.Typer(
+    name="data",
+    help="Prepare pictures once, look at what was prepared, and check that it is whole.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DAMAGED = 1
+
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store, or the data folder of a run")]
+
+
+def _example(*lines: str) -> str:
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
+
+
+@app.command(
+    epilog=_example(
+        "onefold data build photos/ photos.store side=128",
+        "onefold data build fashion-mnist/ fashion.store",
+        "onefold data build birds.csv birds.store image=file label=species skip_bad=true",
+    )
+)
+def build(
+    source: Annotated[str, typer.Argument(help="A folder by class, IDX files, a table, a saved dataset, or digits")],
+    out: Annotated[Path, typer.Argument(help="Where the store goes; must not exist yet")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]…", show_default=False)] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode (default: one for each core)", min=1)] = None,
+):
+    """Make a store of pictures: read once, quick to train from.
+
+    Settings: [bold]side[/bold] to bring pictures down to; [bold]raw_bytes[/bold] up to which pictures of one size are
+    kept as raw pixels (65536), others stay encoded; [bold]channels[/bold] 1, 3 or 4; [bold]held_out[/bold] share (0.1)
+    where the source has no split of its own; [bold]image[/bold] and [bold]label[/bold], columns of a table;
+    [bold]skip_bad[/bold] to list bad pictures instead of stopping.
+    """
+    from onefold.data import store
+
+    store.build(source, out, workers, **dict(parse_override(text) for text in settings or []))
+    print(f"wrote {out}")
+
+
+@app.command(epilog=_example("onefold data info photos.store", "onefold data info runs/quickstart/pretrain/data/*"))
+def info(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE…", help="Stores, or data folders of runs")],
+):
+    """Print what stores hold, as JSON."""
+    from onefold.data import store
+
+    found = {str(path): store.info(path) for path in stores}
+    print(json.dumps(found if len(found) > 1 else next(iter(found.values())), indent=2, ensure_ascii=False))
+
+
+@app.command(epilog=_example("onefold data verify photos.store"))
+def verify(path: StorePath):
+    """Compare all checksums; name what is damaged, to the page. Exit code 1 when something is."""
+    from onefold.data import store
+
+    problems = store.verify(path)
+    print("\n".join(problems) if problems else f"{path} is whole")
+    if problems:
+        raise typer.Exit(DAMAGED)
+
+
+@app.command(epilog=_example("onefold data sample photos.store look/", "onefold data sample photos.store look/ -n 64"))
+def sample(
+    path: StorePath,
+    out: Annotated[Path, typer.Argument(help="Folder for the files")],
+    count: Annotated[int, typer.Option("--count", "-n", help="How many records", min=1)] = 16,
+    split: Annotated[str | None, typer.Option(help="train or held_out (default: the first there is)")] = None,
+    seed: Annotated[int, typer.Option(help="Another one shows other records", min=0)] = 0,
+):
+    """Write some records as files to look at: pictures, or texts."""
+    from onefold.data import store
+
+    print(f"wrote {len(store.sample(path, out, count, split, seed))} files to {out}")

@@ -1,0 +1,208 @@
+"""Encoded pictures: what their header says before anything is decoded, their pixels, and pixels as files.
+
+Pillow does the work, restricted to plain picture formats (it knows others that run programs). A picture's file is
+bounded before it is read, its pixels before they are decoded.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from onefold.core.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_PIXELS = 64 << 20  # decoded: 192 MB in colour
+MAX_BYTES = 256 << 20
+MIN_SIDE = 4  # what is smaller is a tracking pixel or a mistake
+ORIENTATION = 0x0112  # of EXIF: 1 is upright, 5 to 8 lie on their side
+JPEG_QUALITY = 95  # of those that have to be encoded anew
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+
+Channels = Literal[1, 3, 4]
+
+
+class BadPicture(UserError):
+    """One picture that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself. `kind`: "jpeg", "png" or "other"; size as seen, turned as EXIF demands.
+
+    plain: any JPEG or PNG decoder gives these pixels: 8 bits, grey or RGB, upright, nothing transparent.
+    """
+
+    height: int
+    width: int
+    channels: int
+    kind: str
+    plain: bool
+
+
+def read_file(path: Path) -> bytes:
+    """A picture's file. Raises BadPicture when it is gone or far too large."""
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise BadPicture(f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} of the largest picture")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadPicture(f"{path} cannot be read: {error.strerror}") from None
+
+
+def header(data: bytes | memoryview, name: str) -> Header:
+    """The header alone; nothing is decoded. Raises BadPicture naming `name`."""
+    with _open(data, name) as image:
+        width, height = image.size
+        turned = _orientation(image)
+        kind = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}.get(image.format or "", "other")
+        plain = kind != "other" and image.mode in ("L", "RGB") and turned == 1 and "transparency" not in image.info
+        size = (width, height) if turned >= 5 else (height, width)
+        return Header(*size, 1 if image.mode in GREY else 3, kind, plain)
+
+
+def decode(
+    data: bytes | memoryview, name: str, channels: Channels | None = None, side: int | None = None
+) -> np.ndarray:
+    """UInt8[H, W, C], upright. Raises BadPicture naming `name` when the file is damaged.
+
+    channels: 1 grey, 3 colour, 4 with opacity; None: grey where it is grey, else colour; what is transparent becomes
+    white. side: the middle square, resized to [side, side]; a large JPEG is then decoded at a fraction of its size.
+    """
+    with _open(data, name) as image:
+        return _pixels(image, name, channels, side, square=True)
+
+
+def normal(data: bytes, name: str, channels: Channels | None, shorter: int | None) -> tuple[bytes, Header]:
+    """(a JPEG or plain PNG of the picture, its header): the very same bytes where they already are one.
+
+    shorter: what its shorter side is brought down to. What came as JPEG is encoded anew as JPEG, everything else as
+    PNG. Either way it was decoded once, so that a damaged file raises BadPicture.
+    """
+    found = header(data, name)
+    fits = shorter is None or min(found.height, found.width) <= shorter
+    if fits and found.plain and channels != 4:
+        with _open(data, name) as image:
+            image.draft(None, (1, 1))  # the smallest scale: all of a JPEG is read, little of it computed
+            _load(image, name)
+        return data, found
+    with _open(data, name) as image:
+        pixels = _pixels(image, name, channels, None if fits else shorter, square=False)
+    encoded = encode(pixels, "jpeg" if found.kind == "jpeg" and pixels.shape[-1] != 4 else "png")
+    return encoded, header(encoded, name) if pixels.shape[-1] != 4 else Header(*pixels.shape, "png", False)
+
+
+def encode(pixels: np.ndarray, kind: Literal["jpeg", "png"] = "png") -> bytes:
+    """UInt8[H, W, C] or [H, W] as a file: PNG without loss, JPEG small."""
+    image = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+    buffer = io.BytesIO()
+    if kind == "jpeg":
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    else:
+        image.save(buffer, "PNG", compress_level=3)  # the higher levels take several times as long for some per cent
+    return buffer.getvalue()
+
+
+def fit(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The middle square of UInt8[H, W, C], resized to [side, side, C]."""
+    if pixels.shape[:2] == (side, side):
+        return pixels
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return np.asarray(_square(image, side)).reshape(side, side, -1)
+
+
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """UInt8[H, W, C] as [H, W, channels]: grey repeated, colour as Pillow's luma, opacity added."""
+    if pixels.shape[-1] == channels:
+        return pixels
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return _array(_in_channels(image, channels))
+
+
+def _open(data: bytes | memoryview, name: str) -> Image.Image:
+    """A picture whose header was read. Raises BadPicture, also for sizes that are not worth decoding."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise BadPicture(f"{name} has far more than {MAX_PIXELS:,} pixels: make it smaller first") from None
+    except Exception:  # Pillow raises whatever its parser stumbled on
+        known = ", ".join(FORMATS)
+        raise BadPicture(f"{name} is no readable picture ({known})" if len(data) else f"{name} is empty") from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadPicture(f"{name} has {width:,} × {height:,} pixels, more than {MAX_PIXELS:,}: make it smaller first")
+    if min(width, height) < MIN_SIDE:
+        raise BadPicture(f"{name} has only {width} × {height} pixels")
+    if image.mode == "F":
+        raise BadPicture(f"{name} holds floating-point numbers, whose range nobody knows: convert it to 8 bits first")
+    return image
+
+
+def _load(image: Image.Image, name: str) -> None:
+    try:
+        image.load()
+    except Exception as error:
+        raise BadPicture(f"{name} is damaged: {error}") from None
+
+
+def _pixels(image: Image.Image, name: str, channels: Channels | None, side: int | None, square: bool) -> np.ndarray:
+    """Of an opened picture, UInt8[H, W, C]."""
+    if side is not None:
+        share = side / min(image.size)
+        image.draft(None, (int(image.width * share) + 1, int(image.height * share) + 1))  # JPEG: at least this large
+    grey = image.mode in GREY
+    _load(image, name)
+    if image.mode.startswith("I"):  # 16 bits
+        deep = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((deep.clip(0, 65535) >> 8).astype(np.uint8))
+    image = _in_channels(_upright(image, name), channels or (1 if grey else 3))
+    if side is None:
+        return _array(image)
+    if square:
+        return _array(_square(image, side))
+    width, height = image.size
+    share = side / min(width, height)
+    size = (max(side, round(width * share)), max(side, round(height * share)))
+    return _array(image.resize(size, Image.Resampling.BICUBIC))
+
+
+def _in_channels(image: Image.Image, channels: int) -> Image.Image:
+    if channels == 4:
+        return image.convert("RGBA")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    width, height = image.size
+    edge = min(width, height)
+    left, top = (width - edge) // 2, (height - edge) // 2
+    box = (left, top, left + edge, top + edge)
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)  # Pillow's filters widen where it shrinks
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        turned = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing
+        return 1
+    return turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    if _orientation(image) == 1:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:
+        raise BadPicture(f"{name} has damaged EXIF data: {error}") from None
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).reshape(image.height, image.width, -1)

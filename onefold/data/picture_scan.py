@@ -1,0 +1,174 @@
+"""The first reading of pictures that become a store: headers, labels and hashes, which decide everything else."""
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from onefold.core.config import Config
+from onefold.core.errors import UserError
+from onefold.core.progress import Progress, say
+from onefold.data.picture_files import MIN_SIDE, BadPicture, Channels, header
+from onefold.data.picture_sources import Picture, PictureSource
+from onefold.data.split import choose
+
+UNLABELLED = -1
+TOLD = 20  # bad pictures that are named at once; all are listed in the end
+
+Found = TypeVar("Found")
+
+
+class Layout(Config):
+    """How pictures are stored. Raw pixels are the fastest to read, encoded ones the smallest to keep."""
+
+    side: int | None = Field(default=None, ge=MIN_SIDE)  # raw: the middle square, resized; encoded: the shorter side
+    channels: Channels | None = None  # None: 1 where all are grey, else 3
+    raw_bytes: int = Field(default=1 << 16, ge=0)  # pictures of one size that take no more are stored as raw pixels
+    held_out: float = Field(default=0.1, ge=0, le=0.5)  # share, where the source has no split of its own
+    split_seed: int = Field(default=0, ge=0)
+    image: str | None = None  # columns of a table: the picture (a path or bytes), its label
+    label: str | None = None
+    skip_bad: bool = False  # leave bad pictures out and list them, instead of stopping at the first
+
+
+@dataclass
+class Scan:
+    """Of picture i of a source: keys[i] (UInt64, of its content) and sizes[i] (height, width, channels); all labels."""
+
+    keys: np.ndarray
+    sizes: np.ndarray
+    classes: tuple[str, ...]
+    bad: dict[int, str]  # why picture i cannot be used
+    own_split: bool  # the source's own
+    held_out: np.ndarray  # where it has none: `order` of the keys held out, sorted
+    seed: int
+    skip_bad: bool
+    hash: str = ""  # of contents and labels, in their order
+
+    @classmethod
+    def of(cls, pictures: PictureSource, layout: Layout, workers: int | None = None) -> "Scan":
+        """Raises UserError when there is nothing to use, labels are missing, or a picture is bad (without skip_bad)."""
+        keys, sizes, labels, splits, unlabelled = [], [], Counter(), set(), None
+        nothing, hashed = np.empty(0, np.uint64), blake2b(digest_size=8)
+        empty = np.empty((0, 3), np.int64)
+        scan = cls(nothing, empty, (), {}, False, nothing, layout.split_seed, layout.skip_bad)
+        with Progress("looking at pictures", unit="pictures") as bar:
+            for number, picture, found in in_order(_look, enumerate(pictures), workers):
+                bar.update()
+                if isinstance(found, BadPicture):
+                    scan.reject(number, found)
+                key, size = (0, (0, 0, 0)) if isinstance(found, BadPicture) else found
+                keys.append(key)
+                sizes.append(size)
+                if isinstance(found, BadPicture):
+                    continue
+                hashed.update(key.to_bytes(8, "little") + repr(picture.label).encode())
+                splits.add(picture.split)
+                if picture.label is not None:
+                    labels[picture.label] += 1
+                elif unlabelled is None:
+                    unlabelled = picture.where
+        if not splits:
+            raise UserError(f"{pictures.path} holds no pictures" + (" that can be read" if keys else ""))
+        if labels and unlabelled:
+            raise UserError(f"{unlabelled} has no label, and others have: put it into the folder of its class, or away")
+        scan.keys, scan.sizes = np.array(keys, np.uint64), np.array(sizes, np.int64).reshape(-1, 3)
+        scan.classes, scan.own_split = _classes(pictures, labels), splits != {None}
+        scan.hash = hashed.hexdigest()
+        if not scan.own_split:
+            good = scan.order(np.delete(scan.keys, list(scan.bad)))
+            scan.held_out = choose(good, np.ones(len(good), np.int64), layout.held_out).held_out
+            if layout.held_out and not len(scan.held_out):
+                say(f"{len(good)} pictures are too few to hold any out")
+        return scan
+
+    @property
+    def count(self) -> int:
+        return len(self.keys) - len(self.bad)
+
+    def order(self, keys: np.ndarray) -> np.ndarray:
+        """Who is held out first: with another seed other pictures, equal ones always together."""
+        seed = blake2b(self.seed.to_bytes(8, "little"), digest_size=8).digest()
+        return keys ^ np.uint64(int.from_bytes(seed))
+
+    def reject(self, number: int, why: BadPicture) -> None:
+        """Leave a bad picture out. Raises UserError where that is not wanted."""
+        if not self.skip_bad:
+            raise UserError(f"{why}\n(skip_bad=true leaves such pictures out and lists them)") from None
+        self.bad[number] = str(why)
+        if len(self.bad) <= TOLD:
+            say(f"left out: {why}")
+
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of all pictures, where they have the same."""
+        sizes = np.delete(self.sizes[:, :2], list(self.bad), 0)
+        return (int(sizes[0, 0]), int(sizes[0, 1])) if (sizes == sizes[0]).all() else None
+
+    def channels(self) -> int:
+        """1 where all are grey, else 3 (or 4)."""
+        return int(self.sizes[:, 2].max())
+
+    def split(self, number: int, picture: Picture) -> str:
+        if self.own_split:
+            return picture.split or "train"
+        key = self.order(self.keys[number])
+        place = np.searchsorted(self.held_out, key)
+        return "held_out" if place < len(self.held_out) and self.held_out[place] == key else "train"
+
+
+def in_order(
+    work: Callable[[Picture], Found], pictures: Iterable[tuple[int, Picture]], workers: int | None = None
+) -> Iterator[tuple[int, Picture, Found]]:
+    """(number, picture, work(picture)), in their order, though `workers` threads (None: one for each core) work.
+
+    No more than a few pictures for each thread are ahead.
+    """
+    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    waiting = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for number, picture in pictures:
+                waiting.append((number, picture, pool.submit(work, picture)))
+                if len(waiting) > 4 * workers:
+                    number, picture, made = waiting.popleft()
+                    yield number, picture, made.result()
+            while waiting:
+                number, picture, made = waiting.popleft()
+                yield number, picture, made.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _look(picture: Picture) -> tuple[int, tuple[int, int, int]] | BadPicture:
+    """(key, size); what is wrong with a bad picture is returned, so that the others go on."""
+    try:
+        if picture.pixels is not None:
+            size, data = picture.pixels.shape, picture.pixels.tobytes()
+            if min(size[:2]) < MIN_SIDE:
+                raise BadPicture(f"{picture.where} has only {size[1]} × {size[0]} pixels")
+        else:
+            data = picture.data or b""
+            found = header(data, picture.where)
+            size = (found.height, found.width, found.channels)
+    except BadPicture as error:
+        return error
+    return int.from_bytes(blake2b(data, digest_size=8).digest()), (size[0], size[1], size[2])
+
+
+def _classes(pictures: PictureSource, labels: Counter[str]) -> tuple[str, ...]:
+    """The source's own names, or the labels that there are: numbers by size, names by the alphabet."""
+    if pictures.classes is not None:
+        if strange := [label for label in labels if label not in pictures.classes]:
+            raise UserError(f"{pictures.path}: label {strange[0]} is none of its {len(pictures.classes)} classes")
+        return pictures.classes
+    if alone := [label for label, count in labels.items() if count == 1]:
+        others = f" and {len(alone) - 1} others have" if len(alone) > 1 else " has"
+        say(f"{pictures.path}: class {alone[0]}{others} a single picture, to learn from or to test on, not both")
+    numbers = all(label.isdecimal() for label in labels)
+    return tuple(sorted(labels, key=int if numbers else str))
