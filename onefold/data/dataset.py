@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from onefold.core import dist
 from onefold.core.batch import TokenBatch
+from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder, verify_folder
 from onefold.core.progress import say
@@ -29,14 +31,16 @@ LAYOUT = 1  # of a prepared folder; with another number, those of older versions
 class Dataset:
     """What `prepare` returns.
 
-    `tokenizer` is the one that made the tokens; `facts` has the corpus hash and, for each split, documents, bytes and
-    tokens (targets to predict, so every document's end counts and its start does not).
+    `processor`, the `tokenizer`, is the one that made the tokens; `facts` has the corpus hash and, for each split,
+    documents, bytes and tokens (targets to predict, so every document's end counts and its start does not).
     """
+
+    unit = "tokens"
 
     def __init__(self, folder: Path, context: int, shares: Sequence[float] | None = None):
         """shares: of all training tokens, one for each source; None: every document once in an epoch."""
         self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())["facts"]
-        self.tokenizer = Tokenizer.load(folder / "tokenizer")
+        self.processor = self.tokenizer = Tokenizer.load(folder / "tokenizer")
         self.context, self._shares = context, shares
         self._records = {split: Records(folder / split, verify=False) for split in SPLITS}
         self._pad = self.tokenizer.pad if self.tokenizer.pad is not None else 0
@@ -74,6 +78,33 @@ class Dataset:
         """
         self._check(split)
         return Evaluation(plan_evaluation(self._lengths(split), self.context, rows, stride), self._gather(split))
+
+    def size(self, split: Split) -> int:
+        """Tokens to predict."""
+        return self.facts[split]["tokens"]
+
+    def figures(self, split: Split, sums: Mapping[str, float], share: float) -> dict[str, float]:
+        """What `sums` of an evaluation's terms amount to, when a fair sample, this `share` of the split, was read."""
+        return {"bits_per_byte": sums["ce"] / share / math.log(2) / self.bytes(split)} if "ce" in sums else {}
+
+    def fit(self, model: Config, grow: bool) -> Config:
+        """The model's config, if it reads these tokens; with `grow`, one whose vocabulary has room for new tokens.
+
+        Errors: UserError when it is no language model, lacks room, or rows are longer than its context.
+        """
+        vocab, context = getattr(model, "vocab", None), getattr(model, "context", None)
+        if vocab is None or context is None:
+            raise UserError(f"text needs a language model, not a {getattr(model, 'kind', 'model of another kind')}")
+        if self.context > context:
+            raise UserError(f"data.context={self.context} is longer than model.context={context}")
+        if self.tokenizer.size <= vocab:
+            return model
+        if not grow:
+            raise UserError(
+                f"the tokenizer has {self.tokenizer.size} tokens, the model room for {vocab}: "
+                f"set model.vocab={self.tokenizer.size}"
+            )
+        return model.but({"vocab": self.tokenizer.size})
 
     def bytes(self, split: Split) -> int:
         """UTF-8 bytes of the text that the split's targets spell, for bits per byte.

@@ -126,7 +126,7 @@ class Model:
             from onefold.interop.artifact import save_artifact
 
             loaded = self._loaded
-            save_artifact(path, loaded.model, loaded.config, loaded.tokenizer, loaded.card, **options)
+            save_artifact(path, loaded.model, loaded.config, loaded.processor, loaded.card, **options)
         elif format == "hf":
             from onefold.interop.huggingface import save_folder
 

@@ -1,8 +1,8 @@
-"""Our own folder: what a model is, its weights, its tokenizer and its card. Safetensors and JSON, nothing else.
+"""Our own folder: what a model is, its weights, how it reads, and its card. Safetensors and JSON, nothing else.
 
 artifact.json        format, version, model (the config), card (where it came from, what was measured)
 model.safetensors    parameters under our names; shards and an index above 4 GB
-tokenizer.json, tokenizer_config.json
+tokenizer.json, tokenizer_config.json, or pictures.json
 manifest.json        sizes and checksums
 """
 
@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
-from onefold.data.tokenizer import Tokenizer
 from onefold.interop.loaded import Loaded, dtype_named, fill, name_of
+from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors, write_safetensors
-from onefold.interop.tokens import check_vocabulary, load_tokenizer, save_tokenizer
+from onefold.interop.tokens import check_vocabulary
 from onefold.models.transformer import DecoderConfig
 
 FILE, FORMAT, VERSION = "artifact.json", "onefold", 1
-MODELS: Mapping[Any, type[DecoderConfig]] = {"decoder": DecoderConfig}
+ModelConfig = DecoderConfig
+MODELS: Mapping[Any, type[ModelConfig]] = {"decoder": DecoderConfig}
 # From version n to n + 1, on the content of artifact.json.
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -32,21 +33,21 @@ MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 def save_artifact(
     folder: Path,
     model: nn.Module,
-    config: DecoderConfig,
-    tokenizer: Tokenizer | None,
+    config: ModelConfig,
+    processor: Processor | None,
     card: Mapping[str, Any] | None = None,
     dtype: "str | torch.dtype | None" = None,
 ) -> None:
     """Write the folder in one step: a crash leaves the old one or the new one. `dtype`: None keeps the model's."""
     with atomic_folder(Path(folder)) as temporary:
-        write_artifact(temporary, config, own_weights(model), tokenizer, card, dtype)
+        write_artifact(temporary, config, own_weights(model), processor, card, dtype)
 
 
 def write_artifact(
     folder: Path,
-    config: DecoderConfig,
+    config: ModelConfig,
     weights: Mapping[str, Tensor],
-    tokenizer: Tokenizer | None,
+    processor: Processor | None,
     card: Mapping[str, Any] | None = None,
     dtype: "str | torch.dtype | None" = None,
 ) -> None:
@@ -56,8 +57,8 @@ def write_artifact(
     """
     kind = dtype_named(dtype)
     write_safetensors(folder, weights, kind)
-    if tokenizer is not None:
-        save_tokenizer(folder, tokenizer)
+    if processor is not None:
+        save_processor(folder, processor)
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -80,8 +81,9 @@ def load_artifact(
     if files is None:
         raise UserError(f"{folder / 'model.safetensors'} is missing")
     source = SafetensorFiles(files)
-    tokenizer = load_tokenizer(folder, {})
-    check_vocabulary(tokenizer, config, str(folder))
+    processor = load_processor(folder)
+    if isinstance(config, DecoderConfig):
+        check_vocabulary(processor, config, str(folder))
 
     def reading(names):
         if unlike := set(names) ^ set(source):
@@ -89,7 +91,7 @@ def load_artifact(
         return source
 
     model = fill(config, reading, torch.device(device), dtype, str(folder))
-    return Loaded(config, model, tokenizer, content["card"])
+    return Loaded(config, model, processor, content["card"])
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_model_config(content: Mapping[str, Any], where: Path) -> DecoderConfig:
+def read_model_config(content: Mapping[str, Any], where: Path) -> ModelConfig:
     """The model's config in an artifact. No code is imported for it."""
     model = content.get("model")
     kind = model.get("kind") if isinstance(model, dict) else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onefold.core.errors import UserError
+from onefold.data.picture_reader import PictureReader
 from onefold.data.tokenizer import Tokenizer
 from onefold.models.transformer import DecoderConfig
 
@@ -22,12 +23,16 @@ SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "floa
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, what it is, its tokenizer if it has one, and its card: where it came from, as plain values."""
+    """A model, what it is, how it reads if that is known, and its card: where it came from, as plain values."""
 
-    config: DecoderConfig
+    config: Any
     model: nn.Module
-    tokenizer: Tokenizer | None
+    processor: Tokenizer | PictureReader | None
     card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.processor if isinstance(self.processor, Tokenizer) else None
 
 
 def dtype_named(name: "str | torch.dtype | None") -> torch.dtype | None:

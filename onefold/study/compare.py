@@ -136,13 +136,16 @@ def _results(runs: Sequence[RunRecord], metric: str | None) -> list[Row]:
     rows = []
     for name, path, better in (
         ("held-out bits per byte", ("held_out", "bits_per_byte"), min),
+        ("held-out accuracy", ("held_out", "accuracy"), max),
         ("held-out loss", ("held_out", "loss"), min),
         ("training loss", ("loss",), None),
         ("parameters", ("parameters",), None),
         ("steps", ("step",), None),
         ("tokens", ("tokens",), None),
+        ("images", ("images",), None),
         ("training time", ("seconds",), None),
         ("tokens per second", ("tokens_per_second",), max),
+        ("images per second", ("images_per_second",), max),
         ("MFU", ("mfu",), max),
         ("skipped steps", ("skipped",), None),
     ):
@@ -157,7 +160,7 @@ def _results(runs: Sequence[RunRecord], metric: str | None) -> list[Row]:
 def _figure(log: Any, path: tuple[str, ...]) -> float | None:
     if path == ("skipped",):
         return sum("skipped" in what for _, what in log.events())
-    if path in (("tokens_per_second",), ("mfu",)):  # one step says little about speed
+    if path in (("tokens_per_second",), ("images_per_second",), ("mfu",)):  # one step says little about speed
         values = log.series(*path)[1]
         return float(np.median(values)) if len(values) else None
     if path == ("loss",):
@@ -187,7 +190,7 @@ def _row(name: str, values: Sequence[Any], better: Any) -> Row:
 
 
 def _text(name: str, value: float) -> str:
-    if name in ("parameters", "tokens", "steps", "skipped steps", "tokens per second"):
+    if name.endswith("per second") or name in ("parameters", "tokens", "images", "steps", "skipped steps"):
         return words.count(value)
     if name == "training time":
         return words.duration(value)

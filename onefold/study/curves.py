@@ -38,7 +38,9 @@ def learning(log: Log, baselines: Sequence[Level] = ()) -> list[Chart]:
         if len(train[0]) + len(unseen[0]) < 2:
             continue
         curves = _loss_curves((train[0] / divisor, train[1] * (scale or 1)), (unseen[0] / divisor, unseen[1]))
-        y = Axis("bits per byte" if scale else "loss, nats per token", *window(curves, baselines if scale else ()))
+        y = Axis(
+            "bits per byte" if scale else f"loss, nats per {log.unit[:-1]}", *window(curves, baselines if scale else ())
+        )
         levels = baselines if scale else ()
         drawn = [
             draw(curves if wide else _bare(curves), Axis(unit), y, levels, size, f"Loss {tab}", margin)
@@ -100,7 +102,7 @@ def inside(log: Log) -> list[Chart]:
     for title, name, color, log_scale in (
         ("Learning rate", "lr", "series-3", False),
         ("Gradient norm", "grad_norm", "series-4", True),
-        ("Tokens per second", "tokens_per_second", "series-1", False),
+        (f"{log.unit.capitalize()} per second", f"{log.unit}_per_second", "series-1", False),
         ("Model FLOPs utilisation", "mfu", "series-5", False),
     ):
         x, y = log.series(name)

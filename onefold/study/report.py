@@ -42,7 +42,7 @@ def _view(record: RunRecord) -> dict[str, Any]:
     samples = results.get("samples") or []
     return {
         "title": record.title,
-        "lead": _lead(results, final, baselines),
+        "lead": _lead(results, final, baselines, record.main.log.unit),
         "tiles": _tiles(final),
         "bars": _bars(baselines, number(final.get("bits_per_byte"))),
         "model_bits": number(final.get("bits_per_byte")),
@@ -72,31 +72,35 @@ def _view(record: RunRecord) -> dict[str, Any]:
 def _final(record: RunRecord) -> dict[str, Any]:
     """The final figures; what nobody wrote down is read from the log."""
     log = record.main.log
+    rates = (f"{log.unit}_per_second", "mfu")
     logged = {
         "bits_per_byte": log.last("held_out", "bits_per_byte"),
+        "accuracy": log.last("held_out", "accuracy"),
         "loss": log.last("held_out", "loss"),
-        "tokens": log.last("tokens"),
+        log.unit: log.last(log.unit),
         "seconds": log.last("seconds"),
         "steps": log.last("step"),
-        **{name: float(np.median(v)) for name in ("tokens_per_second", "mfu") if len(v := log.series(name)[1])},
+        **{name: float(np.median(v)) for name in rates if len(v := log.series(name)[1])},
     }
     return {k: v for k, v in logged.items() if v is not None} | dict(record.results.get("final") or {})
 
 
-def _lead(results: Mapping[str, Any], final: Mapping[str, Any], baselines: list[Mapping[str, Any]]) -> str:
+def _lead(results: Mapping[str, Any], final: Mapping[str, Any], baselines: list[Mapping[str, Any]], unit: str) -> str:
     """Who read what, where and for how long, and what it learned: as much of that as is known."""
     data, machine = ((results.get(k) or {}) for k in ("data", "machine"))
-    parameters, tokens, seconds, bits = (
-        number(final.get(k)) for k in ("parameters", "tokens", "seconds", "bits_per_byte")
+    parameters, read, seconds, bits, accuracy = (
+        number(final.get(k)) for k in ("parameters", unit, "seconds", "bits_per_byte", "accuracy")
     )
-    if not (tokens or data.get("name") or bits):
+    if not (read or data.get("name") or bits):
         return ""
     place = machine.get("gpu") or (f"{machine['cores']} CPU cores" if number(machine.get("cores")) else "")
     start = f"In {words.duration(seconds)}{f' on {place}' if place else ''}, a" if seconds else "A"
     who = f"{start} model of {words.large(parameters)} parameters" if parameters else f"{start} model"
-    read = f"read {words.large(tokens)} tokens of" if tokens else "was trained on"
+    seen = f"read {words.large(read)} {unit} of" if read else "was trained on"
     name = str(data.get("name") or "text")
-    text = f"{who} {read} {NAMES.get(name, name)}."
+    text = f"{who} {seen} {NAMES.get(name, name)}."
+    if accuracy:
+        text += f" It names {accuracy:.1%} of the pictures that it has never seen."
     if bits:
         text += f" It predicts files that it has never seen with {bits:.2f} bits per byte"
         beaten = sorted((b["bits_per_byte"], b["name"]) for b in baselines if b["bits_per_byte"] > bits)
@@ -109,10 +113,13 @@ def _tiles(final: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     found = []
     for name, key, show in (
         ("held-out bits per byte", "bits_per_byte", lambda v: (f"{v:.3f}", "")),
+        ("held-out accuracy", "accuracy", lambda v: (f"{v:.1%}", "")),
         ("parameters", "parameters", lambda v: (words.short(v), "")),
         ("tokens read", "tokens", lambda v: (words.short(v), "")),
+        ("images read", "images", lambda v: (words.short(v), "")),
         ("training time", "seconds", lambda v: tuple(words.duration(v).split(" "))),
         ("tokens per second", "tokens_per_second", lambda v: (words.short(v), "")),
+        ("images per second", "images_per_second", lambda v: (words.short(v), "")),
         ("model FLOPs utilisation", "mfu", lambda v: (f"{v:.0%}", "")),
         ("most memory", "peak_memory", lambda v: tuple(words.size(v).split(" "))),
     ):
@@ -175,10 +182,10 @@ def _stage(part: RunRecord, record: RunRecord, baselines: list[Mapping[str, Any]
 
 def _course(part: RunRecord) -> str:
     log = part.log
-    seconds, steps, tokens = log.last("seconds"), log.last("step"), log.last("tokens")
+    seconds, steps, units = log.last("seconds"), log.last("step"), log.last(log.unit)
     if not (seconds and steps):
         return ""
-    read = f" and {words.large(tokens)} tokens" if tokens else ""
+    read = f" and {words.large(units)} {log.unit}" if units else ""
     return f"{words.count(steps)} steps{read} in {words.duration(seconds)}."
 
 

@@ -35,6 +35,11 @@ class Log:
         values = self.series(*path)[1]
         return float(values[-1]) if len(values) else None
 
+    @property
+    def unit(self) -> str:
+        """What the model read: "tokens" or "images"."""
+        return "images" if any("images" in record for record in self.records[:1]) else "tokens"
+
     def events(self) -> Iterator[tuple[int, str]]:
         """(step, what) for every step whose update was skipped and wherever the run was resumed."""
         for record in self.records:

@@ -66,31 +66,32 @@ class Log:
 
 
 class Pace:
-    """Tokens a second, and the share of the hardware's speed that they amount to (MFU), since the last record.
+    """Units (tokens, images) a second, and the share of the hardware's speed that they amount to (MFU), since the last
+    record.
 
-    `mfu`: tokens a second → share, or None where it is not known.
+    `mfu`: units a second → share, or None where it is not known.
     """
 
-    def __init__(self, tokens: int, mfu: Callable[[float], float | None]):
-        self.mfu = mfu
-        self.before = self.tokens = tokens
+    def __init__(self, read: int, unit: str, mfu: Callable[[float], float | None]):
+        self.unit, self.mfu = unit, mfu
+        self.before = self.read = read
         self.seconds = self.rate = 0.0
 
-    def add(self, tokens: int, seconds: float) -> None:
-        """A step took `seconds`, and `tokens` are read by now."""
-        self.tokens = tokens
+    def add(self, read: int, seconds: float) -> None:
+        """A step took `seconds`, and so many units are `read` by now."""
+        self.read = read
         self.seconds += seconds
-        self.rate = (tokens - self.before) / self.seconds
+        self.rate = (read - self.before) / self.seconds
 
     def figures(self) -> dict[str, float | None]:
         """For the log; what follows is measured anew."""
-        self.before, self.seconds = self.tokens, 0.0
-        return {"tokens_per_second": self.rate, "mfu": self.mfu(self.rate)}
+        self.before, self.seconds = self.read, 0.0
+        return {f"{self.unit}_per_second": self.rate, "mfu": self.mfu(self.rate)}
 
     def shown(self) -> dict[str, str]:
         """For the progress bar."""
         mfu = self.mfu(self.rate)
-        return {"tokens/s": f"{self.rate:,.0f}"} | ({"MFU": f"{mfu:.0%}"} if mfu else {})
+        return {f"{self.unit}/s": f"{self.rate:,.0f}"} | ({"MFU": f"{mfu:.0%}"} if mfu else {})
 
 
 def _finite(value: Any) -> Any:

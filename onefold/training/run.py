@@ -2,7 +2,7 @@
 
     out/config.json     the run, as it was last started      out/log.jsonl      a record for every step
     out/run.json        what was measured at the start       out/checkpoints/   see state.py
-    out/data/           prepared data                        out/tokenizer/     of the model that it began with
+    out/data/           prepared data                        out/processor/     of the model that it began with
 
 Starting a run again in the same folder goes on where it stopped. It must be the same run: the same config but for what
 does not change the way to a given step, and the same data, wherever they lie now.
@@ -24,10 +24,10 @@ from onefold.core.progress import clock, say
 from onefold.data.conversations import ChatData
 from onefold.data.dataset import Dataset
 from onefold.data.text import TextData
-from onefold.data.tokenizer import Tokenizer
-from onefold.interop.artifact import FILE, read_card, read_model_config, write_artifact
+from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model
+from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
 from onefold.models.transformer import DecoderConfig
 from onefold.objectives.language import NextToken
@@ -37,6 +37,8 @@ from onefold.training.log import read_log
 from onefold.training.optim import AdamWConfig, MuonConfig
 from onefold.training.state import Checkpoints, TrainState, copy_tensors
 from onefold.training.trainer import Objective, Trainer, TrainerConfig, is_over
+
+PROCESSOR = "processor"
 
 
 class Run(Config):
@@ -111,7 +113,7 @@ def train(run: Run) -> Result:
 def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Path | None, state: TrainState) -> Trainer:
     """Build everything that training needs, from the start or as the checkpoint `good` has it."""
     start = open_model(run.start, "cpu", torch.float32) if run.start and not good else None
-    dataset = run.data.prepare(run.out / "data", first_tokenizer(run, start), keep=True)
+    dataset = run.data.prepare(run.out / "data", first_processor(run, start), keep=True)
     config = read_model_config(read_card(good), good / FILE) if good else model_config(run, dataset, start)
     frozen = {name: open_model(path, device).model.requires_grad_(False) for name, path in run.frozen.items()}
     objective = run.objective.build(frozen)
@@ -120,7 +122,7 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     torch.manual_seed(run.seed)
     model = config.build()
     if start and run.start:
-        begin_with(model, start, run.start)
+        copy_tensors(model.adopt(own_weights(start.model)), dict(model.named_parameters()), Path(run.start))
     parallel.place(model, run.trainer.parallel, device, run.trainer.compile)
     optimizer = run.optimizer.build(model)
     if good:
@@ -128,8 +130,8 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     facts = weigh(run, config, model, objective, dataset, device, (needed, free))
 
     def artifact(folder: Path, tensors: dict[str, Tensor]) -> None:
-        card = {"step": state.step, "tokens": state.tokens, "best": state.best, "run": run.to_dict(), **facts}
-        write_artifact(folder, config, tensors, dataset.tokenizer, card)
+        card = {"step": state.step, dataset.unit: state.read, "best": state.best, "run": run.to_dict(), **facts}
+        write_artifact(folder, config, tensors, dataset.processor, card)
 
     return Trainer(
         config=run.trainer,
@@ -144,7 +146,7 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
         artifact=artifact,
         seed=run.seed,
         device=device,
-        mfu=lambda rate: rate * facts["flops_per_token"] / (facts["speed"] * dist.world()),
+        mfu=lambda rate: rate * facts["flops"] / (facts["speed"] * dist.world()),
     )
 
 
@@ -160,43 +162,25 @@ def resumption(run: Run, before: Mapping[str, Any] | None, state: TrainState) ->
     return line
 
 
-def first_tokenizer(run: Run, start: Loaded | None) -> Tokenizer | None:
-    """The tokenizer of the model to begin with, kept in the run's folder so that resuming does not need that model."""
-    place = run.out / "tokenizer"
-    if start and start.tokenizer and dist.is_main():
-        start.tokenizer.save(place)
+def first_processor(run: Run, start: Loaded | None) -> Processor | None:
+    """How the model to begin with reads, kept in the run's folder so that resuming does not need that model."""
+    place = run.out / PROCESSOR
+    if start and start.processor and dist.is_main():
+        save_processor(place, start.processor)
     dist.barrier()
-    return Tokenizer.load(place) if run.start and place.is_dir() else None
+    return load_processor(place) if run.start and place.is_dir() else None
 
 
-def model_config(run: Run, dataset: Dataset, start: Loaded | None) -> DecoderConfig:
-    """The model's config; that of `start`, where none is given, with a vocabulary that has room for new tokens.
+def model_config(run: Run, dataset: Dataset, start: Loaded | None) -> ModelConfig:
+    """The model's config; that of `start`, fitted to the data, where none is given.
 
-    Errors: UserError when the tokenizer has more tokens than the model, or rows are longer than the model's context.
+    Errors: UserError when it does not fit the data.
     """
-    size = dataset.tokenizer.size
-    if run.model is None:
-        if start is None:
-            raise UserError("a run needs a model, or a start whose model it goes on with")
-        return start.config if size <= start.config.vocab else start.config.but({"vocab": size})
-    if size > run.model.vocab:
-        raise UserError(
-            f"the tokenizer has {size} tokens, the model room for {run.model.vocab}: set model.vocab={size}"
-        )
-    if run.data.context > run.model.context:
-        raise UserError(f"data.context={run.data.context} is longer than model.context={run.model.context}")
-    return run.model
-
-
-def begin_with(model: nn.Module, start: Loaded, where: str) -> None:
-    """Copy the weights of `start` into `model`. Tokens that are new begin as the mean of those that there were."""
-    weights = own_weights(start.model)
-    for name, target in model.named_parameters():
-        rows = len(weights[name]) if name in weights else 0
-        if name in ("embed.token.weight", "unembed.weight") and 0 < rows < len(target):
-            new = weights[name].mean(0, keepdim=True).expand(len(target) - rows, -1)
-            weights[name] = torch.cat((weights[name], new))
-    copy_tensors(weights, dict(model.named_parameters()), Path(where))
+    if run.model is not None:
+        return dataset.fit(run.model, grow=False)
+    if start is None:
+        raise UserError("a run needs a model, or a start whose model it goes on with")
+    return dataset.fit(start.config, grow=True)
 
 
 def weigh(
@@ -233,18 +217,18 @@ def weigh(
         "data": data,
         "machine": machine,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops_per_token": estimate.count_flops(config, objective, row),
+        "flops": estimate.count_flops(config, objective, row),  # of a token, an image
         "speed": speed,
         "row_bytes": each,
         "micro_batch": run.trainer.micro_batch or estimate.fit_rows(rows, each, free - needed, device),
     }
     facts = dist.broadcast(facts)
     write_facts(run.out, facts)
-    tokens = run.trainer.steps * run.trainer.batch * row.size
-    seconds = tokens * facts["flops_per_token"] / (speed * dist.world() * estimate.USUAL_SHARE)
+    read = run.trainer.steps * run.trainer.batch * row.size
+    seconds = read * facts["flops"] / (speed * dist.world() * estimate.USUAL_SHARE)
     total = needed + facts["micro_batch"] * each
     say(
-        f"{facts['parameters']:,} parameters, {tokens:,} tokens: about {clock(seconds)} at this machine's speed; "
+        f"{facts['parameters']:,} parameters, {read:,} {dataset.unit}: about {clock(seconds)} at this machine's speed; "
         f"{facts['micro_batch']} of {rows} rows at a time, about {total / 1e9:.1f} GB of {free / 1e9:.1f} GB free"
     )
     return facts

@@ -30,7 +30,7 @@ from onefold.core.progress import say
 from onefold.interop.tensors import SafetensorFiles, find_safetensors
 from onefold.training.optim import Optimizer
 
-FORMAT = 1
+FORMAT = 2  # 1: what was read was called "tokens"
 
 
 @dataclass
@@ -38,7 +38,7 @@ class TrainState:
     """Where a run stands: all that the next step depends on, beside weights and the optimizer's memory."""
 
     step: int = 0  # steps done
-    tokens: int = 0  # read so far, by all processes
+    read: int = 0  # tokens or images so far, by all processes
     seconds: float = 0.0  # of wall time, pauses between sessions not counted
     skipped: int = 0  # steps whose update was not applied
     loader: dict = field(default_factory=dict)  # the data loader's own
@@ -107,14 +107,17 @@ class Checkpoints:
         """Write checkpoint `state.step`; `artifact(folder, tensors)` writes what load and serve need. Then prune."""
         weights = gather(dict(model.named_parameters()))
         memory = gather(optimizer.named_state())
+        averages = gather(optimizer.averages())
         if not dist.is_main():
             dist.barrier()
             return
         with atomic_folder(self.folder / str(state.step)) as folder:
-            artifact(folder, weights)
+            artifact(folder, weights | averages)  # averages are what load returns; training goes on with the others
             (folder / "state").mkdir()
             try:
                 save_file(memory, folder / "state" / "optimizer.safetensors")
+                if averages:
+                    save_file(weights, folder / "state" / "weights.safetensors")
             except SafetensorError as error:  # a full disk, most often
                 raise OSError(str(error)) from error
             told = {"format": FORMAT, **asdict(state), "optimizer": [g["steps"] for g in optimizer.param_groups]}
@@ -132,7 +135,9 @@ class Checkpoints:
 
     def restore(self, path: Path, model: nn.Module, optimizer: Optimizer) -> None:
         """Copy a checkpoint's weights and memory into `model` and `optimizer`, on any number of processes."""
-        copy_tensors(SafetensorFiles(find_safetensors(path) or []), dict(model.named_parameters()), path)
+        own = path / "state" / "weights.safetensors"
+        files = [own] if own.is_file() else find_safetensors(path) or []
+        copy_tensors(SafetensorFiles(files), dict(model.named_parameters()), path)
         optimizer.make_state()
         copy_tensors(SafetensorFiles([path / "state" / "optimizer.safetensors"]), optimizer.named_state(), path)
         for group, steps in zip(optimizer.param_groups, _read_state(path)["optimizer"], strict=True):
@@ -165,6 +170,8 @@ def _read_state(path: Path) -> dict:
     told = json.loads((path / "state" / "state.json").read_text())
     if told["format"] > FORMAT:
         raise UserError(f"{path} was written by a newer Onefold; upgrade this one")
+    if told["format"] == 1:
+        told["read"] = told.pop("tokens")
     return told
 
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
-from math import inf, isfinite, log
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -30,7 +30,7 @@ from onefold.training.interrupt import Interrupt
 from onefold.training.log import Log, Pace
 from onefold.training.optim import Optimizer, local_gradients
 from onefold.training.parallel import Unit, synchronise
-from onefold.training.schedule import WSD, Constant, Cosine, Linear
+from onefold.training.schedule import WSD, Constant, Cosine, Linear, Schedule
 from onefold.training.spikes import SkipConfig, SpikeRule
 from onefold.training.state import Checkpoints, TrainState, save_due
 from onefold.training.totals import Totals, global_counts
@@ -77,10 +77,11 @@ class TrainerConfig(Config):
 class Dataset(Protocol):
     """What the loop asks of data (onefold.data says more)."""
 
-    facts: dict[str, Any]  # {split: {"tokens": …}, …}
+    unit: str  # what a model's reading is counted in: "tokens", "images"
 
+    def size(self, split: Any) -> int: ...  # units; 0: nothing is in this split
     def evaluation(self, split: Any, rows: int) -> Any: ...  # a sized iterable of batches
-    def bytes(self, split: Any) -> int: ...
+    def figures(self, split: Any, sums: dict[str, float], share: float) -> dict[str, float]: ...
 
 
 class Loader(Protocol):
@@ -107,14 +108,14 @@ class Trainer:
     artifact: Callable[[Path, dict[str, Tensor]], None]  # writes what load and serve need
     seed: int
     device: torch.device
-    mfu: Callable[[float], float | None] = lambda tokens_per_second: None
+    mfu: Callable[[float], float | None] = lambda units_per_second: None
 
     def run(self, out: Path) -> Literal["finished", "stopped early", "interrupted"]:
         """Train until done or interrupted; in each case a checkpoint of the last step is on disk then."""
         config, state = self.config, self.state
         self.rule = SpikeRule(config.skip or SkipConfig(sigmas=inf), state.losses, state.norms)
         self.stopping = False  # all processes agreed to
-        saved, batches, pace = state.step or None, iter(self.loader), Pace(state.tokens, self.mfu)
+        saved, batches, pace = state.step or None, iter(self.loader), Pace(state.read, self.dataset.unit, self.mfu)
         self.model.train()
         with (
             Log(out, state.step, config.tensorboard) as records,
@@ -127,7 +128,7 @@ class Trainer:
             while not self.done and not self.stopping:
                 began = time.perf_counter()
                 figures = self.step(next(batches))
-                pace.add(state.tokens, time.perf_counter() - began)
+                pace.add(state.read, time.perf_counter() - began)
                 better = self.evaluation_due and self.evaluate(figures)
                 state.seconds = time.perf_counter() - started
                 if state.step % config.log_every == 0 or config.split in figures:
@@ -149,7 +150,7 @@ class Trainer:
     @property
     def evaluation_due(self) -> bool:
         every, step = self.config.evaluate_every, self.state.step
-        if not self.dataset.facts[self.config.split]["tokens"]:
+        if not self.dataset.size(self.config.split):
             return False  # nothing was held out
         return step == last_step(self.config, self.state) or bool(every and step % every == 0)
 
@@ -163,7 +164,7 @@ class Trainer:
         """Read one batch, move the weights unless that would do harm, and return the step's figures."""
         config, state = self.config, self.state
         seed_generators(self.device, self.seed, state.step, dist.rank())
-        self.optimizer.schedule(self.multiplier())
+        self.optimizer.schedule(self.multiplier)
         self.optimizer.zero_grad(set_to_none=True)
         totals, divided = self.backward(batch.to(self.device))
 
@@ -171,7 +172,7 @@ class Trainer:
         squares = torch.stack(torch._foreach_norm(gradients)).to(**totals.where).square().sum()
         ending = self.ending_due() if dist.is_main() else 0  # one clock decides for all
         told = (squares, batch.size, self.interrupt.requested, ending)
-        squares, tokens, stop, ending = totals.collect(*told)
+        squares, read, stop, ending = totals.collect(*told)
         divisor = 1.0 if divided else totals.common_count()
 
         loss, norm = totals.loss(), squares**0.5 / divisor
@@ -185,12 +186,12 @@ class Trainer:
             torch._foreach_mul_(gradients, clip / divisor)
             self.optimizer.step()
         state.step += 1
-        state.tokens += int(tokens)
+        state.read += int(read)
         self.stopping = stop > 0
         if ending:
             state.ending = [state.step, state.step + int(ending)]
             say(f"time is running out: cooling down over {int(ending)} steps")
-        return figures | {"tokens": state.tokens}
+        return figures | {self.dataset.unit: state.read}
 
     def backward(self, batch: Batch) -> tuple[Totals, bool]:
         """The gradient of the weighted sum of all terms' sums, over micro-batches and processes.
@@ -212,10 +213,10 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16(self.device)):
             return self.objective(self.model, batch, self.state.step)
 
-    def multiplier(self) -> float:
-        """Of the learning rate in the step to come."""
+    def multiplier(self, own: Schedule | None = None) -> float:
+        """Of the learning rate in the step to come, by the run's schedule or a group's own."""
         state = self.state
-        planned = self.config.schedule.multiplier(state.step, self.config.steps)
+        planned = (own or self.config.schedule).multiplier(state.step, self.config.steps)
         if state.ending is None:
             return planned
         first, last = state.ending
@@ -246,7 +247,8 @@ class Trainer:
         batches = self.dataset.evaluation(config.split, self.micro_batch * world)
         self.model.eval()
         # Compiling a second graph, without gradients, would take longer than most evaluations do.
-        with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():
+        eager = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
+        with eager, self.optimizer.averaged():
             for batch in islice(batches, config.evaluate_batches):
                 read += 1
                 mine = batch.take(slice(rank, None, world))
@@ -255,10 +257,8 @@ class Trainer:
                 totals.add(loss, share=float(mine.rows > 0))
         self.model.train()
         totals.collect()
-        found = totals.figures()
-        if "ce" in totals.pairs:  # nats of the whole split, which the batches read are a fair sample of
-            nats = totals.pairs["ce"][0].item() * len(batches) / read
-            found["bits_per_byte"] = nats / log(2) / self.dataset.bytes(config.split)
+        sums = {name: pair[0].item() for name, pair in totals.pairs.items()}
+        found = totals.figures() | self.dataset.figures(config.split, sums, read / len(batches))
         figures[config.split], metric = found, config.metric
         if metric not in found:  # too late to refuse: steps would be lost
             say(f"trainer.metric={metric} is not measured ({', '.join(found)} are); going by the loss")
