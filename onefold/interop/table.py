@@ -192,14 +192,12 @@ class Reading(Mapping[str, Tensor]):
         return len(self.plan)
 
 
-def own_names(model: nn.Module) -> list[str]:
-    """The names of a model's parameters, each shared one once."""
-    return [name for name, _ in model.named_parameters()]
-
-
 def own_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters by name, each shared one once, detached."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """All that a model is saved with, by name, detached: its parameters, each shared one once, and the buffers that
+    are part of it (the running averages of batch normalisation)."""
+    kept = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return {name: parameter.detach() for name, parameter in model.named_parameters()} | buffers
 
 
 def _shapes(config: DecoderConfig) -> list[Heads]:
