@@ -45,7 +45,7 @@ def dataset(root: Path, image: str | None = None, label: str | None = None) -> P
     try:
         with pa.memory_map(str(files[0][0])) as mapped, pa.ipc.open_stream(mapped) as stream:
             classes = _class_names(stream.schema, label)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{files[0][0]} is damaged: {error}") from None
     return PictureSource(str(root), lambda: _read(files, _arrow, root, image, label, classes), classes)
 
@@ -131,7 +131,7 @@ def _json_lines(file: Path, image: str | None, label: str | None) -> Iterator[Ro
 def _parquet_schema(file: Path) -> pa.Schema:
     try:
         return pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} is not a readable Parquet file: {error}") from None
 
 
@@ -141,7 +141,7 @@ def _parquet(file: Path, image: str | None, label: str | None) -> Iterator[Row]:
         with pq.ParquetFile(file) as opened:
             wanted = [first, second] if second else [first]
             yield from _rows(opened.iter_batches(ROWS, columns=wanted), first, second)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
 
 
@@ -151,7 +151,7 @@ def _arrow(file: Path, image: str | None, label: str | None) -> Iterator[Row]:
         with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as stream:
             first, second = _columns(stream.schema.names, image, label, file)
             yield from _rows(iter(stream), first, second)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
 
 

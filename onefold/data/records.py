@@ -279,7 +279,7 @@ def _open_shard(file: Path, expected: Mapping[str, Any], columns: Mapping[str, C
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
         pages = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise RecordsDamaged(f"{file} is damaged: {error}") from None
     types = [column.arrow() for column in columns.values()]
     if reader.schema.names != list(columns) or reader.schema.types != types or sum(map(len, pages)) != expected["rows"]:
