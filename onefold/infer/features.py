@@ -82,7 +82,7 @@ class Probe:
 
 
 def fit_probe(
-    features: Features, classes: int, decay: float, start: Probe | None = None, iterations: int = 1000
+    features: Features, classes: int, decay: float, start: Probe | None = None, iterations: int = 500
 ) -> Probe:
     """The minimum of mean cross-entropy + decay / 2 · ‖weight‖², over features scaled to mean 0 and variance 1.
 
@@ -98,8 +98,8 @@ def fit_probe(
     optimizer = torch.optim.LBFGS(
         [parameters],
         max_iter=iterations,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-10,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-9,
         history_size=20,
         line_search_fn="strong_wolfe",
     )

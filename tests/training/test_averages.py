@@ -81,7 +81,7 @@ def memory(run, step: int) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_that_was_broken_off_has_the_same_averages(make_run):
-    optimizer = ADDED | {"groups": [{"pattern": "embed*", "frozen_until": 6}]}
+    optimizer = ADDED | {"groups": [{"pattern": "embed*", "frozen_until": 6, "schedule": {"kind": "cosine"}}]}
     changes = {"optimizer": optimizer, "trainer.schedule": {"kind": "constant"}}
     whole, parts = make_run(changes), make_run({**changes, "out": make_run().out.with_name("parts")})
     train(whole)
