@@ -1,8 +1,11 @@
 """A model that names what is in a picture: from whatever a picture comes as to probabilities of classes."""
 
+import math
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,7 @@ from onefold.core.batch import ImageBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.data.picture_reader import PictureReader
-from onefold.infer.engine import device_of
-from onefold.infer.evaluate import evaluating
+from onefold.infer.engine import device_of, evaluating
 from onefold.infer.look import Picture, look
 from onefold.interop.loaded import Loaded
 
@@ -131,3 +133,40 @@ class Classifier:
         return [
             [(self.classes[i], float(p)) for i, p in zip(row, ps)] for row, ps in zip(places.tolist(), values.tolist())
         ]
+
+    def save(self, path: str | Path, format: str = "onefold", **options: Any) -> None:
+        """Write our folder, or one that transformers ("hf") or timm ("timm") opens."""
+        if format == "onefold":
+            from onefold.interop.artifact import save_artifact
+
+            loaded = self._loaded
+            save_artifact(Path(path), loaded.model, loaded.config, loaded.processor, loaded.card, **options)
+        elif format in ("hf", "timm"):
+            from onefold.interop.vision.folder import save_vision
+
+            save_vision(Path(path), self._loaded, library="timm" if format == "timm" else "huggingface", **options)
+        else:
+            raise UserError(f"no format named {format!r} for pictures; use onefold, hf or timm")
+
+
+def evaluate_pictures(classifier: Classifier, data: str, **settings: Any) -> Predictions:
+    """Name all pictures of a source, print the shares that are right, and return what was said.
+
+    settings: those of `ImageData`, for its columns and the like.
+    """
+    from onefold.data.images import ImageData
+
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = ImageData.from_dict({"path": data, "held_out": 0.0, **settings}).prepare(
+            Path(folder), classifier.reader
+        )
+        if dataset.classes != classifier.classes:
+            strange = sorted(set(dataset.classes) - set(classifier.classes))
+            raise UserError(f"{data} has classes that the model does not know: {', '.join(strange[:3])}")
+        splits = [split for split in ("train", "held_out") if dataset.size(split)]
+        batches = chain.from_iterable(dataset.evaluation(split, ROWS) for split in splits)
+        said = predict(classifier.network, batches)
+    margin = 1.96 * math.sqrt(said.accuracy * (1 - said.accuracy) / len(said))
+    told = f"{said.accuracy:.1%} ± {margin:.1%} of {len(said):,} pictures named rightly"
+    print(told + (f", {said.top(5):.1%} among the first five" if len(classifier.classes) > 5 else ""))
+    return said

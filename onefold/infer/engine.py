@@ -5,6 +5,7 @@ affair. Rows of different length are padded on the left; a row that ends leaves 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,3 +104,15 @@ def budget(prompt: Sequence[int], wanted: int, limit: int | None) -> int:
 
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Without gradients and dropout; training mode comes back afterwards."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(training)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,7 +16,7 @@ from onefold.core.progress import Progress
 from onefold.data.dataset import Dataset
 from onefold.data.split import Split
 from onefold.data.tokenizer import Tokenizer
-from onefold.infer.engine import device_of
+from onefold.infer.engine import device_of, evaluating
 from onefold.infer.model import Model
 from onefold.objectives.language import NextToken
 
@@ -54,18 +53,6 @@ class Score:
             f"{self.bits_per_byte:.4f} bits per byte, loss {self.loss:.4f}, perplexity {self.perplexity:.2f} "
             f"({self.tokens:,.0f} tokens, {self.bytes:,} bytes)"
         )
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Without gradients and dropout; training mode comes back afterwards."""
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        network.train(training)
 
 
 def evaluate(network: nn.Module, batches: Iterable[TokenBatch], size: int) -> Score:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from onefold.core.batch import ImageBatch
 from onefold.core.errors import UserError
-from onefold.infer.engine import device_of
-from onefold.infer.evaluate import evaluating
+from onefold.infer.engine import device_of, evaluating
 
 CHUNK = 1024  # pictures whose similarities to all others are held at once
 DECAYS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # tried by the probe

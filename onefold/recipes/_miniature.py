@@ -4,7 +4,8 @@ from statistics import mean
 
 import torch
 
-from onefold.infer.evaluate import bits_per_byte, evaluating
+from onefold.infer.engine import evaluating
+from onefold.infer.evaluate import bits_per_byte
 from onefold.infer.model import load
 from onefold.models.transformer import DecoderConfig
 from onefold.study.check import Report

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from onefold.core.errors import UserError
-from onefold.infer.evaluate import evaluating
+from onefold.infer.engine import evaluating
 from onefold.models.vit import ViT
 
 
