@@ -20,7 +20,8 @@ from onefold.study.pictures import (
     png_uri,
     worst_mistakes,
 )
-from onefold.study.results import plain
+from onefold.study.report import write_report
+from onefold.study.results import plain, write_results
 from tests.objectives.small_pictures import SmallClassifier, picture_batch
 
 
@@ -88,6 +89,15 @@ def test_sections_show_all_of_it_and_escape_names():
         assert heading in html
     assert "<3>" not in html
     assert "of 30 pictures" in html.lower()
+
+
+def test_a_report_has_them(make_run, undrawn):
+    run = make_run()
+    write_results(run, pictures=results())
+    html = write_report(run).read_text()
+    assert html.count('<section id="confusion">') == html.count('<section id="mistakes">') == 1
+    assert html.count("<img") > 4
+    assert html.index("Its worst mistakes") < html.index('id="inside"')
 
 
 def test_only_pictures_of_the_page_itself_are_shown():
