@@ -7,6 +7,7 @@ bounded before it is read, its pixels before they are decoded.
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Literal
 
 import numpy as np
@@ -47,11 +48,16 @@ class Header:
 def read_file(path: Path) -> bytes:
     """A picture's file. Raises BadPicture when it is gone or far too large."""
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise BadPicture(f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} of the largest picture")
+        status = path.stat()
+        if not S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise BadPicture(f"{path} is no file")
+        if status.st_size > MAX_BYTES:
+            raise BadPicture(f"{path} has {status.st_size:,} bytes, more than the {MAX_BYTES:,} of the largest picture")
         return path.read_bytes()
     except OSError as error:
         raise BadPicture(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a null byte in its name
+        raise BadPicture(f"{str(path)!r} cannot be read: {error}") from None
 
 
 def header(data: bytes | memoryview, name: str) -> Header:
@@ -152,8 +158,8 @@ def _load(image: Image.Image, name: str) -> None:
 def _pixels(image: Image.Image, name: str, channels: Channels | None, side: int | None, square: bool) -> np.ndarray:
     """Of an opened picture, UInt8[H, W, C]."""
     if side is not None:
-        share = side / min(image.size)
-        image.draft(None, (int(image.width * share) + 1, int(image.height * share) + 1))  # JPEG: at least this large
+        wanted = [-(-length * side // min(image.size)) for length in image.size]
+        image.draft(None, (wanted[0], wanted[1]))  # a JPEG is decoded at the smallest scale that is at least this large
     grey = image.mode in GREY
     _load(image, name)
     if image.mode.startswith("I"):  # 16 bits

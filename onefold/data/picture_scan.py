@@ -1,6 +1,7 @@
 """The first reading of pictures that become a store: headers, labels and hashes, which decide everything else."""
 
 import os
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,9 +55,9 @@ class Scan:
     @classmethod
     def of(cls, pictures: PictureSource, layout: Layout, workers: int | None = None) -> "Scan":
         """Raises UserError when there is nothing to use, labels are missing, or a picture is bad (without skip_bad)."""
-        keys, sizes, labels, splits, unlabelled = [], [], Counter(), set(), None
+        keys, sizes, labels, splits, unlabelled = array("Q"), array("i"), Counter(), set(), None
         nothing, hashed = np.empty(0, np.uint64), blake2b(digest_size=8)
-        empty = np.empty((0, 3), np.int64)
+        empty = np.empty((0, 3), np.int32)
         scan = cls(nothing, empty, (), {}, False, nothing, layout.split_seed, layout.skip_bad)
         with Progress("looking at pictures", unit="pictures") as bar:
             for number, picture, found in in_order(_look, enumerate(pictures), workers):
@@ -65,7 +66,7 @@ class Scan:
                     scan.reject(number, found)
                 key, size = (0, (0, 0, 0)) if isinstance(found, BadPicture) else found
                 keys.append(key)
-                sizes.append(size)
+                sizes.extend(size)
                 if isinstance(found, BadPicture):
                     continue
                 hashed.update(key.to_bytes(8, "little") + repr(picture.label).encode())
@@ -78,7 +79,7 @@ class Scan:
             raise UserError(f"{pictures.path} holds no pictures" + (" that can be read" if keys else ""))
         if labels and unlabelled:
             raise UserError(f"{unlabelled} has no label, and others have: put it into the folder of its class, or away")
-        scan.keys, scan.sizes = np.array(keys, np.uint64), np.array(sizes, np.int64).reshape(-1, 3)
+        scan.keys, scan.sizes = np.array(keys, np.uint64), np.array(sizes, np.int32).reshape(-1, 3)
         scan.classes, scan.own_split = _classes(pictures, labels), splits != {None}
         scan.hash = hashed.hexdigest()
         if not scan.own_split:

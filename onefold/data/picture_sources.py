@@ -88,13 +88,16 @@ def open_pictures(path: str | Path, image: str | None = None, label: str | None 
         if not IDX_IMAGES.fullmatch(root.name):
             raise UserError(f"{path} is no folder, table ({', '.join(TABLES)}) or IDX file of pictures")
         return PictureSource(str(path), lambda: _read_idx(root, None))
-    if sets := list(_idx_sets(root)):
+    kind = _kind(root)
+    if kind == "idx":
+        sets = list(_idx_sets(root))
         splits = own_splits([_idx_word(file) for file in sets], root)
         if not splits and len(sets) > 1:
             raise UserError(f"{path} holds several sets ({', '.join(f.name for f in sets)}): name the images of one")
         own = [(file, splits.get(_idx_word(file))) for file in sets if not splits or _idx_word(file) in splits]
         return PictureSource(str(path), lambda: (p for file, split in own for p in _read_idx(file, split)))
-    if parquet := [file for file in walk(root) if file.suffix == ".parquet"]:
+    if kind == "parquet":
+        parquet = [file for file in walk(root) if file.suffix == ".parquet"]
         splits = own_splits({_parquet_word(file) for file in parquet}, root)
         own = [(f, splits.get(_parquet_word(f))) for f in parquet if not splits or _parquet_word(f) in splits]
         return tables.table(own, root, image, label)
@@ -122,6 +125,18 @@ def own_splits(names: Iterable[str], path: str | Path) -> dict[str, OwnSplit]:
         say(f"{path}: {', '.join(validation)} is held out, {', '.join(test)} left out (a source of its own to test on)")
     held_out = validation or test
     return dict.fromkeys(train, "train" if held_out else None) | dict.fromkeys(held_out, "held_out")
+
+
+def _kind(root: Path) -> Literal["idx", "parquet", "folders"]:
+    """What a folder holds, told by the first file that can tell: there may be millions."""
+    for file in walk(root):
+        if IDX_IMAGES.fullmatch(file.name):
+            return "idx"
+        if file.suffix == ".parquet":
+            return "parquet"
+        if file.suffix.lower() in SUFFIXES and file.parent != root:  # a loose picture may illustrate a README
+            return "folders"
+    return "folders"
 
 
 def _read_folders(root: Path, splits: dict[str, OwnSplit]) -> Iterator[Picture]:

@@ -72,7 +72,7 @@ def _content(value: Any, file: Path, place: str) -> tuple[str, bytes | Path]:
     if isinstance(value, bytes):
         return place, value
     if isinstance(value, str) and value:
-        return value, file.parent / Path(value).expanduser()
+        return value, file.parent / value
     return place, b""  # an empty file, which is told as any bad picture is
 
 

@@ -147,6 +147,7 @@ def test_parquet_of_the_hub(tmp_path):
     table = pa.table({"image": values, "label": [1, 0, None]}).replace_schema_metadata(schema)
     for split in ("train", "test"):
         (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hub" / "a-figure.png").write_bytes(files[0])
         pq.write_table(table.slice(0, 2), tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
     assert [(p.data, p.label, p.split) for p in found(tmp_path / "hub")] == [
         (files[0], "dog", "held_out"),

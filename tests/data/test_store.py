@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -163,8 +164,11 @@ def test_a_missing_file_of_a_table_is_a_bad_picture(tmp_path):
     (tmp_path / "t.csv").write_text("file,label\nthere.png,a\ngone.png,a\n,b\n")
     with pytest.raises(UserError, match=r"gone\.png cannot be read: No such file"):
         build(tmp_path / "t.csv", tmp_path / "store")
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "t.csv").open("a") as table:
+        table.write("pipe,b\n.,b\nnu\0ll.png,b\n~nobody/x.png,b\n")
     facts = build(tmp_path / "t.csv", tmp_path / "store", skip_bad=True)
-    assert len(facts["bad"]) == 2
+    assert len(facts["bad"]) == 6
     assert facts["classes"] == ["a"]
 
 
