@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from onefold.core.config import Config
 from onefold.models.adopting import adopt
 from onefold.models.depths import depth_of
+from onefold.nn.depthwise import DepthwiseConv
 from onefold.nn.drop_path import DropPath, rising
 from onefold.nn.feedforward import Activation, MLPConfig
 from onefold.nn.linear import Linear
@@ -80,7 +81,7 @@ class Down(nn.Module):
 class ConvNeXtBlock(nn.Module):
     def __init__(self, config: ConvNeXtConfig, width: int, drop_path: float):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, config.kernel, padding=config.kernel // 2, groups=width)
+        self.conv = DepthwiseConv(width, config.kernel)
         self.norm = config.norm.build(width)
         self.ffn = MLPConfig(width=config.expansion * width, activation=config.activation).build(width)
         scale = config.layer_scale

@@ -92,6 +92,8 @@ _TIMM_CONVNEXT = {"tiny": "t", "small": "s", "base": "b", "large": "l", "xlarge"
 def _read_timm_convnext(keys: Keys) -> ConvNeXtConfig:
     blocks, widths = CONVNEXT[_TIMM_CONVNEXT[_size(keys, "convnext_")]]
     norm = LayerNormConfig(eps=keys.get("norm_eps") or 1e-6)
+    if keys.get("patch_size", 4) == 2:
+        raise UserError(f"{keys.where}: model_args.patch_size=2 is not supported")
     config = ConvNeXtConfig(
         image=square(keys, "img_size", 224),
         channels=keys.number("in_chans", 3),
@@ -111,8 +113,8 @@ def _read_timm_convnext(keys: Keys) -> ConvNeXtConfig:
 
 
 def _write_timm_convnext(config: ConvNeXtConfig) -> dict[str, Any]:
-    if len(config.blocks) != 4:
-        raise UserError("has other than four stages")
+    if len(config.blocks) != 4 or config.patch == 2:  # after a stem of patch 2, theirs halves the first stage too
+        raise UserError("has other than four stages, or a patch of 2")
     shape = (config.blocks, config.widths)
     size = next((name for name, short in _TIMM_CONVNEXT.items() if CONVNEXT[short] == shape), "tiny")
     arguments = {
