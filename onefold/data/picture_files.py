@@ -11,7 +11,7 @@ from stat import S_ISREG
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from onefold.core.errors import UserError
 
@@ -21,6 +21,15 @@ MAX_PIXELS = 64 << 20  # decoded: 192 MB in colour
 MAX_BYTES = 256 << 20
 MIN_SIDE = 4  # what is smaller is a tracking pixel or a mistake
 ORIENTATION = 0x0112  # of EXIF: 1 is upright, 5 to 8 lie on their side
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 JPEG_QUALITY = 95  # of those that have to be encoded anew
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 
@@ -118,7 +127,7 @@ def fit(pixels: np.ndarray, side: int) -> np.ndarray:
     if pixels.shape[:2] == (side, side):
         return pixels
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return np.asarray(_square(image, side)).reshape(side, side, -1)
+    return _array(_square(image, side, image.width, image.height))
 
 
 def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
@@ -157,23 +166,24 @@ def _load(image: Image.Image, name: str) -> None:
 
 def _pixels(image: Image.Image, name: str, channels: Channels | None, side: int | None, square: bool) -> np.ndarray:
     """Of an opened picture, UInt8[H, W, C]."""
+    width, height = image.size  # exactly, where a JPEG decoded at 1/8 ends with a part of a pixel
     if side is not None:
         wanted = [-(-length * side // min(image.size)) for length in image.size]
-        image.draft(None, (wanted[0], wanted[1]))  # a JPEG is decoded at the smallest scale that is at least this large
-    grey = image.mode in GREY
+        if scaled := image.draft(None, (wanted[0], wanted[1])):  # at the smallest scale that is at least this large
+            width, height = scaled[1][2:]
+    grey, turned = image.mode in GREY, _orientation(image)
     _load(image, name)
     if image.mode.startswith("I"):  # 16 bits
         deep = np.asarray(image).astype(np.int64)
         image = Image.fromarray((deep.clip(0, 65535) >> 8).astype(np.uint8))
-    image = _in_channels(_upright(image, name), channels or (1 if grey else 3))
-    if side is None:
-        return _array(image)
-    if square:
-        return _array(_square(image, side))
-    width, height = image.size
-    share = side / min(width, height)
-    size = (max(side, round(width * share)), max(side, round(height * share)))
-    return _array(image.resize(size, Image.Resampling.BICUBIC))
+    image = _in_channels(image, channels or (1 if grey else 3))
+    if side is not None and square:
+        image = _square(image, side, width, height)
+    elif side is not None:
+        shrunk = side / min(width, height)
+        size = (max(side, round(width * shrunk)), max(side, round(height * shrunk)))
+        image = image.resize(size, Image.Resampling.BICUBIC, box=(0, 0, width, height))
+    return _array(image.transpose(TURNS[turned]) if turned in TURNS else image)
 
 
 def _in_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -185,8 +195,8 @@ def _in_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _square(image: Image.Image, side: int) -> Image.Image:
-    width, height = image.size
+def _square(image: Image.Image, side: int, width: float, height: float) -> Image.Image:
+    """The middle square of the picture, which is `width` × `height` of the image's pixels."""
     edge = min(width, height)
     left, top = (width - edge) // 2, (height - edge) // 2
     box = (left, top, left + edge, top + edge)
@@ -194,20 +204,14 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    """EXIF's, of a picture that is not loaded yet."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the whole picture, and swallow what is wrong with it, to look behind its pixels
     try:
         turned = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF says nothing
         return 1
     return turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
-
-
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    if _orientation(image) == 1:
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:
-        raise BadPicture(f"{name} has damaged EXIF data: {error}") from None
 
 
 def _array(image: Image.Image) -> np.ndarray:

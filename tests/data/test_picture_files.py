@@ -1,9 +1,10 @@
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from onefold.data.picture_files import BadPicture, decode, encode, fit, header, normal, with_channels
 from tests.data.picture_makers import encoded, noise, png_header, smooth
@@ -60,6 +61,18 @@ def test_pictures_are_turned_as_their_exif_demands():
     turn[0x0112] = 1
     upright = encoded(pixels, "JPEG", exif=turn)
     assert normal(upright, "x", None, None)[0] is upright
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_orientation_is_what_pillow_makes_of_it(turn):
+    pixels, exif = smooth(35, 61), Image.Exif()
+    exif[0x0112] = turn
+    data = encoded(pixels, "PNG", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(decode(data, "x"), expected)
+    assert np.array_equal(decode(normal(data, "x", None, None)[0], "x"), expected)
+    assert np.abs(decode(data, "x", side=7).astype(int) - fit(expected, 7)).max() <= 2
+    assert decode(encoded(pixels, "JPEG", exif=exif), "x", side=7).shape == (7, 7, 3)
 
 
 def test_sixteen_bits_palettes_and_cmyk_become_plain():
