@@ -7,7 +7,7 @@ the result: at an eighth, for instance, only one coefficient of every block is c
 import numpy as np
 import simplejpeg
 
-from onefold.data.picture_files import BadPicture, decode
+from onefold.data.picture_files import BadPicture, Channels, decode
 from onefold.data.transforms.frame import Interpolation, scaled
 
 START = b"\xff\xd8"  # of every JPEG
@@ -21,7 +21,7 @@ def cut_out(
     size: np.ndarray,
     box: np.ndarray,
     side: int,
-    channels: int,
+    channels: Channels,
     interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
     """UInt8[side, side, channels]: the part `box` (top, left, height, width) of a picture of `size` (height, width).

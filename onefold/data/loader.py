@@ -122,6 +122,8 @@ def gather(plan: Plan, rows: slice, tokens: Ragged, pad: int, learned: Ragged | 
     first = plan.first[rows.start : rows.stop + 1]
     pieces, counts = plan.pieces.take(np.arange(first[0], first[-1])), np.diff(first)
     lengths, context = pieces.length, plan.context
+    if learned is None and (counts == 1).all() and (lengths == context).all() and not pieces.skip.any():
+        return _windows(tokens, tokens.starts[pieces.document] + pieces.offset, context)
     row = np.repeat(np.arange(len(counts)), counts)
     before = np.cumsum(lengths) - lengths  # tokens of all pieces before this one
     filled = np.bincount(row, lengths, len(counts)).astype(np.int64)
@@ -152,4 +154,15 @@ def gather(plan: Plan, rows: slice, tokens: Ragged, pad: int, learned: Ragged | 
         batch,
         positions=laid(inside, np.maximum(padding, 0)),
         segments=laid(np.repeat(number, lengths), np.repeat(counts[:, None], context, axis=1)),
+    )
+
+
+def _windows(tokens: Ragged, starts: np.ndarray, context: int) -> TokenBatch:
+    """Rows that are one piece from end to end, which most are: what `gather` makes of them, without its tables."""
+    rows = len(starts)
+    found = tokens.gather(starts, np.full(rows, context + 1)).reshape(rows, context + 1)
+    return TokenBatch(
+        tokens=to_tensor(found[:, :-1].astype(np.int64)),
+        targets=to_tensor(found[:, 1:].astype(np.int64)),
+        weights=to_tensor(np.ones((rows, context), np.float32)),
     )

@@ -39,14 +39,18 @@ class PictureBatches:
         self._labels = records.strided("label")
         self._reader, self._places, self._frame = reader, places, frame
         self._transforms, self._seed, self._slots = transforms, seed, Slots()
-        self._cut = None if self._pictures.shape else decoder()
-        self._sizes = self._pictures.sizes[:, :2].astype(np.int64) if self._cut else np.empty((0, 2))
-        self.threads = min(MOST_THREADS if self._cut else 2, _cpus())
+        shape = self._pictures.shape
+        self._cut = None if shape else decoder()
+        self._sizes = None if shape else self._pictures.sizes[:, :2].astype(np.int64)
+        self._kept = shape is not None and frame.keeps(*shape[:2])
+        # Copying is bound by memory, not by processors: there a second thread only costs.
+        useful = MOST_THREADS if self._cut else 1 if self._kept and not transforms else 2
+        self.threads = min(useful, _cpus())
 
     def __call__(self, epoch: Epoch, places: slice) -> ImageBatch:
         rows = epoch.order[places]
         draws = Draws(self._seed, epoch.number, rows)
-        images = self._raw(rows, draws) if self._cut is None else self._decoded(rows, draws)
+        images = self._raw(rows, draws) if self._sizes is None else self._decoded(rows, self._sizes[rows], draws)
         pictures = apply(self._transforms, Pictures(images, self._targets(rows), self._slots), draws)
         targets = None if pictures.targets is None else to_tensor(pictures.targets)
         return ImageBatch(
@@ -60,10 +64,10 @@ class PictureBatches:
     def _raw(self, rows: np.ndarray, draws: Draws) -> np.ndarray:
         images = self._slots.empty((len(rows), *(self._pictures.shape or ())))
         self._pictures.gather(rows, images)
-        return self._frame(Pictures(images, None, self._slots), draws).images
+        return images if self._kept else self._frame(Pictures(images, None, self._slots), draws).images
 
-    def _decoded(self, rows: np.ndarray, draws: Draws) -> np.ndarray:
-        side, channels, sizes = self._frame.side, self._reader.channels, self._sizes[rows]
+    def _decoded(self, rows: np.ndarray, sizes: np.ndarray, draws: Draws) -> np.ndarray:
+        side, channels = self._frame.side, self._reader.channels
         images = self._slots.empty((len(rows), side, side, channels))
         boxes = self._frame.boxes(sizes, draws)
         for place, row, size, box in zip(images, rows.tolist(), sizes, boxes):

@@ -106,6 +106,24 @@ def test_what_was_fetched_ahead_does_not_count(tokens):
         assert source.state() == {"epoch": 0, "seen": 18}
 
 
+def test_full_rows_are_gathered_as_all_others_are(tmp_path):
+    """The short cut for rows of one piece makes what the tables for mixed rows make."""
+    with RecordsWriter(tmp_path, {n: Column("uint16", ragged=True) for n in ("tokens", "learned")}) as out:
+        for d in range(9):
+            out.add(tokens=100 * d + np.arange(40), learned=np.ones(40))
+    records = Records(tmp_path)
+    tokens, learned = records.ragged("tokens"), records.ragged("learned")
+    plan = plan_rows(tokens.lengths - 1, CONTEXT, 4, 0, 0)
+    assert plan.pure.any()
+    for batch in np.flatnonzero(plan.pure).tolist():
+        rows = slice(4 * batch, 4 * batch + 4)
+        short, long = gather(plan, rows, tokens, PAD), gather(plan, rows, tokens, PAD, learned)
+        assert same(short, long)
+        assert [t.dtype for t in (short.tokens, short.targets, short.weights)] == [
+            t.dtype for t in (long.tokens, long.targets, long.weights)
+        ]
+
+
 def test_closing_and_going_on(tokens):
     with loader(tokens) as whole:
         expected = take(whole, 10)

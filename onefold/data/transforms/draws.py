@@ -1,5 +1,7 @@
 """Random numbers that belong to a row, not to a batch: what happens to a picture does not depend on its company."""
 
+from functools import cached_property
+
 import numpy as np
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
@@ -15,23 +17,30 @@ class Draws:
     def __init__(self, seed: int, epoch: int, rows: np.ndarray, stream: int = 0):
         """rows: Int64[B], places in the records."""
         self._of = (seed, epoch, rows)
-        self._states = np.zeros(len(rows), np.uint64)
-        for part in (seed % 2**64, epoch, rows, stream):
-            self._states = _mixed(self._states + GOLDEN + np.asarray(part).astype(np.uint64))
+        self._stream = stream
+        self._drawn = 0
 
     def stream(self, number: int) -> "Draws":
         """Other numbers for the same rows."""
         return Draws(*self._of, stream=number)
 
     def __len__(self) -> int:
-        return len(self._states)
+        return len(self._of[2])
+
+    @cached_property
+    def _states(self) -> np.ndarray:
+        """Where each row's generator begins, UInt64[B]; not computed for a batch that draws nothing."""
+        seed, epoch, rows = self._of
+        states = np.zeros(len(rows), np.uint64)
+        for part in (seed % 2**64, epoch, rows, self._stream):
+            states = _mixed(states + GOLDEN + np.asarray(part).astype(np.uint64))
+        return states
 
     def bits(self, count: int) -> np.ndarray:
         """UInt64[B, count]"""
-        steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
-        found = _mixed(self._states[:, None] + steps)
-        self._states = self._states + steps[-1]
-        return found
+        steps = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64) * GOLDEN
+        self._drawn += count
+        return _mixed(self._states[:, None] + steps)
 
     def uniform(self, count: int) -> np.ndarray:
         """Float64[B, count] in [0, 1)"""

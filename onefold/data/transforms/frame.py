@@ -29,14 +29,19 @@ class Frame:
     side: int
     interpolation: Interpolation
     boxes: Callable[[np.ndarray, Draws], np.ndarray]
+    random: bool = False  # whether boxes depend on what is drawn
+
+    def keeps(self, height: int, width: int) -> bool:
+        """Whether it leaves pictures of this size as they are."""
+        whole = (0, 0, self.side, self.side)
+        box = self.boxes(np.array([[height, width]]), Draws(0, 0, np.zeros(1, np.int64)))
+        return not self.random and (height, width) == whole[2:] and box.tolist() == [[*whole]]
 
     def __call__(self, pictures: Pictures, draws: Draws) -> Pictures:
         images = pictures.images
         boxes = self.boxes(np.tile(images.shape[1:3], (len(images), 1)), draws)
-        if images.shape[1:3] == (self.side, self.side) and (boxes == (0, 0, self.side, self.side)).all():
-            return pictures
         out = pictures.slots.empty((len(images), self.side, self.side, images.shape[3]))
-        if (boxes == boxes[:1]).all():
+        if not self.random:
             top, left, height, width = boxes[0]
             out[:] = scaled(images[:, top : top + height, left : left + width], self.side, self.interpolation)
         else:
@@ -88,7 +93,7 @@ class RandomResizedCrop(Config):
     interpolation: Interpolation = "bilinear"
 
     def build(self, side: int | None = None) -> Frame:
-        return Frame(_side(self.side, side), self.interpolation, self._boxes)
+        return Frame(_side(self.side, side), self.interpolation, self._boxes, random=True)
 
     def _boxes(self, sizes: np.ndarray, draws: Draws) -> np.ndarray:
         height, width = sizes[:, :1].astype(np.int64), sizes[:, 1:2].astype(np.int64)
