@@ -9,14 +9,8 @@ from onefold.nn.depthwise import LARGE, NARROW, DepthwiseConv
 
 
 @pytest.mark.parametrize(
-    ("rows", "width", "kernel", "sides"),
-    [
-        (3, NARROW, 7, (5, 6)),
-        (1, NARROW, 3, (1, 1)),
-        (2, NARROW, 5, (LARGE, 9)),
-        (2, 8, 7, (6, 6)),
-        (1, NARROW, 3, (40, 4)),
-    ],
+    ("width", "kernel", "sides"),
+    [(NARROW, 7, (5, 6)), (NARROW, 3, (1, 1)), (NARROW, 5, (LARGE, 9)), (8, 7, (6, 6)), (NARROW, 3, (40, 4))],
 )
 @pytest.mark.parametrize("last", [True, False])
 def test_it_is_the_convolution_gradients_included(width, kernel, sides, last, monkeypatch):
