@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from pydantic import Field
@@ -111,9 +111,9 @@ class Scan:
         sizes = np.delete(self.sizes[:, :2], list(self.bad), 0)
         return (int(sizes[0, 0]), int(sizes[0, 1])) if (sizes == sizes[0]).all() else None
 
-    def channels(self) -> int:
+    def channels(self) -> Channels:
         """1 where all are grey, else 3 (or 4)."""
-        return int(self.sizes[:, 2].max())
+        return cast("Channels", int(self.sizes[:, 2].max()))
 
     def split(self, number: int, picture: Picture) -> str:
         if self.own_split:

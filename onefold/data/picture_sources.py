@@ -78,6 +78,7 @@ def open_pictures(path: str | Path, image: str | None = None, label: str | None 
         embedded = Path(__file__).parent / DIGITS / "images-idx3-ubyte.gz"
         return PictureSource(DIGITS, lambda: _read_idx(embedded, None), tuple("0123456789"))
     root = Path(path).expanduser()
+    own: list[tuple[Path, OwnSplit]]  # files, and where they belong
     if not root.exists():
         raise UserError(f"{path} does not exist: give a folder of pictures, a table of them, or {DIGITS}")
     if is_dataset(root):
@@ -124,7 +125,8 @@ def own_splits(names: Iterable[str], path: str | Path) -> dict[str, OwnSplit]:
     if validation and test:
         say(f"{path}: {', '.join(validation)} is held out, {', '.join(test)} left out (a source of its own to test on)")
     held_out = validation or test
-    return dict.fromkeys(train, "train" if held_out else None) | dict.fromkeys(held_out, "held_out")
+    kept, aside = cast("tuple[OwnSplit, OwnSplit]", ("train" if held_out else None, "held_out"))
+    return dict.fromkeys(train, kept) | dict.fromkeys(held_out, aside)
 
 
 def _kind(root: Path) -> Literal["idx", "parquet", "folders"]:

@@ -39,6 +39,7 @@ def dataset(root: Path, image: str | None = None, label: str | None = None) -> P
     """A dataset that `datasets` saved, with its splits if it has some."""
     parts = dataset_files(root)
     splits = own_splits(parts, root)
+    files: list[tuple[Path, OwnSplit]]
     files = [(file, splits.get(name)) for name, own in parts.items() if not splits or name in splits for file in own]
     if not files:
         raise UserError(f"{root} is an empty dataset")

@@ -69,7 +69,7 @@ class Pictures:
         """The bytes of one encoded picture (of a clip, of one frame) where they lie in the file, without a copy."""
         if not isinstance(self._pixels, Ragged):
             raise TypeError("these pictures are raw pixels: use `gather`")
-        data = memoryview(self._pixels.view(row))
+        data = self._pixels.view(row).data
         if self._ends is None:
             if frame:
                 raise IndexError(f"frame {frame} of a single picture")
