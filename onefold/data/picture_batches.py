@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -35,22 +36,22 @@ class PictureBatches:
         seed: int,
     ):
         """places: Int64[classes of the records], which class of the reader each is."""
-        self._pictures, self._names = records.pictures(), records["name"]
-        self._labels = records.strided("label")
-        self._reader, self._places, self._frame = reader, places, frame
-        self._transforms, self._seed, self._slots = transforms, seed, Slots()
-        shape = self._pictures.shape
-        self._cut = None if shape else decoder()
-        self._sizes = None if shape else self._pictures.sizes[:, :2].astype(np.int64)
-        self._kept = shape is not None and frame.keeps(*shape[:2])
-        # Copying is bound by memory, not by processors: there a second thread only costs.
-        useful = MOST_THREADS if self._cut else 1 if self._kept and not transforms else 2
+        self._labels, self._slots = records.strided("label"), Slots()
+        self._reader, self._places, self._transforms, self._seed = reader, places, transforms, seed
+        pictures = records.pictures()
+        if pictures.shape:
+            self._fetch = _Raw(pictures, frame, self._slots)
+            # Copying is bound by memory, not by processors: there a second thread only costs.
+            useful = 1 if self._fetch.kept and not transforms else 2
+        else:
+            self._fetch = _Encoded(pictures, records["name"], frame, reader.channels, self._slots)
+            useful = MOST_THREADS
         self.threads = min(useful, _cpus())
 
     def __call__(self, epoch: Epoch, places: slice) -> ImageBatch:
         rows = epoch.order[places]
         draws = Draws(self._seed, epoch.number, rows)
-        images = self._raw(rows, draws) if self._sizes is None else self._decoded(rows, self._sizes[rows], draws)
+        images = self._fetch(rows, draws)
         pictures = apply(self._transforms, Pictures(images, self._targets(rows), self._slots), draws)
         targets = None if pictures.targets is None else to_tensor(pictures.targets)
         return ImageBatch(
@@ -61,20 +62,6 @@ class PictureBatches:
             std=self._reader.std,
         )
 
-    def _raw(self, rows: np.ndarray, draws: Draws) -> np.ndarray:
-        images = self._slots.empty((len(rows), *(self._pictures.shape or ())))
-        self._pictures.gather(rows, images)
-        return images if self._kept else self._frame(Pictures(images, None, self._slots), draws).images
-
-    def _decoded(self, rows: np.ndarray, sizes: np.ndarray, draws: Draws) -> np.ndarray:
-        side, channels = self._frame.side, self._reader.channels
-        images = self._slots.empty((len(rows), side, side, channels))
-        boxes = self._frame.boxes(sizes, draws)
-        for place, row, size, box in zip(images, rows.tolist(), sizes, boxes):
-            data, name = self._pictures.encoded(row), str(self._names[row])
-            place[:] = self._cut(data, name, size, box, side, channels, self._frame.interpolation)
-        return images
-
     def _targets(self, rows: np.ndarray) -> np.ndarray | None:
         """Float32[B, classes]; None where pictures have no labels."""
         if not len(self._places):
@@ -82,6 +69,35 @@ class PictureBatches:
         targets = np.zeros((len(rows), len(self._reader.classes)), np.float32)
         targets[np.arange(len(rows)), self._places[self._labels.gather(rows)]] = 1
         return targets
+
+
+class _Raw:
+    """Pictures of one shape: rows become UInt8[B, side, side, C]. `kept`: they are so already."""
+
+    def __init__(self, pictures: Stored, frame: Frame, slots: Slots):
+        self._pictures, self._frame, self._slots = pictures, frame, slots
+        self._shape = pictures.shape or ()
+        self.kept = frame.keeps(*self._shape[:2])
+
+    def __call__(self, rows: np.ndarray, draws: Draws) -> np.ndarray:
+        images = self._pictures.gather(rows, self._slots.empty((len(rows), *self._shape)))
+        return images if self.kept else self._frame(Pictures(images, None, self._slots), draws).images
+
+
+class _Encoded:
+    """Pictures as files, of any sizes: the same."""
+
+    def __init__(self, pictures: Stored, names: Any, frame: Frame, channels: int, slots: Slots):
+        self._pictures, self._names, self._frame, self._channels = pictures, names, frame, channels
+        self._sizes, self._slots, self._cut = pictures.sizes[:, :2], slots, decoder()
+
+    def __call__(self, rows: np.ndarray, draws: Draws) -> np.ndarray:
+        frame, sizes = self._frame, self._sizes[rows].astype(np.int64)
+        images = self._slots.empty((len(rows), frame.side, frame.side, self._channels))
+        for place, row, size, box in zip(images, rows.tolist(), sizes, frame.boxes(sizes, draws)):
+            data, name = self._pictures.encoded(row), str(self._names[row])
+            place[:] = self._cut(data, name, size, box, frame.side, self._channels, frame.interpolation)
+        return images
 
 
 class Evaluation:

@@ -262,7 +262,7 @@ def test_an_epoch_broken_off_leaves_nothing_behind(photos, tmp_path, ending):
         loader.close()
         evaluation.close()
     if ending == "failed":
-        loader._gather._cut = None
+        loader._gather._fetch = None
         with pytest.raises(TypeError, match="not callable"):
             take(loader, 20)
     del dataset, loader, evaluation
@@ -271,8 +271,9 @@ def test_an_epoch_broken_off_leaves_nothing_behind(photos, tmp_path, ending):
     while time.monotonic() < deadline and [t for t in threading.enumerate() if t.name == NAME]:
         time.sleep(0.01)
     assert not [t for t in threading.enumerate() if t.name == NAME]
-    gc.collect()
-    assert len(maps()) == before
+    if ending == "failed":
+        gc.collect()  # the traceback went in a circle
+    assert len(maps()) == before  # at once: nothing here waits for the garbage collector
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
     assert torch.equal(kept.images, copy)
 
