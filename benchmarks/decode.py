@@ -130,6 +130,7 @@ def contenders(model: Model, rows: int, new: int, without: set[str], folder: Pat
         "transformers": lambda: theirs(folder / "hf", compiled=False),
         "transformers, compiled": lambda: theirs(folder / "hf", compiled=True),
         "llama.cpp": lambda: llama_cpp(folder / "model.gguf", rows, PROMPT + new + 8),
+        "aotinductor": lambda: aotinductor(model, rows, PROMPT + new + 8, folder),
         "onnxruntime": lambda: onnxruntime(model, rows, PROMPT + new + 8, folder / "model.onnx"),
     }
     found = {}
@@ -141,6 +142,12 @@ def contenders(model: Model, rows: int, new: int, without: set[str], folder: Pat
         except ImportError as error:
             say(f"without {name}: {error}")
     return found
+
+
+def aotinductor(model: Model, rows: int, capacity: int, folder: Path) -> Run:
+    from aoti_llama import decoder
+
+    return decoder(model.network, rows, PROMPT, capacity, folder)
 
 
 def onnxruntime(model: Model, rows: int, capacity: int, file: Path) -> Run:

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from onefold.core.config import parse_override
-
 app = typer.Typer(
     name="data",
     help="Prepare pictures once, look at what was prepared, and check that it is whole.",
@@ -45,6 +43,7 @@ def build(
     where the source has no split of its own; [bold]image[/bold] and [bold]label[/bold], columns of a table;
     [bold]skip_bad[/bold] to list bad pictures instead of stopping.
     """
+    from onefold.core.config import parse_override
     from onefold.data import store
 
     store.build(source, out, workers, **dict(parse_override(text) for text in settings or []))

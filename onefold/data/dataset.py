@@ -17,6 +17,7 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder, verify_folder
 from onefold.core.progress import say
 from onefold.data.loader import Loader, gather
+from onefold.data.picture_reader import PictureReader
 from onefold.data.plan import Plan, plan_evaluation, plan_mixture, plan_rows
 from onefold.data.records import Column, Records, RecordsWriter
 from onefold.data.sources import Document
@@ -24,8 +25,8 @@ from onefold.data.tokenizer import Tokenizer
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
-FACTS = "data.json"
-LAYOUT = 1  # of a prepared folder; with another number, those of older versions are left alone and made anew
+FACTS, PROCESSOR = "data.json", "processor"
+LAYOUT = 2  # of a prepared folder; with another number, those of older versions are left alone and made anew
 
 
 class Dataset:
@@ -40,7 +41,7 @@ class Dataset:
     def __init__(self, folder: Path, context: int, shares: Sequence[float] | None = None):
         """shares: of all training tokens, one for each source; None: every document once in an epoch."""
         self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())["facts"]
-        self.processor = self.tokenizer = Tokenizer.load(folder / "tokenizer")
+        self.processor = self.tokenizer = Tokenizer.load(folder / PROCESSOR)
         self.context, self._shares = context, shares
         self._records = {split: Records(folder / split, verify=False) for split in SPLITS}
         self._pad = self.tokenizer.pad if self.tokenizer.pad is not None else 0
@@ -192,19 +193,21 @@ def prepared(
     target: Path,
     stamps: Mapping[str, str | None],
     keep: bool,
-    build: Callable[[Path], tuple[Tokenizer, dict[str, Any]]],
+    build: Callable[[Path], tuple[Tokenizer | PictureReader, dict[str, Any]]],
 ) -> bool:
     """Fill `target` by `build` unless it is there, whole, and made from the same sources; whether it had to.
 
-    build: writes the records of both splits into a folder and returns (tokenizer, facts). stamps: of every source, None
-    where it is gone: then what was prepared serves on. keep: it also does where a source has changed. The main process
-    builds, the others wait. Raises UserError when it is damaged (the file is named) and cannot be built again.
+    build: writes the records of both splits into a folder and returns (how a model reads them, facts). stamps: of every
+    source, None where it is gone: then what was prepared serves on. keep: it also does where a source has changed. The
+    main process builds, the others wait. Raises UserError when it is damaged (the file is named) and cannot be built
+    again.
     """
     wanting = dist.is_main() and _wanting(target, stamps, keep)
     if wanting:
         with atomic_folder(target) as folder:
-            tokenizer, facts = build(folder)
-            tokenizer.save(folder / "tokenizer")
+            processor, facts = build(folder)
+            (folder / PROCESSOR).mkdir()
+            processor.save(folder / PROCESSOR)
             (folder / FACTS).write_text(json.dumps({"stamps": dict(stamps), "facts": facts}, indent=1))
     dist.barrier()
     return wanting

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from onefold.core.batch import ImageBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
+from onefold.core.progress import say
 from onefold.data.dataset import FACTS, SPLITS, Split, folder_name, prepared
 from onefold.data.loader import Loader
 from onefold.data.order import Epoch, Kind, plan_epoch
@@ -148,9 +149,10 @@ class ImageDataset:
         return {}
 
     def fit(self, model: Config, grow: bool) -> Config:
-        """The model's config, if it reads these pictures; with `grow`, one of their size and number of classes.
+        """The model's config for pictures of this size and these classes; said where it was made otherwise.
 
-        Errors: UserError when it is no model of pictures, or of other ones.
+        grow: it is that of a model to go on with, so that nobody asked for what it has now. Raises UserError when it
+        is no model of pictures, or of pictures with other channels.
         """
         reader = self.processor
         has = {name: getattr(model, name, None) for name in ("image", "channels", "classes")}
@@ -165,13 +167,11 @@ class ImageDataset:
         other = {name: n for name, n in wanted.items() if n and has[name] not in (n, None)}
         if has["classes"] == 0:
             other.pop("classes", None)  # a model without a classifier
-        if not other:
-            return model
-        if grow:
-            return model.but({name: n for name, n in other.items() if name in type(model).model_fields})
-        name, n = next(iter(other.items()))
-        what = f"pictures of {n} pixels a side" if name == "image" else f"{n} classes"
-        raise UserError(f"the data have {what}, the model is made for {has[name]}: set model.{name}={n}")
+        for name in other:
+            if not grow:
+                say(f"the model is made for the data: model.{name}={other[name]} instead of {has[name]}")
+        nested = "encoder." if "encoder" in type(model).model_fields else ""
+        return model.but({nested + name: n for name, n in other.items()}) if other else model
 
     def _reader(self, reader: PictureReader | None) -> PictureReader:
         config, facts = self.config, self.facts
@@ -232,5 +232,4 @@ def _build(folder: Path, source: str, layout: Layout) -> tuple[PictureReader, di
     channels = facts["channels"]
     mean, std = measure(Records(folder / "train").pictures(), channels)
     reader = PictureReader(side=1, channels=channels, mean=mean, std=std, classes=tuple(facts["classes"]))
-    (folder / "tokenizer").mkdir()  # where `prepared` keeps what a split is read with
     return reader, {**facts, "channels": channels, "mean": mean, "std": std}

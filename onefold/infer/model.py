@@ -15,10 +15,12 @@ from onefold.data.chat import chat_ids
 from onefold.data.tokenizer import Tokenizer
 from onefold.infer import engine
 from onefold.infer.beam import beam_search
+from onefold.infer.classify import Classifier
 from onefold.infer.continuation import Continuation, Decodes
 from onefold.infer.few_rows import for_decoding
 from onefold.infer.sampling import Sampling, randomness
 from onefold.interop.loaded import Loaded
+from onefold.models.transformer import DecoderConfig
 from onefold.nn.position import LearnedPositionConfig
 
 REMEMBERED = 16  # ids of the prompt that a continuation's first piece of text is decoded behind
@@ -26,14 +28,18 @@ REMEMBERED = 16  # ids of the prompt that a continuation's first piece of text i
 Prompt = str | Sequence[int]  # text, or ids as they are
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None) -> "Model":
-    """Open a run folder, an artifact, a Hugging Face folder, Meta's or Mistral's own layout, a .gguf file, or org/name.
+def load(
+    path: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+) -> "Model | Classifier":
+    """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf file, or org/name.
 
-    `dtype` None: fp32 on the CPU, as stored elsewhere. Raises UserError for what is not a model or is damaged.
+    Returns a `Model` of text, or a `Classifier` of pictures. `dtype` None: fp32 on the CPU, as stored elsewhere. Raises
+    UserError for what is not a model or is damaged.
     """
     from onefold.interop.open import open_model
 
-    return Model(open_model(path, device, dtype))
+    loaded = open_model(path, device, dtype)
+    return Model(loaded) if isinstance(loaded.config, DecoderConfig) else Classifier(loaded)
 
 
 class Model:

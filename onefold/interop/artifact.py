@@ -9,23 +9,29 @@ manifest.json        sizes and checksums
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
+from onefold.data.tokenizer import Tokenizer
 from onefold.interop.loaded import Loaded, dtype_named, fill, name_of
 from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors, write_safetensors
 from onefold.interop.tokens import check_vocabulary
-from onefold.models.transformer import DecoderConfig
+from onefold.models.convnext import ConvNeXtConfig
+from onefold.models.mae import MAEConfig
+from onefold.models.nfnet import NFNetConfig
+from onefold.models.resnet import ResNetConfig
+from onefold.models.transformer import DecoderConfig, count_parameters
+from onefold.models.vit import ViTConfig
 
 FILE, FORMAT, VERSION = "artifact.json", "onefold", 1
-ModelConfig = DecoderConfig
-MODELS: Mapping[Any, type[ModelConfig]] = {"decoder": DecoderConfig}
+ModelConfig = DecoderConfig | ViTConfig | MAEConfig | ConvNeXtConfig | ResNetConfig | NFNetConfig
+MODELS: Mapping[Any, Any] = {kind.model_fields["kind"].default: kind for kind in get_args(ModelConfig)}
 # From version n to n + 1, on the content of artifact.json.
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -59,11 +65,12 @@ def write_artifact(
     write_safetensors(folder, weights, kind)
     if processor is not None:
         save_processor(folder, processor)
+    stored = kind or next(iter(weights.values())).dtype
     content = {
         "format": FORMAT,
         "version": VERSION,
         "model": config.to_dict(),
-        "weights": {"dtype": name_of(kind or next(iter(weights.values())).dtype), "parameters": count(weights)},
+        "weights": {"dtype": name_of(stored), "parameters": count_parameters(config)},
         "card": dict(card or {}),
     }
     (folder / FILE).write_text(json.dumps(content, indent=1, default=str))
@@ -82,7 +89,7 @@ def load_artifact(
         raise UserError(f"{folder / 'model.safetensors'} is missing")
     source = SafetensorFiles(files)
     processor = load_processor(folder)
-    if isinstance(config, DecoderConfig):
+    if isinstance(processor, Tokenizer):
         check_vocabulary(processor, config, str(folder))
 
     def reading(names):
@@ -125,7 +132,3 @@ def read_model_config(content: Mapping[str, Any], where: Path) -> ModelConfig:
         return MODELS[kind].from_dict(model)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def count(weights: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in weights.values())

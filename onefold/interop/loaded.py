@@ -76,21 +76,24 @@ def fill(
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(id(parameter), []).append(name)
-    weights = reading([names[0] for names in places.values()])
+    kept = model.state_dict().keys()
+    buffers = [name for name, _ in model.named_buffers() if name in kept]
+    weights = reading([*(names[0] for names in places.values()), *buffers])
     kind: torch.dtype | None = None
-    for first, *others in places.values():
+    for first, *others in (*places.values(), *([name] for name in buffers)):
         tensor = weights[first]
         kind = kind or choose_dtype(dtype, device, tensor.dtype)  # the embedding's decides for all
-        shape = model.get_parameter(first).shape
-        if tensor.shape != shape:
-            raise UserError(_misfit(first, tensor, shape, where))
-        kept = torch.empty(shape, device=device, dtype=kind).copy_(tensor)
-        if not torch.isfinite(kept.sum(dtype=torch.float32)):  # one pass: a sum keeps every NaN and infinity
+        empty = getattr(model.get_submodule(first.rpartition(".")[0]), first.rpartition(".")[2])
+        if tensor.shape != empty.shape:
+            raise UserError(_misfit(first, tensor, empty.shape, where))
+        filled = torch.empty(empty.shape, device=device, dtype=kind).copy_(tensor)
+        if not torch.isfinite(filled.sum(dtype=torch.float32)):  # one pass: a sum keeps every NaN and infinity
             raise UserError(f"{where}: {first} has numbers that are not finite: damaged, or the dtype too narrow")
-        parameter = nn.Parameter(kept)
+        if isinstance(empty, nn.Parameter):
+            filled = nn.Parameter(filled, requires_grad=empty.requires_grad)
         for name in (first, *others):
             owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, parameter)
+            setattr(model.get_submodule(owner), leaf, filled)
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     assert not left, f"buffers without values: {left}"
     return model.eval()

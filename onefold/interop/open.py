@@ -14,6 +14,7 @@ from onefold.interop import artifact, hub, meta
 from onefold.interop.gguf import load_gguf
 from onefold.interop.huggingface import load_folder
 from onefold.interop.loaded import Loaded
+from onefold.interop.vision import folder as vision
 
 CHECKPOINTS = "checkpoints"
 
@@ -21,7 +22,7 @@ CHECKPOINTS = "checkpoints"
 def open_model(
     path: "str | Path", device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None
 ) -> Loaded:
-    """Open a run folder, an artifact, a Hugging Face, Meta or Mistral folder, a .gguf file, or a hub id `org/name`.
+    """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf file, or `org/name`.
 
     A run gives its best checkpoint (by held-out loss), or its newest where none was evaluated; a folder of several
     stages gives the last one. `device` "auto" takes a GPU where there is one. `dtype` None: float32 on the CPU, else
@@ -68,7 +69,8 @@ def _open_folder(folder: Path, device: torch.device, dtype: "str | torch.dtype |
     if meta.is_makers_folder(folder) and not _is_published(folder):
         return meta.load_makers(folder, device, dtype)
     if _is_published(folder):
-        return load_folder(folder, device, dtype)
+        known = vision.knows(_json(folder / "config.json"))
+        return (vision.load_vision if known else load_folder)(folder, device, dtype)
     files = sorted(folder.glob("*.gguf"))
     if len(files) == 1:
         return load_gguf(files[0], device, dtype)

@@ -59,12 +59,17 @@ def _own(make, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(what: "str | Path | Run", /, *, tiny: bool = False, **overrides: Any) -> "Result":
-    """Train a recipe, a config file or a Run, and return the finished run.
+    """Train a recipe, a config file or a Run, write its report.html, and return the finished run.
 
         onefold.train("gpt2", tiny=True, data="notes/", out="runs/notes", **{"trainer.steps": 200})
 
     Given the same `out` again, it goes on where it stopped. Raises UserError for what the caller can mend.
     """
+    from onefold.core import dist
+    from onefold.study.review import review
     from onefold.training.run import train as run
 
-    return run(resolve(what, overrides, tiny))
+    result = run(resolve(what, overrides, tiny))
+    if result.status != "interrupted" and dist.is_main():
+        review(result.out)
+    return result

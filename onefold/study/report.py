@@ -10,6 +10,7 @@ from onefold.study import words
 from onefold.study.charts import Level
 from onefold.study.curves import inside, learning, outlook
 from onefold.study.page import write_page
+from onefold.study.pictures import picture_sections
 from onefold.study.runs import RunRecord, flatten, number, read_run
 from onefold.study.samples import sample_html
 
@@ -52,6 +53,7 @@ def _view(record: RunRecord) -> dict[str, Any]:
         "samples": [
             {"title": s.get("title"), "settings": _settings(s.get("settings")), "html": sample_html(s)} for s in samples
         ],
+        "pictures": picture_sections(results["pictures"]) if results.get("pictures") else "",
         "prompted": any(s.get("prompt") for s in samples),
         "events": events[:EVENTS],
         "more_events": max(0, len(events) - EVENTS),

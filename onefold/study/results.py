@@ -9,6 +9,7 @@ All sections are optional; a reader leaves out what is not there.
     estimate   study.forecast.Forecast.to_dict()
     samples    [{"prompt", "text"} or {"messages": [{"role", "content"}]}, either with "title", "language" ("python",
                for highlighting) and "settings"]: `text` is what follows the prompt
+    pictures   study.pictures.picture_results(): what a model of pictures takes for what, its worst mistakes
     data       {"name", "hash", …}: plain values, and one {"documents", "bytes", "tokens"} for each split
     machine    study.machine.facts()
     stages     [{"name", "folder", "title"}]: the runs this one consists of, in order; folders relative to this file
@@ -27,7 +28,10 @@ from onefold.core.files import atomic_write
 
 RESULTS = "results.json"
 VERSION = 1
-SECTIONS = ("title", "final", "baselines", "estimate", "samples", "data", "machine", "stages", "reproduce", "notes")
+SECTIONS = (
+    *("title", "final", "baselines", "estimate", "samples", "pictures"),
+    *("data", "machine", "stages", "reproduce", "notes"),
+)
 
 
 def write_results(folder: Path, **sections: Any) -> Path:

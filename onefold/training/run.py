@@ -23,14 +23,16 @@ from onefold.core.errors import UserError
 from onefold.core.progress import clock, say
 from onefold.data.conversations import ChatData
 from onefold.data.dataset import Dataset
+from onefold.data.images import ImageData, ImageDataset
 from onefold.data.text import TextData
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model
 from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
-from onefold.models.transformer import DecoderConfig
+from onefold.objectives.classification import Classification
 from onefold.objectives.language import NextToken
+from onefold.objectives.reconstruction import Reconstruction
 from onefold.training import estimate, parallel
 from onefold.training.folder import claimed, read_facts, write_facts
 from onefold.training.log import read_log
@@ -44,9 +46,9 @@ PROCESSOR = "processor"
 class Run(Config):
     """The root of all configs: one training."""
 
-    data: Annotated[TextData | ChatData, Slot()]
-    model: Annotated[DecoderConfig, Slot()] | None = None  # None: that of `start`
-    objective: Annotated[NextToken, Slot()] = NextToken()
+    data: Annotated[TextData | ChatData | ImageData, Slot()]
+    model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
+    objective: Annotated[NextToken | Classification | Reconstruction, Slot()] = NextToken()
     optimizer: Annotated[AdamWConfig | MuonConfig, Slot()] = AdamWConfig()
     trainer: TrainerConfig = TrainerConfig()
     start: str | None = None  # a run, artifact, published model or hub id whose weights to begin with
@@ -122,7 +124,7 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     torch.manual_seed(run.seed)
     model = config.build()
     if start and run.start:
-        copy_tensors(model.adopt(own_weights(start.model)), dict(model.named_parameters()), Path(run.start))
+        copy_tensors(model.adopt(own_weights(start.model)), own_weights(model), Path(run.start))
     parallel.place(model, run.trainer.parallel, device, run.trainer.compile)
     optimizer = run.optimizer.build(model)
     if good:
@@ -171,7 +173,7 @@ def first_processor(run: Run, start: Loaded | None) -> Processor | None:
     return load_processor(place) if run.start and place.is_dir() else None
 
 
-def model_config(run: Run, dataset: Dataset, start: Loaded | None) -> ModelConfig:
+def model_config(run: Run, dataset: Dataset | ImageDataset, start: Loaded | None) -> ModelConfig:
     """The model's config; that of `start`, fitted to the data, where none is given.
 
     Errors: UserError when it does not fit the data.
@@ -185,10 +187,10 @@ def model_config(run: Run, dataset: Dataset, start: Loaded | None) -> ModelConfi
 
 def weigh(
     run: Run,
-    config: DecoderConfig,
+    config: ModelConfig,
     model: nn.Module,
     objective: Objective,
-    dataset: Dataset,
+    dataset: Dataset | ImageDataset,
     device: torch.device,
     memory: tuple[int, int],
 ) -> dict[str, Any]:

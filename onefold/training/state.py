@@ -27,6 +27,7 @@ from onefold.core import dist
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder, atomic_write, clear_leftovers, verify_folder
 from onefold.core.progress import say
+from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, find_safetensors
 from onefold.training.optim import Optimizer
 
@@ -105,7 +106,7 @@ class Checkpoints:
         self, state: TrainState, model: nn.Module, optimizer: Optimizer, artifact: Callable[[Path, dict], None]
     ) -> None:
         """Write checkpoint `state.step`; `artifact(folder, tensors)` writes what load and serve need. Then prune."""
-        weights = gather(dict(model.named_parameters()))
+        weights = gather(own_weights(model))
         memory = gather(optimizer.named_state())
         averages = gather(optimizer.averages())
         if not dist.is_main():
@@ -137,7 +138,7 @@ class Checkpoints:
         """Copy a checkpoint's weights and memory into `model` and `optimizer`, on any number of processes."""
         own = path / "state" / "weights.safetensors"
         files = [own] if own.is_file() else find_safetensors(path) or []
-        copy_tensors(SafetensorFiles(files), dict(model.named_parameters()), path)
+        copy_tensors(SafetensorFiles(files), own_weights(model), path)
         optimizer.make_state()
         copy_tensors(SafetensorFiles([path / "state" / "optimizer.safetensors"]), optimizer.named_state(), path)
         for group, steps in zip(optimizer.param_groups, _read_state(path)["optimizer"], strict=True):

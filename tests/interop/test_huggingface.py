@@ -281,7 +281,7 @@ def test_a_model_that_no_family_can_say_is_named():
 
     tiny = {"vocab": 50, "width": 16, "depth": 2, "block.mixer": {"heads": 2}, "block.ffn.width": 24}
     odd = llama2().but({**tiny, "block.ffn.activation": "relu_squared", "block.mixer.qk_norm": {"eps": 1e-5}})
-    save = {"card": {}, "tokenizer": None}
+    save = {"card": {}, "processor": None}
     with pytest.raises(UserError, match=r"nearest is \w+, but layer 0.residual is post, not pre"):
         save_folder("unused", Loaded(odd.but({"block.residual": "post"}), odd.build(), **save))
     with pytest.raises(UserError, match=r"causal is False"):

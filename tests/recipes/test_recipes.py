@@ -9,11 +9,12 @@ from onefold.models.transformer import count_parameters
 from onefold.training.run import Run
 
 LANDMARKS = ["gpt2", "pythia", "llama2", "mistral"]
+PICTURES = ["mae", "vit"]
 PUBLISHED = {"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096}
 
 
 def test_recipes_are_listed_by_file_name():
-    assert set(LANDMARKS) | {"quickstart"} == set(recipes.names())
+    assert {*LANDMARKS, *PICTURES, "quickstart"} == set(recipes.names())
 
 
 @pytest.mark.parametrize("name", LANDMARKS)
@@ -26,6 +27,16 @@ def test_a_recipe_is_the_published_model_and_round_trips(name):
 @pytest.mark.parametrize("name", LANDMARKS)
 def test_a_miniature_has_about_a_million_parameters(name):
     assert 0.8e6 < count_parameters(recipes.resolve(name, tiny=True).model) < 1.5e6
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_recipe_round_trips_and_its_miniature_trains(name, tmp_path):
+    assert Run.from_json(recipes.resolve(name).to_json()) == recipes.resolve(name)
+    tiny = recipes.resolve(name, tiny=True)
+    assert Run.from_json(tiny.to_json()) == tiny
+    result = onefold.train(tiny, out=str(tmp_path), **{"trainer.steps": 3, "trainer.batch": 16})
+    assert result.status == "finished"
+    assert "images per second" in (tmp_path / "report.html").read_text()
 
 
 def test_own_parameters_and_dotted_paths_are_told_apart():

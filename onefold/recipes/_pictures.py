@@ -1,0 +1,116 @@
+"""What the recipes of picture models share: small settings, and questions that several of their checks ask."""
+
+from collections import defaultdict
+from itertools import chain
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from onefold.data.picture_sources import DIGITS, open_pictures
+from onefold.data.transforms import Augmentation, Flip, RandomResizedCrop
+from onefold.models.convnext import ConvNeXtConfig
+from onefold.study.check import Report
+from onefold.study.pictures import png
+from onefold.training.run import Result, Run, train
+
+SEEDS = (0, 1, 2)
+HELD_OUT = 40  # pictures of each digit that a check is judged by
+SIDE = 64  # pixels that a small model sees of anything larger than the digits
+
+TINY_TRAINER: dict[str, Any] = {
+    "trainer": {
+        "steps": 400,
+        "batch": 64,
+        "evaluate_every": 100,
+        "checkpoint_every": 200,
+        "schedule": {"kind": "cosine", "warmup": 0.1, "final": 0.0},
+    }
+}
+
+
+def small_side(data: str) -> int:
+    return 8 if data == DIGITS else SIDE
+
+
+def crops(image: int) -> tuple[Augmentation, ...]:
+    """A random part and its mirror image: what nearly every picture of things bears."""
+    return RandomResizedCrop(side=image), Flip()
+
+
+def small_data(data: str, image: int) -> dict[str, Any]:
+    """Digits are shifted and never mirrored; others are cropped and mirrored, and stored no larger than needed."""
+    if data == DIGITS:
+        return {"side": None, "channels": 1, "augment": [{"kind": "pad_crop", "pad": 1}]}
+    augment = [a.to_dict() for a in crops(image)]
+    return {"side": image, "channels": 3, "store_side": 2 * image, "augment": augment}
+
+
+def convnet(image: int, channels: int) -> ConvNeXtConfig:
+    """About as many parameters and operations as the small ViT."""
+    return ConvNeXtConfig(
+        image=image, channels=channels, classes=10, blocks=(3, 3), widths=(64, 128), patch=max(1, image // 8), kernel=3
+    )
+
+
+def few_digits(folder: Path, each: int) -> Path:
+    """A folder of the digits by class: `each` of every one to learn from, always the same others to be judged by."""
+    if (folder / "train").is_dir():
+        return folder
+    by_class: dict[str, list[np.ndarray]] = defaultdict(list)
+    for picture in open_pictures(DIGITS):
+        by_class[picture.label or ""].append(picture.pixels)
+    for label, images in by_class.items():
+        named = chain((("test", i) for i in images[:HELD_OUT]), (("train", i) for i in images[HELD_OUT:][:each]))
+        for number, (split, image) in enumerate(named):
+            place = folder / split / label
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number}.png").write_bytes(png(image))
+    return folder
+
+
+def accuracy(result: Result) -> float:
+    """Of the last evaluation."""
+    return next(r["held_out"]["accuracy"] for r in reversed(result.log) if "held_out" in r)
+
+
+def seeded(run: Run, name: str) -> list[Result]:
+    """The run with each seed; what is finished already is only read."""
+    return [train(run.but({"seed": seed, "out": f"runs/check/{name}/{seed}"})) for seed in SEEDS]
+
+
+def convolutions_lead_less_with_more_pictures(report: Report) -> None:
+    """Error of a small ViT less that of a convnet of its size, learning from few and from all digits."""
+    from onefold.recipes import vit
+
+    leads = {}
+    for each in (10, 130):
+        folder = few_digits(Path("runs/check/pictures") / str(each), each)
+        scores = {}
+        for name, model in (("vit", vit.shape(8, 1)), ("convnet", convnet(8, 1))):
+            run = vit.tiny().but({"data.path": str(folder), "model": model.to_dict()})
+            scores[name] = [accuracy(result) for result in seeded(run, f"vit/{name}-{each}")]
+            report.note(f"held-out accuracy, {name}, {each} pictures of each digit", scores[name])
+        leads[each] = [c - v for c, v in zip(scores["convnet"], scores["vit"])]
+        report.note(f"the convnet's lead, {each} of each", leads[each])
+        report.less(f"held-out error of the ViT, {each} of each, against guessing", 1 - fmean(scores["vit"]), 0.9)
+    report.note("the lead shrinks with more pictures", fmean(leads[130]) < fmean(leads[10]))
+
+
+def pretraining_saves_labels(report: Report) -> None:
+    """A ViT that filled in masked digits without labels first, and one from scratch: both learn ten of each digit."""
+    from onefold.recipes import mae, vit
+
+    few, many = (few_digits(Path("runs/check/pictures") / str(each), each) for each in (10, 130))
+    fresh = vit.tiny().but({"data.path": str(few)})
+    scratch, tuned = [], []
+    pretrained = seeded(mae.tiny().but({"data.path": str(many)}), "vit/mae")
+    for before, after in zip(pretrained, seeded(fresh, "vit/scratch")):
+        seed = before.run.seed
+        changes = {"start": str(before.out), "seed": seed, "out": f"runs/check/vit/tuned/{seed}"}
+        tuned.append(accuracy(train(fresh.but(changes))))
+        scratch.append(accuracy(after))
+    report.note("held-out accuracy, 10 labels of each digit, from scratch", scratch)
+    report.note("the same after masked pre-training on 130 of each without labels", tuned)
+    report.note("pre-training helped", fmean(tuned) > fmean(scratch))
