@@ -22,7 +22,8 @@ class Pictures:
         return replace(self, **changes)
 
 
-# Given a batch and numbers for its rows, the batch as it goes on. Pure: the same draws give the same bytes.
+# Given a batch and numbers for its rows, the batch as it goes on. Pure: the same draws give the same bytes. In numpy:
+# it computes on the calling thread alone, where torch would begin a team of threads for each thread of the loader.
 Transform = Callable[[Pictures, Draws], Pictures]
 
 

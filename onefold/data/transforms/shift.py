@@ -3,7 +3,6 @@
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import as_strided
 from pydantic import Field
 
@@ -21,10 +20,9 @@ class Flip(Config):
     def build(self) -> Transform:
         def transform(pictures: Pictures, draws: Draws) -> Pictures:
             rows = draws.which(self.probability)
-            images = torch.from_numpy(pictures.images)
-            # As channels first: torch mirrors such a batch several pixels at a time.
-            mirrored = images[torch.from_numpy(rows)].permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
-            pictures.images[rows] = mirrored.numpy()
+            # One element a pixel, so that its channels keep their order.
+            pixels = pictures.images.view(np.dtype((np.void, pictures.images.shape[3])))[..., 0]
+            pixels[rows] = pixels[rows][:, :, ::-1]
             return pictures
 
         return transform
