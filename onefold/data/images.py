@@ -21,7 +21,7 @@ from onefold.data.picture_batches import Evaluation, PictureBatches, measure
 from onefold.data.picture_reader import PictureReader
 from onefold.data.picture_sources import DIGITS, picture_stamp
 from onefold.data.records import Records
-from onefold.data.store import Layout, fill
+from onefold.data.store import Layout, fill, is_store
 from onefold.data.transforms import FRAMES, Augmentation, CentreCrop
 from onefold.data.transforms.base import Transform
 from onefold.data.transforms.frame import Frame, Interpolation
@@ -38,7 +38,7 @@ class ImageData(Config):
     """
 
     kind: Literal["images"] = "images"
-    path: str = DIGITS  # a folder by class, a table, IDX files, a dataset on disk
+    path: str = DIGITS  # a folder by class, a table, IDX files, a dataset on disk; or a store, used where it lies
     side: int | None = Field(default=None, ge=1)  # pixels that a model sees; None: that of the model, or as they are
     share: float = Field(default=1.0, gt=0, le=1)
     interpolation: Interpolation = "bilinear"
@@ -77,6 +77,8 @@ class ImageData(Config):
         classes where they are the same or more. keep: go on with what was prepared even where the source has changed
         since. Raises UserError when there are no pictures, or what was prepared is damaged and its source gone.
         """
+        if is_store(self.path):
+            return ImageDataset(Path(self.path), self, reader)
         layout = self.layout(self.channels or (reader.channels if reader else None))
         target = Path(folder) / folder_name("images", {"path": self.path, **layout.to_dict()})
         prepared(target, {self.path: picture_stamp(self.path)}, keep, partial(_build, source=self.path, layout=layout))
@@ -96,6 +98,9 @@ class ImageDataset:
         self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())["facts"]
         self.config = config
         self._records = {split: Records(folder / split) for split in SPLITS}
+        if "mean" not in self.facts:  # a store that somebody built
+            mean, std = measure(self._records["train"].pictures(), self.facts["channels"])
+            self.facts |= {"mean": mean, "std": std}
         self.processor = self._reader(reader)
         self.classes = self.processor.classes
         place = {name: i for i, name in enumerate(self.classes)}

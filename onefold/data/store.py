@@ -90,6 +90,11 @@ def fill(folder: Path, source: str | Path, layout: Layout, workers: int | None =
     return facts
 
 
+def is_store(path: str | Path) -> bool:
+    """Whether `build` made what lies at `path`."""
+    return (Path(path) / FACTS).is_file() and (Path(path) / "train" / INDEX).is_file()
+
+
 def info(path: str | Path) -> dict[str, Any]:
     """What lies at `path`: the facts of a prepared folder, and rows, pages, bytes and columns of each of its records.
 

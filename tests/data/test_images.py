@@ -13,6 +13,7 @@ from onefold.core.errors import UserError
 from onefold.data.ahead import NAME
 from onefold.data.images import ImageData
 from onefold.data.picture_reader import PictureReader
+from onefold.data.store import build
 from onefold.models.resnet import ResNetConfig
 from tests.data.transforms.helpers import pictures
 
@@ -209,6 +210,17 @@ def test_models_are_made_for_the_data_or_refused(made, capsys):
 
     with pytest.raises(UserError, match="need a vision model, not a decoder"):
         dataset.fit(Words(), grow=True)
+
+
+def test_a_store_is_used_where_it_lies(made, photos, tmp_path):
+    build(photos, tmp_path / "photos.store", raw_bytes=0)
+    store = ImageData(path=str(tmp_path / "photos.store"), side=16).prepare(made)
+    direct = ImageData(path=str(photos), side=16, raw_bytes=0).prepare(made)
+    assert (store.classes, store.facts["hash"]) == (direct.classes, direct.facts["hash"])
+    assert store.mean == pytest.approx(direct.mean)
+    assert not list(made.glob("*store*"))
+    for one, other in zip(store.evaluation("train", 4), direct.evaluation("train", 4), strict=True):
+        assert torch.equal(one.images, other.images)
 
 
 def test_mistakes_are_told_in_a_line(made, photos, tmp_path):

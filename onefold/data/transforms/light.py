@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from onefold.core.config import Config
-from onefold.data.transforms.base import Pictures, Transform
+from onefold.data.transforms.base import Pictures, Transform, blocks
 from onefold.data.transforms.draws import Draws
 
 # Rec. 601 luminance of red, green and blue, in units of 2^-16.
@@ -34,14 +34,15 @@ class ColorJitter(Config):
         steps = ((brightness, self.brightness), (contrast, self.contrast), (saturation, self.saturation))
 
         def transform(pictures: Pictures, draws: Draws) -> Pictures:
-            rows, uniform = draws.which(self.probability), draws.uniform(len(steps) + 1)
-            images = pictures.images[rows]
-            for i, (operation, strength) in enumerate(steps):
-                if strength:
-                    images = operation(images, np.maximum(0, 1 + strength * (2 * uniform[rows, i] - 1)))
-            if self.hue:
-                images = turned(images, self.hue * (2 * uniform[rows, -1] - 1))
-            pictures.images[rows] = images
+            chosen, uniform = draws.which(self.probability), 2 * draws.uniform(len(steps) + 1) - 1
+            for rows in blocks(chosen, pictures.images):
+                images = pictures.images[rows]
+                for i, (operation, strength) in enumerate(steps):
+                    if strength:
+                        images = operation(images, np.maximum(0, 1 + strength * uniform[rows, i]))
+                if self.hue:
+                    images = turned(images, self.hue * uniform[rows, -1])
+                pictures.images[rows] = images
             return pictures
 
         return transform

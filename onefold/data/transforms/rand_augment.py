@@ -8,7 +8,7 @@ from pydantic import Field
 
 from onefold.core.config import Config
 from onefold.data.transforms import light
-from onefold.data.transforms.base import Pictures, Transform
+from onefold.data.transforms.base import Pictures, Transform, blocks
 from onefold.data.transforms.draws import Draws
 
 STRONGEST = 10.0
@@ -38,7 +38,7 @@ class RandAugment(Config):
                 signed = np.where(sign < 0.5, -magnitude, magnitude)
                 number = np.where(kept < self.probability, (which * len(OPERATIONS)).astype(np.int64), -1)
                 for i, operation in enumerate(OPERATIONS):
-                    if len(rows := np.flatnonzero(number == i)):
+                    for rows in blocks(np.flatnonzero(number == i), pictures.images):
                         pictures.images[rows] = operation(pictures.images[rows], signed[rows], self.fill)
             return pictures
 
