@@ -24,6 +24,13 @@ class Draws:
         """Other numbers for the same rows."""
         return Draws(*self._of, stream=number)
 
+    def take(self, places: np.ndarray) -> "Draws":
+        """What would come next, for some of the rows."""
+        seed, epoch, rows = self._of
+        found = Draws(seed, epoch, rows[places], self._stream)
+        found._drawn = self._drawn
+        return found
+
     def __len__(self) -> int:
         return len(self._of[2])
 

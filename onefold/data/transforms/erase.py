@@ -26,31 +26,20 @@ class RandomErasing(Config):
     def _erased(self, pictures: Pictures, draws: Draws) -> Pictures:
         height, width, channels = pictures.images.shape[1:]
         rows, uniform = draws.which(self.probability), draws.uniform(4)
-        if not len(rows):
-            return pictures
         area, shape, down, right = uniform[rows].T
         area = height * width * (self.area[0] + (self.area[1] - self.area[0]) * area)
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         ratio = np.exp(low + (high - low) * shape)
         # What does not fit is cut off instead of drawn again.
-        tall = np.clip(np.rint(np.sqrt(area / ratio)), 1, height)
-        wide = np.clip(np.rint(np.sqrt(area * ratio)), 1, width)
-        top, left = np.floor(down * (height - tall + 1)), np.floor(right * (width - wide + 1))
-        lost = inside((height, width), top, left, tall, wide)
-        noise = np.uint8(0)
-        if self.fill == "noise":
-            count = -(-height * width * channels // 8)  # eight bytes from each number
-            noise = draws.bits(count)[rows].view(np.uint8)[:, : height * width * channels]
-            noise = noise.reshape(-1, height, width, channels)[lost]
-        chosen = pictures.images[rows]
-        chosen[lost] = noise
-        pictures.images[rows] = chosen
+        tall = np.clip(np.rint(np.sqrt(area / ratio)), 1, height).astype(np.int64)
+        wide = np.clip(np.rint(np.sqrt(area * ratio)), 1, width).astype(np.int64)
+        top, left = (down * (height - tall + 1)).astype(np.int64), (right * (width - wide + 1)).astype(np.int64)
+        for place, row in enumerate(rows):
+            y, x, h, w = (int(v[place]) for v in (top, left, tall, wide))
+            lost = pictures.images[row, y : y + h, x : x + w]
+            if self.fill == "zeros":
+                lost[:] = 0
+            else:  # eight bytes from each number
+                noise = draws.take(rows[place : place + 1]).bits(-(-lost.size // 8)).view(np.uint8)
+                lost[:] = noise[0, : lost.size].reshape(h, w, channels)
         return pictures
-
-
-def inside(size: tuple[int, int], top: np.ndarray, left: np.ndarray, tall: np.ndarray, wide: np.ndarray) -> np.ndarray:
-    """Bool[B, H, W]: which pixels lie in their row's rectangle."""
-    lines, columns = np.arange(size[0]), np.arange(size[1])
-    down = (lines >= top[:, None]) & (lines < (top + tall)[:, None])
-    right = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
-    return down[:, :, None] & right[:, None, :]

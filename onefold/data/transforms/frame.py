@@ -118,7 +118,8 @@ def scaled(images: np.ndarray, side: int, interpolation: Interpolation) -> np.nd
     """UInt8[B, H, W, C] → UInt8[B, side, side, C]"""
     if images.shape[1:3] == (side, side):
         return images
-    own = images if images.flags.writeable else images.copy()  # torch has no read-only tensors
+    # Whole and in one piece: torch reads that faster than a part of something else, and has no read-only tensors.
+    own = np.require(images, requirements=["C", "W"])
     channels_first = torch.from_numpy(own).permute(0, 3, 1, 2)
     found = F.interpolate(channels_first, (side, side), mode=interpolation, antialias=True)
     return found.permute(0, 2, 3, 1).numpy()

@@ -12,9 +12,8 @@ from pydantic import Field
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.data.transforms.base import Pictures, Transform
+from onefold.data.transforms.base import Pictures, Transform, blocks
 from onefold.data.transforms.draws import Draws
-from onefold.data.transforms.erase import inside
 
 POINTS = 4096  # of the table that Beta distributions are drawn from
 
@@ -78,24 +77,25 @@ class Mix:
         own[blend] = self.mixup(share[blend])
         # A rectangle of the picture's shape, centred anywhere and cut off at its border, as in the paper.
         side = np.sqrt(1 - self.cutmix(share[patch]))
-        ends = []
+        edges = []  # top, bottom, left, right
         for size, middle in ((height, down[patch]), (width, right[patch])):
             centre, half = np.floor(middle * size), np.floor(side * size) // 2
-            ends.append((np.clip(centre - half, 0, size), np.clip(centre + half, 0, size)))
-        (top, bottom), (left, end) = ends
+            edges += [np.clip(edge, 0, size).astype(np.int64) for edge in (centre - half, centre + half)]
+        top, bottom, left, end = edges
         own[patch] = 1 - (bottom - top) * (end - left) / (height * width)
-        others = pictures.images[partner[patch]]  # copies, before any row changes
-        weight = own[blend, None, None, None]
-        mixed = pictures.images[blend] * weight
-        mixed += pictures.images[partner[blend]] * (1 - weight)
-        mixed += 0.5
-        pictures.images[blend] = mixed.astype(np.uint8)
-        theirs = inside((height, width), top, left, bottom - top, end - left)
-        patched = pictures.images[patch]
-        patched[theirs] = others[theirs]
-        pictures.images[patch] = patched
+        before, after = pictures.images, pictures.slots.empty(pictures.images.shape)
+        after[:] = before
+        for rows in blocks(blend, before):
+            weight = own[rows, None, None, None]
+            mixed = before[rows] * weight
+            mixed += before[partner[rows]] * (1 - weight)
+            mixed += 0.5
+            after[rows] = mixed.astype(np.uint8)
+        for row, *ends in zip(patch, top, bottom, left, end):
+            place = (slice(*ends[:2]), slice(*ends[2:]))
+            after[row][place] = before[partner[row]][place]
         targets = own[:, None] * pictures.targets + (1 - own)[:, None] * pictures.targets[partner]
-        return pictures.but(targets=targets.astype(np.float32))
+        return pictures.but(images=after, targets=targets.astype(np.float32))
 
 
 class Beta:
