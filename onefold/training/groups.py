@@ -18,7 +18,7 @@ from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.training.schedule import WSD, Constant, Cosine, Linear, Schedule
 
-Rule = Literal["adamw", "muon"]
+Rule = Literal["adamw", "muon", "sgd"]
 Multiplier = Annotated[float, Field(ge=0)]
 
 

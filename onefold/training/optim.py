@@ -1,11 +1,13 @@
-"""AdamW and Muon in one optimizer, over groups of parameters made from one table (groups.py).
+"""AdamW, Muon and SGD in one optimizer, over groups of parameters made from one table (groups.py).
 
 A config's own `groups` stand before the default rows:
 
     AdamW   every matrix decays; vectors (norms, biases) do not
     Muon    the same, and matrices inside blocks follow Muon; embeddings, heads, norms and biases stay with AdamW
+    SGD     every matrix decays; vectors do not
 
-Weight decay is decoupled: w ← (1 - lr · decay) · w before the update. All arithmetic is on whole lists of tensors
+Weight decay is decoupled, w ← (1 - lr · decay) · w before the update, but for SGD, where it is a part of the gradient,
+as everybody who publishes its settings means it. All arithmetic is on whole lists of tensors
 (torch._foreach_*) and, under FSDP, on each process's own shards; only Muon needs whole matrices and gathers them.
 
 `ema` keeps a moving average of all weights beside them. It begins at zero and is divided by 1 - ema^updates, as Adam's
@@ -91,6 +93,25 @@ class MuonConfig(Config):
         return Optimizer(model, table, rules, self.adaptive_clip, self.layer_decay, self.ema)
 
 
+class SGDConfig(Config):
+    """Momentum as torch.optim.SGD has it: v ← momentum · v + g; w ← w - lr · (g + momentum · v), or lr · v."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Share = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adaptive_clip: Positive | None = None  # these three as in AdamWConfig
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    groups: tuple[Group, ...] = ()
+
+    def build(self, model: nn.Module) -> "Optimizer":
+        sgd = {name: getattr(self, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
+        table = (*self.groups, Group(rule="sgd"), *VECTORS_DO_NOT_DECAY)
+        return Optimizer(model, table, {"sgd": sgd}, self.adaptive_clip, self.layer_decay, self.ema)
+
+
 class Optimizer(torch.optim.Optimizer):
     """One torch optimizer whose groups each follow a rule. `rules`: the settings of each, before a row's multipliers.
 
@@ -127,7 +148,7 @@ class Optimizer(torch.optim.Optimizer):
             group["weight_decay"] = group["weight_decay"] * decay if decay else 0.0
         check_frozen(groups.values())
         super().__init__(list(groups.values()), {})
-        self.peak = self.lr = rules["muon" if "muon" in rules else "adamw"]["lr"]
+        self.peak = self.lr = next(reversed(rules.values()))["lr"]  # of the rule that the config is named after
 
     def schedule(self, multiplier: float | Callable[[Schedule | None], float]) -> None:
         """Set learning rates: times a number for all, or times what a function makes of a group's own schedule.
@@ -148,7 +169,7 @@ class Optimizer(torch.optim.Optimizer):
             if moves(group):
                 if group["adaptive_clip"]:
                     clip_units([p for p in group["params"] if p.grad is not None], group["adaptive_clip"])
-                {"adamw": adamw_step, "muon": muon_step}[group["rule"]](group, self.state)
+                {"adamw": adamw_step, "muon": muon_step, "sgd": sgd_step}[group["rule"]](group, self.state)
             group["steps"] += 1
             if group["ema"]:
                 averages = [_state(self.state, p, ("average",))[0] for p in group["params"]]
@@ -202,7 +223,7 @@ class Optimizer(torch.optim.Optimizer):
                 _state(self.state, parameter, remembered(group))
 
 
-REMEMBERED = {"adamw": ("mean", "square"), "muon": ("momentum",)}
+REMEMBERED = {"adamw": ("mean", "square"), "muon": ("momentum",), "sgd": ("momentum",)}
 
 
 def remembered(group: dict) -> tuple[str, ...]:
@@ -235,6 +256,24 @@ def adamw_step(group: dict, state: dict) -> None:
     if group["weight_decay"]:
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
     torch._foreach_addcdiv_(weights, means, divisors, -lr / (1 - beta1**t))
+
+
+def sgd_step(group: dict, state: dict) -> None:
+    """On the processes' own shards."""
+    parameters = [p for p in group["params"] if p.grad is not None]
+    if not parameters:
+        return
+    momenta = [_state(state, p, REMEMBERED["sgd"])[0] for p in parameters]
+    weights, gradients, momenta = (_local(ts) for ts in (parameters, [p.grad for p in parameters], momenta))
+    if group["weight_decay"]:
+        gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+    torch._foreach_mul_(momenta, group["momentum"])
+    torch._foreach_add_(momenta, gradients)
+    if group["nesterov"]:
+        updates = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+    else:
+        updates = momenta
+    torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
 
 def muon_step(group: dict, state: dict) -> None:

@@ -36,7 +36,7 @@ from onefold.objectives.reconstruction import Reconstruction
 from onefold.training import estimate, parallel
 from onefold.training.folder import claimed, read_facts, write_facts
 from onefold.training.log import read_log
-from onefold.training.optim import AdamWConfig, MuonConfig
+from onefold.training.optim import AdamWConfig, MuonConfig, SGDConfig
 from onefold.training.state import Checkpoints, TrainState, copy_tensors
 from onefold.training.trainer import Objective, Trainer, TrainerConfig, is_over
 
@@ -49,7 +49,7 @@ class Run(Config):
     data: Annotated[TextData | ChatData | ImageData, Slot()]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
     objective: Annotated[NextToken | Classification | Reconstruction, Slot()] = NextToken()
-    optimizer: Annotated[AdamWConfig | MuonConfig, Slot()] = AdamWConfig()
+    optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig, Slot()] = AdamWConfig()
     trainer: TrainerConfig = TrainerConfig()
     start: str | None = None  # a run, artifact, published model or hub id whose weights to begin with
     frozen: dict[str, str] = {}  # models that the objective consults: name → where

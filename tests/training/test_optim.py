@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from onefold.core.errors import UserError
-from onefold.training.optim import AdamWConfig, Group, MuonConfig, newton_schulz
+from onefold.training.optim import AdamWConfig, Group, MuonConfig, SGDConfig, newton_schulz
 
 
 class Tiny(nn.Module):
@@ -152,3 +152,20 @@ def test_frozen_parameters_and_those_without_gradient_stay():
 def test_a_vector_cannot_follow_muon():
     with pytest.raises(UserError, match=r"norm\.weight is no matrix"):
         MuonConfig(groups=(Group(pattern="*.norm.weight", rule="muon"),)).build(Tiny())
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_sgd_is_torchs(nesterov):
+    ours, theirs = Tiny(), Tiny()
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = SGDConfig(lr=0.05, momentum=0.8, nesterov=nesterov, weight_decay=0.1).build(ours)
+    matrices, vectors = ([p for p in theirs.parameters() if (p.ndim >= 2) == wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors}]
+    reference = torch.optim.SGD(groups, lr=0.05, momentum=0.8, nesterov=nesterov)
+    for step in range(3):
+        for model in (ours, theirs):
+            model.fill_gradients(step)
+        optimizer.step()
+        reference.step()
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(p, q)
