@@ -55,6 +55,8 @@ def timed(run: Run, seconds: float) -> list[tuple[float, float]]:
     """
     steps = int(seconds / _step_seconds(train(run.but({"out": f"{run.out}-probe", "trainer": {"steps": 24}}))))
     result = train(run.but({"trainer": {"steps": steps, "evaluate_every": max(1, steps // 40), "time_limit": None}}))
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
     step = _step_seconds(result)
     return [(r["step"] * step, r["held_out"]["loss"]) for r in result.log if "held_out" in r]
 

@@ -217,7 +217,7 @@ def _wanting(target: Path, stamps: Mapping[str, str | None], keep: bool) -> bool
     gone = [path for path, stamp in stamps.items() if stamp is None]
     if not target.exists():
         if gone:
-            raise UserError(f"{gone[0]} does not exist: give a folder or file with text")
+            raise UserError(f"{gone[0]} does not exist: give a folder or file that is there")
         return True
     if problems := verify_folder(target):
         if gone:

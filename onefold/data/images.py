@@ -41,7 +41,7 @@ class ImageData(Config):
     path: str = DIGITS  # a folder by class, a table, IDX files, a dataset on disk; or a store, used where it lies
     side: int | None = Field(default=None, ge=1)  # pixels that a model sees; None: that of the model, or as they are
     share: float = Field(default=1.0, gt=0, le=1)
-    interpolation: Interpolation = "bilinear"
+    interpolation: Interpolation | None = None  # None: of the model, or bilinear
     channels: Literal[1, 3] | None = None  # None: that of the model, or 1 where all are grey, else 3
     mean: tuple[float, ...] | None = None  # of each channel, of values from 0 to 1; None: of the model, or measured
     std: tuple[float, ...] | None = None
@@ -198,6 +198,7 @@ class ImageDataset:
             channels=channels,
             mean=tuple(mean),
             std=tuple(std),
+            interpolation=config.interpolation or (reader.interpolation if reader else "bilinear"),
             classes=classes,
         )
 
@@ -215,9 +216,9 @@ class ImageDataset:
         return sides.pop()
 
     def _batches(self, split: Split, transforms: tuple[Transform, ...], seed: int) -> PictureBatches:
-        reader, config = self.processor, self.config
+        reader = self.processor
         share = reader.side / (reader.resize or reader.side)
-        frame = CentreCrop(side=reader.side, share=share, interpolation=config.interpolation).build()
+        frame = CentreCrop(side=reader.side, share=share, interpolation=reader.interpolation).build()
         if transforms and isinstance(transforms[0], Frame):
             frame, *rest = transforms
             transforms = tuple(rest)

@@ -1,7 +1,7 @@
 """How a model of pictures looks at one: what is kept of it, at which size, in which numbers, and what it can name."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from onefold.core.config import Config
 
@@ -16,6 +16,7 @@ class PictureReader(Config):
     channels: int = 3
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     classes: tuple[str, ...] = ()  # what each output of the classifier means
 
     def save(self, folder: Path) -> None:

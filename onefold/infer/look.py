@@ -20,7 +20,7 @@ def look(picture: Picture, reader: PictureReader) -> UInt8[Tensor, "C side side"
     """One picture as `reader` says. Raises UserError for what is no picture."""
     pixels = _pixels(picture, reader.channels)
     share = min(1.0, reader.side / (reader.resize or reader.side))
-    frame = CentreCrop(side=reader.side, share=share).build()
+    frame = CentreCrop(side=reader.side, share=share, interpolation=reader.interpolation).build()
     nothing_random = Draws(0, 0, np.zeros(1, np.int64))
     top, left, height, width = frame.boxes(np.array([pixels.shape[:2]]), nothing_random)[0]
     part = np.ascontiguousarray(pixels[None, top : top + height, left : left + width])

@@ -231,7 +231,7 @@ def _splits(data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(words.label(k), words.show(k, v)) for k, v in values.items() if v is not None and v != ""]
+    return [(words.label(k), words.show(k, v)) for k, v in values.items() if v is not None and v not in ("", [])]
 
 
 def _settings(settings: Any) -> str:

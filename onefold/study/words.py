@@ -13,6 +13,9 @@ LABELS = {
     "tied": "head tied to embedding",
     "torch": "PyTorch",
     "split": "held out by",
+    "bad": "left out as bad",
+    "per_class": "of each class",
+    "std": "standard deviation",
 }
 
 

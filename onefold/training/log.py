@@ -66,8 +66,8 @@ class Log:
 
 
 class Pace:
-    """Units (tokens, images) a second, and the share of the hardware's speed that they amount to (MFU), since the last
-    record.
+    """Units (tokens, images) a second, the share of the hardware's speed that they amount to (MFU), and the share of
+    the time that passed waiting for data, since the last record.
 
     `mfu`: units a second → share, or None where it is not known.
     """
@@ -75,18 +75,20 @@ class Pace:
     def __init__(self, read: int, unit: str, mfu: Callable[[float], float | None]):
         self.unit, self.mfu = unit, mfu
         self.before = self.read = read
-        self.seconds = self.rate = 0.0
+        self.seconds = self.waited = self.rate = 0.0
 
-    def add(self, read: int, seconds: float) -> None:
-        """A step took `seconds`, and so many units are `read` by now."""
+    def add(self, read: int, seconds: float, waited: float) -> None:
+        """A step took `seconds`, of which it `waited` for data, and so many units are `read` by now."""
         self.read = read
         self.seconds += seconds
+        self.waited += waited
         self.rate = (read - self.before) / self.seconds
 
     def figures(self) -> dict[str, float | None]:
         """For the log; what follows is measured anew."""
-        self.before, self.seconds = self.read, 0.0
-        return {f"{self.unit}_per_second": self.rate, "mfu": self.mfu(self.rate)}
+        waiting = self.waited / self.seconds if self.seconds else 0.0
+        self.before, self.seconds, self.waited = self.read, 0.0, 0.0
+        return {f"{self.unit}_per_second": self.rate, "mfu": self.mfu(self.rate), "waiting": round(waiting, 4)}
 
     def shown(self) -> dict[str, str]:
         """For the progress bar."""

@@ -127,8 +127,10 @@ class Trainer:
             started = time.perf_counter() - state.seconds
             while not self.done and not self.stopping:
                 began = time.perf_counter()
-                figures = self.step(next(batches))
-                pace.add(state.read, time.perf_counter() - began)
+                batch = next(batches)
+                waited = time.perf_counter() - began
+                figures = self.step(batch)
+                pace.add(state.read, time.perf_counter() - began, waited)
                 better = self.evaluation_due and self.evaluate(figures)
                 state.seconds = time.perf_counter() - started
                 if state.step % config.log_every == 0 or config.split in figures:

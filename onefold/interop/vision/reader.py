@@ -8,6 +8,7 @@ from onefold.core.config import Config
 from onefold.data.picture_reader import PictureReader
 
 HALF = (0.5,)
+BICUBIC = 3  # of Pillow; 2 is bilinear
 PREPROCESSOR = "preprocessor_config.json"
 
 
@@ -28,6 +29,7 @@ def read_huggingface(data: Mapping[str, Any], preprocessor: Mapping[str, Any], c
         channels=config.channels,
         mean=tuple(preprocessor.get("image_mean") or HALF) if normalised else (0.0,),
         std=tuple(preprocessor.get("image_std") or HALF) if normalised else (1.0,),
+        interpolation="bicubic" if preprocessor.get("resample") == BICUBIC else "bilinear",
         classes=_names(data.get("id2label"), getattr(config, "classes", 0)),
     )
 
@@ -45,7 +47,8 @@ def write_huggingface(reader: PictureReader) -> dict[str, Any]:
         }
     return {
         **size,
-        **{"do_resize": True, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True},
+        **{"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True},
+        "resample": BICUBIC if reader.interpolation == "bicubic" else 2,
         "image_mean": _each(reader.mean, reader.channels),
         "image_std": _each(reader.std, reader.channels),
     }
@@ -63,6 +66,7 @@ def read_timm(data: Mapping[str, Any], config: Config) -> PictureReader | None:
         channels=config.channels,
         mean=tuple(given["mean"]),
         std=tuple(given["std"]),
+        interpolation="bicubic" if given.get("interpolation") == "bicubic" else "bilinear",
         classes=_names(data.get("label_names"), config.classes),
     )
 
@@ -73,7 +77,7 @@ def write_timm(reader: PictureReader) -> dict[str, Any]:
         "mean": _each(reader.mean, reader.channels),
         "std": _each(reader.std, reader.channels),
         "crop_pct": reader.side / (reader.resize or reader.side),
-        "interpolation": "bilinear",
+        "interpolation": reader.interpolation,
     }
 
 

@@ -1,0 +1,132 @@
+"""A small convnet on Fashion-MNIST, end to end: seconds until 90% of the test pictures are named, by who feeds it.
+
+    apt install dataset-fashion-mnist                      # 31 MB: 60,000 + 10,000 pictures in IDX files
+    python benchmarks/train_pictures.py
+    python benchmarks/train_pictures.py --data photos/ --side 32 --target 0.8 --rounds 5
+
+The same model, optimizer, batches and changes (moved by up to 2 pixels, mirrored), fed once by Onefold's loader and
+once by torch's DataLoader with 2 workers over the pixels in memory, in turn. Seconds are those of training, evaluations
+left out; beside them stands the share that passed waiting for a batch.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from race import machine
+from torch.utils.data import DataLoader, Dataset
+
+from onefold.core.batch import ImageBatch
+from onefold.data.images import ImageData, ImageDataset
+from onefold.infer.classify import predict
+from onefold.models.convnext import ConvNeXtConfig
+from onefold.models.transformer import count_parameters
+from onefold.objectives.classification import Classification
+from onefold.training.optim import AdamWConfig
+from onefold.training.schedule import Linear
+
+FASHION = "/usr/share/datasets/fashion-mnist"
+ROWS, PAD = 128, 2
+EVERY = 100  # steps from one look at the test pictures to the next
+
+
+class Items(Dataset):
+    """The same pictures and changes, one at a time, as a DataLoader's users write them."""
+
+    def __init__(self, dataset: ImageDataset):
+        batches = list(dataset.evaluation("train", 1024))
+        self.images = np.concatenate([b.images.numpy().copy() for b in batches])
+        self.targets = np.concatenate([b.targets.numpy().copy() for b in batches])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int):
+        image = np.pad(self.images[row], ((0, 0), (PAD, PAD), (PAD, PAD)))
+        top, left = np.random.randint(0, 2 * PAD + 1, 2)
+        height, width = self.images.shape[2:]
+        image = image[:, top : top + height, left : left + width]
+        return np.ascontiguousarray(image[:, :, ::-1] if np.random.rand() < 0.5 else image), self.targets[row]
+
+
+def by_onefold(dataset: ImageDataset, seed: int) -> Iterator[ImageBatch]:
+    with dataset.loader("train", ROWS, seed) as loader:
+        yield from loader
+
+
+def by_dataloader(dataset: ImageDataset, seed: int) -> Iterator[ImageBatch]:
+    generator = torch.Generator().manual_seed(seed)
+    loader = DataLoader(
+        Items(dataset), ROWS, shuffle=True, drop_last=True, num_workers=2, generator=generator, persistent_workers=True
+    )
+    while True:
+        for images, targets in loader:
+            yield ImageBatch(images=images, targets=targets, mean=dataset.mean, std=dataset.std)
+
+
+def train(
+    feed: Iterator[ImageBatch], dataset: ImageDataset, config: ConvNeXtConfig, target: float, steps: int, seed: int
+) -> tuple[float | None, float, float]:
+    """(seconds until `target`, or None; share of them spent waiting; accuracy in the end)"""
+    torch.manual_seed(seed)
+    model, objective, schedule = config.build(), Classification().build(), Linear(warmup=0.1)
+    optimizer = AdamWConfig(lr=4e-3, weight_decay=0.05).build(model)
+    next(feed)  # the workers are there
+    seconds = waited = accuracy = 0.0
+    for step in range(steps):
+        began = time.perf_counter()
+        batch = next(feed)
+        waited += time.perf_counter() - began
+        optimizer.schedule(schedule.multiplier(step, steps))
+        term = objective(model, batch, step).terms["ce"]
+        optimizer.zero_grad()
+        (term.sum / term.count).backward()
+        optimizer.step()
+        seconds += time.perf_counter() - began
+        if (step + 1) % EVERY == 0 or step + 1 == steps:
+            accuracy = predict(model, dataset.evaluation("held_out", 500)).accuracy
+            if accuracy >= target:
+                return seconds, waited / seconds, accuracy
+    return None, waited / seconds, accuracy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=FASHION)
+    parser.add_argument("--side", type=int, default=None, help="pixels; default: as the pictures are")
+    parser.add_argument("--target", type=float, default=0.9, help="share of the test pictures")
+    parser.add_argument("--steps", type=int, default=900, help="of the whole schedule")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    print(machine())
+    augment = ({"kind": "pad_crop", "pad": PAD}, {"kind": "flip"})
+    data = ImageData.from_dict({"path": options.data, "side": options.side, "augment": augment})
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = data.prepare(Path(folder))
+        reader = dataset.processor
+        config = ConvNeXtConfig(
+            image=reader.side, channels=reader.channels, classes=len(dataset.classes),
+            blocks=(2, 2), widths=(48, 96), patch=4, kernel=5, layer_scale=None,
+        )  # fmt: skip
+        print(f"{count_parameters(config):,} parameters, {dataset.size('train'):,} pictures to learn from")
+        found: dict[str, list[float]] = {}
+        for seed in range(options.rounds):
+            for name, feed in (("onefold", by_onefold), ("DataLoader", by_dataloader)):
+                seconds, waiting, accuracy = train(
+                    feed(dataset, seed), dataset, config, options.target, options.steps, seed
+                )
+                told = f"{seconds:.1f} s" if seconds else f"not reached ({accuracy:.1%})"
+                print(f"seed {seed}, {name}: {told}, waiting for data {waiting:.1%}", flush=True)
+                if seconds:
+                    found.setdefault(name, []).append(seconds)
+        for name, times in found.items():
+            print(f"{name}: median {statistics.median(times):.1f} s ({min(times):.1f}-{max(times):.1f})")
+
+
+if __name__ == "__main__":
+    main()
