@@ -112,7 +112,7 @@ class NFBlock(nn.Module):
         self.shortcut = StandardisedConv(inward, outward, 1) if changes else None
         self.squeeze = SqueezeExcite(outward)
         self.drop_path = DropPath(drop_path)
-        self.gain = nn.Parameter(torch.zeros(()))  # a block begins as its shortcut
+        self.gain = nn.Parameter(torch.zeros(1))  # a block begins as its shortcut; FSDP2 shards no scalars
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         y = activate(x) * self.beta
@@ -173,11 +173,14 @@ class NFNet(nn.Module):
             if name.endswith("bias"):
                 parameter.zero_()
             elif name.endswith("gain"):
-                parameter.fill_(0.0 if parameter.ndim == 0 else 1.0)
+                parameter.fill_(1)
             elif name.startswith("classifier."):
                 parameter.normal_(std=0.01)
             else:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
+        for module in self.modules():
+            if isinstance(module, NFBlock):
+                module.gain.zero_()
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         """What the model makes of each place of the picture."""

@@ -81,6 +81,15 @@ def test_standardised_convolutions_equal_the_formula(kernel, stride, groups, sid
     torch.testing.assert_close(conv(x), F.conv2d(padded, weight, conv.bias, stride, groups=groups))
 
 
+def test_blocks_of_a_fresh_nfnet_are_their_shortcuts_and_its_filters_are_not_scaled():
+    model = SMALL["nfnet"].build()  # whose first convolution has one filter, and so a gain of one element too
+    gains = {name: parameter for name, parameter in model.named_parameters() if name.endswith("gain")}
+    blocks = {f"stages.{i}.blocks.{j}.gain" for i, stage in enumerate(model.stages) for j in range(len(stage.blocks))}
+    assert blocks < set(gains)
+    for name, gain in gains.items():
+        assert (gain == (0 if name in blocks else 1)).all(), name
+
+
 @torch.no_grad()
 def test_a_fresh_nfnet_keeps_the_variance_it_predicts():
     torch.manual_seed(0)

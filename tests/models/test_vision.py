@@ -67,6 +67,10 @@ def test_without_classes_there_is_no_classifier_and_the_rest_is_the_same(config)
     assert [n for n in model.state_dict() if n.startswith("classifier.")] == ["classifier.weight", "classifier.bias"]
 
 
+def test_no_parameter_is_a_scalar_which_fsdp2_would_refuse(config):
+    assert [name for name, parameter in config.build().named_parameters() if parameter.ndim == 0] == []
+
+
 def test_depths_rise_from_the_pixels_to_the_classifier(config):
     model = config.build()
     depths = [model.depth_of(name) for name, _ in model.named_parameters()]

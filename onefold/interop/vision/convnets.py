@@ -11,7 +11,7 @@ from typing import Any
 from onefold.core.errors import UserError
 from onefold.interop.family import THEIR_ACTIVATION, Keys
 from onefold.interop.vision.format import Format, classes, finish, labels, of_type, square, timm_folder
-from onefold.interop.vision.names import Convolution, Names, Row, Squeezed
+from onefold.interop.vision.names import Convolution, Names, Row, Scalar, Squeezed
 from onefold.models.convnext import ConvNeXtConfig
 from onefold.models.nfnet import NFNetConfig
 from onefold.models.resnet import ResNetConfig
@@ -197,7 +197,7 @@ def _names_nfnet(config: NFNetConfig) -> Names:
         there = f"stages.{{i}}.{{j}}.attn_last.{theirs}"
         rows.append(Row(f"{block}.squeeze.{ours}.weight", (f"{there}.weight",), one_by_one))
         rows.append(Row(f"{block}.squeeze.{ours}.bias", (f"{there}.bias",)))
-    rows.append(Row(f"{block}.gain", ("stages.{i}.{j}.skipinit_gain",)))
+    rows.append(Row(f"{block}.gain", ("stages.{i}.{j}.skipinit_gain",), Scalar()))
     rows.append(Row("classifier.*", ("head.fc.*",)))
     return Names((*rows, *gains))
 

@@ -53,6 +53,19 @@ class Squeezed:
 
 
 @dataclass(frozen=True)
+class Scalar:
+    """Theirs has no axes, ours one of length one."""
+
+    def read(self, parts: list[Tensor], heads: Heads) -> Tensor:
+        if parts[0].ndim:
+            raise ValueError(f"shape {list(parts[0].shape)}, where a single number is expected")
+        return parts[0].unsqueeze(0)
+
+    def write(self, whole: Tensor, heads: Heads) -> list[Tensor]:
+        return [whole.squeeze(0)]
+
+
+@dataclass(frozen=True)
 class Convolution:
     """A convolution's weight as the matrix of `onefold.nn.patches.Patches`, of squares of this side."""
 
