@@ -99,7 +99,8 @@ class ImageDataset:
         self.config = config
         self._records = {split: Records(folder / split) for split in SPLITS}
         if "mean" not in self.facts:  # a store that somebody built
-            mean, std = measure(self._records["train"].pictures(), self.facts["channels"])
+            channels = config.channels or (reader.channels if reader else self.facts["channels"])
+            mean, std = measure(self._records["train"].pictures(), channels)
             self.facts |= {"mean": mean, "std": std}
         self.processor = self._reader(reader)
         self.classes = self.processor.classes

@@ -40,7 +40,7 @@ class PictureBatches:
         self._reader, self._places, self._transforms, self._seed = reader, places, transforms, seed
         pictures = records.pictures()
         if pictures.shape:
-            self._fetch = _Raw(pictures, frame, self._slots)
+            self._fetch = _Raw(pictures, frame, reader.channels, self._slots)
             # Copying is bound by memory, not by processors: there a second thread only costs.
             useful = 1 if self._fetch.kept and not transforms else 2
         else:
@@ -72,16 +72,21 @@ class PictureBatches:
 
 
 class _Raw:
-    """Pictures of one shape: rows become UInt8[B, side, side, C]. `kept`: they are so already."""
+    """Pictures of one shape: rows become UInt8[B, side, side, channels]. `kept`: they are so already."""
 
-    def __init__(self, pictures: Stored, frame: Frame, slots: Slots):
-        self._pictures, self._frame, self._slots = pictures, frame, slots
+    def __init__(self, pictures: Stored, frame: Frame, channels: int, slots: Slots):
+        self._pictures, self._frame, self._channels, self._slots = pictures, frame, channels, slots
         self._shape = pictures.shape or ()
-        self.kept = frame.keeps(*self._shape[:2])
+        self._whole = frame.keeps(*self._shape[:2])
+        self.kept = self._whole and self._shape[-1] == channels
 
     def __call__(self, rows: np.ndarray, draws: Draws) -> np.ndarray:
         images = self._pictures.gather(rows, self._slots.empty((len(rows), *self._shape)))
-        return images if self.kept else self._frame(Pictures(images, None, self._slots), draws).images
+        if self._shape[-1] > self._channels:  # before they are cut, as with pictures that are decoded first
+            images = in_channels(images, self._channels, self._slots)
+        if not self._whole:
+            images = self._frame(Pictures(images, None, self._slots), draws).images
+        return in_channels(images, self._channels, self._slots)
 
 
 class _Encoded:
@@ -116,15 +121,44 @@ class Evaluation:
             yield from batches
 
 
+def in_channels(images: np.ndarray, channels: int, slots: Slots) -> np.ndarray:
+    """UInt8[..., C] as [..., channels], bit for bit what picture_files.with_channels makes of each picture.
+
+    Grey is repeated, colour becomes luma (ITU-R BT.601), what is transparent becomes white.
+    """
+    has = images.shape[-1]
+    if has == channels:
+        return images
+    out = slots.empty((*images.shape[:-1], channels))
+    if channels == 4:
+        out[..., :3], out[..., 3] = in_channels(images, 3, slots), 255
+        return out
+    if has == 4:
+        opacity = images[..., 3:].astype(np.uint16)
+        mixed = images[..., :3] * opacity
+        mixed += 255 * (255 - opacity) + 128
+        mixed += mixed >> 8  # with the next shift, division by 255, rounded
+        images = (mixed >> 8).astype(np.uint8)
+    if channels == 1 and has > 1:
+        weights = np.array([19595, 38470, 7471], np.uint32)  # of 65,536
+        luma = images[..., 0] * weights[0]
+        for channel in (1, 2):
+            luma += images[..., channel] * weights[channel]
+        out[..., 0] = (luma + np.uint32(1 << 15)) >> 16
+    else:
+        out[:] = images
+    return out
+
+
 def measure(pictures: Stored, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of values from 0 to 1, over pictures from all over the file."""
     few = MEASURED if pictures.shape else MEASURED // 4
     rows = np.unique(np.linspace(0, len(pictures) - 1, few).astype(np.int64))
     counts = np.zeros((channels, 256))  # how often each value occurs
-    sizes = pictures.sizes[rows, :2]
+    sizes, slots = pictures.sizes[rows, :2], Slots()
     for row, size in zip(rows.tolist(), sizes):
         if pictures.shape:
-            found = pictures.gather(np.array([row]))[0]
+            found = in_channels(pictures.gather(np.array([row])), channels, slots)[0]
         else:
             found = decoder()(
                 pictures.encoded(row), f"picture {row}", size, np.array([0, 0, *size]), MEASURED_SIDE, channels

@@ -10,11 +10,15 @@ from PIL import Image
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.data.ahead import NAME
+from onefold.data.ahead import NAME, Slots
 from onefold.data.images import ImageData
+from onefold.data.picture_batches import in_channels
+from onefold.data.picture_files import with_channels
 from onefold.data.picture_reader import PictureReader
 from onefold.data.store import build
+from onefold.data.transforms.frame import scaled
 from onefold.models.resnet import ResNetConfig
+from tests.data.picture_makers import idx
 from tests.data.transforms.helpers import pictures
 
 EVERYTHING = (
@@ -221,6 +225,41 @@ def test_a_store_is_used_where_it_lies(made, photos, tmp_path):
     assert not list(made.glob("*store*"))
     for one, other in zip(store.evaluation("train", 4), direct.evaluation("train", 4), strict=True):
         assert torch.equal(one.images, other.images)
+
+
+@pytest.mark.parametrize("side", [12, 9])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("stored", [1, 3, 4])
+def test_a_store_serves_runs_of_other_channels(tmp_path, stored, channels, side):
+    """Raw pixels become what picture_files makes of them, whole and cut; so does what they are measured by."""
+    values = np.random.default_rng(0).integers(0, 256, (6, 12, 12, stored), np.uint8)
+    (tmp_path / "a-images-idx4-ubyte").write_bytes(idx(values))
+    (tmp_path / "a-labels-idx1-ubyte").write_bytes(idx(np.arange(6, dtype=np.uint8)))
+    build(tmp_path, tmp_path / "a.store", held_out=0, channels=stored)
+    dataset = ImageData(path=str(tmp_path / "a.store"), side=side, channels=channels).prepare(tmp_path)
+    assert (dataset.facts["shape"], dataset.processor.channels) == ([12, 12, stored], channels)
+    expected = np.stack([with_channels(picture, channels) for picture in values])
+    assert dataset.mean == pytest.approx(expected.mean((0, 1, 2)) / 255)
+    (batch,) = dataset.evaluation("train", 6)
+    order = np.argsort(batch.targets.argmax(1).numpy())
+    found = batch.images.permute(0, 2, 3, 1).numpy()[order]
+    if side == 12:
+        assert np.array_equal(found, expected)
+    else:
+        assert np.abs(found.astype(int) - scaled(expected, side, "bilinear")).max() <= 1
+    reader = PictureReader(side=side, channels=channels)
+    going_on = ImageData(path=str(tmp_path / "a.store")).prepare(tmp_path, reader)
+    assert next(iter(going_on.evaluation("train", 6))).images.shape == (6, channels, side, side)
+
+
+@pytest.mark.parametrize(("has", "channels"), [(1, 3), (1, 4), (3, 1), (3, 4), (4, 1), (4, 3)])
+def test_channels_of_batches_are_those_of_single_pictures(has, channels):
+    """With every value at every opacity."""
+    value, opacity = np.meshgrid(np.arange(256), np.arange(256))
+    planes = np.stack([value, 255 - value, value * 7 % 256, opacity], -1).astype(np.uint8)
+    images = np.stack([planes[..., :has], planes[::-1, ..., :has]])
+    found = in_channels(images, channels, Slots())
+    assert np.array_equal(found, np.stack([with_channels(np.ascontiguousarray(x), channels) for x in images]))
 
 
 def test_mistakes_are_told_in_a_line(made, photos, tmp_path):
