@@ -49,8 +49,8 @@ class ImageData(Config):
     order: Kind = "random"  # pages: for data larger than memory on a disk that does not like to jump
     held_out: float = Field(default=0.1, ge=0, le=0.5)  # share, where the source has no split of its own
     split_seed: int = Field(default=0, ge=0)
-    store_side: int | None = Field(default=None, ge=4)  # pixels of the shorter side that are kept on disk; None: all
-    raw_bytes: int = Field(default=1 << 16, ge=0)  # pictures of one size that take no more are stored as raw pixels
+    store_side: int | None = Field(default=None, ge=4)  # what shorter sides come down to on disk; None: all is kept
+    raw_bytes: int = Field(default=1 << 16, ge=0)  # pictures that then have one size, no larger, become raw pixels
     image: str | None = None  # columns of a table: the picture (a path or bytes), its label
     label: str | None = None
     skip_bad: bool = False

@@ -86,10 +86,10 @@ def decode(
     """UInt8[H, W, C], upright. Raises BadPicture naming `name` when the file is damaged.
 
     channels: 1 grey, 3 colour, 4 with opacity; None: grey where it is grey, else colour; what is transparent becomes
-    white. side: the middle square, resized to [side, side]; a large JPEG is then decoded at a fraction of its size.
+    white. side: what the shorter side is brought down to; a large JPEG is then decoded at a fraction of its size.
     """
     with _open(data, name) as image:
-        return _pixels(image, name, channels, side, square=True)
+        return _pixels(image, name, channels, side)
 
 
 def normal(data: bytes, name: str, channels: Channels | None, shorter: int | None) -> tuple[bytes, Header]:
@@ -99,14 +99,13 @@ def normal(data: bytes, name: str, channels: Channels | None, shorter: int | Non
     PNG. Either way it was decoded once, so that a damaged file raises BadPicture.
     """
     found = header(data, name)
-    fits = shorter is None or min(found.height, found.width) <= shorter
-    if fits and found.plain and channels != 4:
+    if shrunk(found.height, found.width, shorter) == (found.height, found.width) and found.plain and channels != 4:
         with _open(data, name) as image:
             image.draft(None, (1, 1))  # the smallest scale: all of a JPEG is read, little of it computed
             _load(image, name)
         return data, found
     with _open(data, name) as image:
-        pixels = _pixels(image, name, channels, None if fits else shorter, square=False)
+        pixels = _pixels(image, name, channels, shorter)
     encoded = encode(pixels, "jpeg" if found.kind == "jpeg" and pixels.shape[-1] != 4 else "png")
     return encoded, header(encoded, name) if pixels.shape[-1] != 4 else Header(*pixels.shape, "png", False)
 
@@ -122,12 +121,21 @@ def encode(pixels: np.ndarray, kind: Literal["jpeg", "png"] = "png") -> bytes:
     return buffer.getvalue()
 
 
-def fit(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The middle square of UInt8[H, W, C], resized to [side, side, C]."""
-    if pixels.shape[:2] == (side, side):
+def shrunk(height: int, width: int, side: int | None) -> tuple[int, int]:
+    """(height, width) once the shorter side is brought down to `side`; pictures are never enlarged."""
+    shorter = min(height, width)
+    if side is None or shorter <= side:
+        return height, width
+    return round(height * side / shorter), round(width * side / shorter)
+
+
+def fit(pixels: np.ndarray, side: int | None) -> np.ndarray:
+    """UInt8[H, W, C] at its `shrunk` size."""
+    size = shrunk(*pixels.shape[:2], side)
+    if pixels.shape[:2] == size:
         return pixels
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return _array(_square(image, side, image.width, image.height))
+    return _array(image.resize(size[::-1], Image.Resampling.BICUBIC))  # Pillow's filters widen where it shrinks
 
 
 def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
@@ -164,10 +172,11 @@ def _load(image: Image.Image, name: str) -> None:
         raise BadPicture(f"{name} is damaged: {error}") from None
 
 
-def _pixels(image: Image.Image, name: str, channels: Channels | None, side: int | None, square: bool) -> np.ndarray:
-    """Of an opened picture, UInt8[H, W, C]."""
+def _pixels(image: Image.Image, name: str, channels: Channels | None, side: int | None) -> np.ndarray:
+    """Of an opened picture, UInt8[H, W, C] at its `shrunk` size."""
     width, height = image.size  # exactly, where a JPEG decoded at 1/8 ends with a part of a pixel
-    if side is not None:
+    size = shrunk(height, width, side)[::-1]
+    if side is not None and size != image.size:
         wanted = [-(-length * side // min(image.size)) for length in image.size]
         if scaled := image.draft(None, (wanted[0], wanted[1])):  # at the smallest scale that is at least this large
             width, height = scaled[1][2:]
@@ -177,11 +186,7 @@ def _pixels(image: Image.Image, name: str, channels: Channels | None, side: int 
         deep = np.asarray(image).astype(np.int64)
         image = Image.fromarray((deep.clip(0, 65535) >> 8).astype(np.uint8))
     image = _in_channels(image, channels or (1 if grey else 3))
-    if side is not None and square:
-        image = _square(image, side, width, height)
-    elif side is not None:
-        shrunk = side / min(width, height)
-        size = (max(side, round(width * shrunk)), max(side, round(height * shrunk)))
+    if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC, box=(0, 0, width, height))
     return _array(image.transpose(TURNS[turned]) if turned in TURNS else image)
 
@@ -193,14 +198,6 @@ def _in_channels(image: Image.Image, channels: int) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")
-
-
-def _square(image: Image.Image, side: int, width: float, height: float) -> Image.Image:
-    """The middle square of the picture, which is `width` × `height` of the image's pixels."""
-    edge = min(width, height)
-    left, top = (width - edge) // 2, (height - edge) // 2
-    box = (left, top, left + edge, top + edge)
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)  # Pillow's filters widen where it shrinks
 
 
 def _orientation(image: Image.Image) -> int:

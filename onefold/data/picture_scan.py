@@ -15,7 +15,7 @@ from pydantic import Field
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
-from onefold.data.picture_files import MIN_SIDE, BadPicture, Channels, header
+from onefold.data.picture_files import MIN_SIDE, BadPicture, Channels, header, shrunk
 from onefold.data.picture_sources import Picture, PictureSource
 from onefold.data.split import choose
 
@@ -28,9 +28,9 @@ Found = TypeVar("Found")
 class Layout(Config):
     """How pictures are stored. Raw pixels are the fastest to read, encoded ones the smallest to keep."""
 
-    side: int | None = Field(default=None, ge=MIN_SIDE)  # raw: the middle square, resized; encoded: the shorter side
+    side: int | None = Field(default=None, ge=MIN_SIDE)  # what the shorter side is brought down to; None: all is kept
     channels: Channels | None = None  # None: 1 where all are grey, else 3
-    raw_bytes: int = Field(default=1 << 16, ge=0)  # pictures of one size that take no more are stored as raw pixels
+    raw_bytes: int = Field(default=1 << 16, ge=0)  # pictures that then have one size, no larger, become raw pixels
     held_out: float = Field(default=0.1, ge=0, le=0.5)  # share, where the source has no split of its own
     split_seed: int = Field(default=0, ge=0)
     image: str | None = None  # columns of a table: the picture (a path or bytes), its label
@@ -106,10 +106,11 @@ class Scan:
         if len(self.bad) <= TOLD:
             say(f"left out: {why}")
 
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) of all pictures, where they have the same."""
-        sizes = np.delete(self.sizes[:, :2], list(self.bad), 0)
-        return (int(sizes[0, 0]), int(sizes[0, 1])) if (sizes == sizes[0]).all() else None
+    def size(self, side: int | None) -> tuple[int, int] | None:
+        """(height, width) of all pictures, where they have the same once `shrunk` to `side`."""
+        sizes = np.unique(np.delete(self.sizes[:, :2], list(self.bad), 0), axis=0).tolist()
+        found = {shrunk(height, width, side) for height, width in sizes}
+        return found.pop() if len(found) == 1 else None
 
     def channels(self) -> Channels:
         """1 where all are grey, else 3 (or 4)."""

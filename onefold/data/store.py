@@ -163,7 +163,7 @@ def describe(facts: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Storage:
-    """shape: of raw pixels; None: encoded files, the shorter side brought down to `side`."""
+    """shape: of raw pixels, where all pictures have one; None: encoded files. side: what shorter sides come down to."""
 
     shape: tuple[int, int, int] | None
     channels: Channels
@@ -172,7 +172,7 @@ class _Storage:
     @classmethod
     def of(cls, scan: Scan, layout: Layout) -> "_Storage":
         channels = layout.channels or scan.channels()
-        size = (layout.side, layout.side) if layout.side else scan.size()
+        size = scan.size(layout.side)
         if size and size[0] * size[1] * channels <= layout.raw_bytes:
             return cls((*size, channels), channels, layout.side)
         return cls(None, channels, layout.side)
@@ -189,8 +189,7 @@ def _record(picture: Picture, storage: _Storage) -> dict[str, Any] | BadPicture:
         if picture.pixels is None:
             pixels = decode(picture.data or b"", picture.where, storage.channels, storage.side)
         else:
-            pixels = with_channels(picture.pixels, storage.channels)
-            pixels = fit(pixels, storage.side) if storage.side else pixels
+            pixels = fit(with_channels(picture.pixels, storage.channels), storage.side)
         if pixels.shape != storage.shape:
             raise BadPicture(f"{picture.where} changed while it was read")
         return {"image": pixels}

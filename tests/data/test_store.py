@@ -88,13 +88,37 @@ def test_the_users_size_decides_how_pictures_are_stored(tmp_path):
     facts = build(tmp_path / "a", tmp_path / "encoded", raw_bytes=20 * 30 * 3 - 1)
     assert (facts["storage"], facts["shape"]) == ("encoded", None)
     assert {name: data for name, (data, _) in stored(tmp_path / "encoded").items()} == files
-    facts = build(tmp_path / "a", tmp_path / "square", side=12)
-    assert facts["shape"] == [12, 12, 3]
+    facts = build(tmp_path / "a", tmp_path / "brought down", side=12)
+    assert facts["shape"] == [12, 18, 3]
+    facts = build(tmp_path / "a", tmp_path / "as they are", side=64)
+    assert facts["shape"] == [20, 30, 3]
+    assert build(tmp_path / "a", tmp_path / "large", side=12, raw_bytes=12 * 18 * 3 - 1)["shape"] is None
     facts = build(tmp_path / "a", tmp_path / "small", side=12, raw_bytes=0)
     view = Records(tmp_path / "small" / "train").pictures()
     assert np.unique(view.sizes, axis=0).tolist() == [[12, 18, 3]]
     facts = build(tmp_path / "a", tmp_path / "grey", side=12, channels=1)
-    assert facts["shape"] == [12, 12, 1]
+    assert facts["shape"] == [12, 18, 1]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_side_neither_cuts_nor_enlarges_pictures_of_many_shapes(tmp_path, suffix):
+    sizes = {"low": (20, 40), "high": (50, 25), "tiny": (6, 5), "even": (30, 30)}
+    for name, size in sizes.items():
+        class_folders(tmp_path / "a", (name,), each=1, size=(*size, 3), suffix=suffix)
+    facts = build(tmp_path / "a", tmp_path / "store", side=10, held_out=0)
+    assert (facts["storage"], facts["shape"]) == ("encoded", None)
+    records = Records(tmp_path / "store" / "train")
+    found = {
+        str(records["name"][row]).split("/")[0]: size for row, size in enumerate(records.pictures().sizes.tolist())
+    }
+    assert found == {"low": [10, 20, 3], "high": [20, 10, 3], "tiny": [6, 5, 3], "even": [10, 10, 3]}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_pictures_that_come_down_to_one_size_are_raw(tmp_path, suffix):
+    for name, size in (("large", (37, 61)), ("small", (74, 122)), ("same", (9, 15))):
+        class_folders(tmp_path / "a", (name,), each=2, size=(*size, 3), suffix=suffix)
+    assert build(tmp_path / "a", tmp_path / "store", side=9)["shape"] == [9, 15, 3]
 
 
 def test_pictures_of_many_sizes_stay_as_they_came(tmp_path):
@@ -106,7 +130,7 @@ def test_pictures_of_many_sizes_stay_as_they_came(tmp_path):
     assert view.shape is None
     assert view.sizes.tolist() == [[8 + i, 9, 3 if i % 2 else 1] for i in range(6)]
     assert facts["channels"] == 3
-    assert build(tmp_path / "a", tmp_path / "square", side=8)["shape"] == [8, 8, 3]
+    assert build(tmp_path / "a", tmp_path / "side", side=8)["shape"] is None
 
 
 def test_raw_pixels_too_large_become_lossless_files(tmp_path):

@@ -19,7 +19,7 @@ def test_the_verbs_from_build_to_sample(tmp_path):
     assert built.exit_code == 0
     assert str(store) in built.output
     found = json.loads(call("info", store).stdout)
-    assert found["facts"]["shape"] == [6, 6, 3]
+    assert found["facts"]["shape"] == [8, 6, 3]
     assert found["records"]["held_out"]["rows"] == 4
     assert set(json.loads(call("info", store, store / "train").stdout)) == {str(store), str(store / "train")}
     assert call("sample", store, tmp_path / "out", "-n", 3).exit_code == 0
