@@ -13,7 +13,8 @@ def adopt(model: nn.Module, weights: Mapping[str, Tensor], prefix: int = 0) -> d
     """`weights`, by the names of `model`, fitted to it.
 
     A masked autoencoder's encoder begins a classifier; places are stretched to another size of pictures, but for the
-    first `prefix` of them; a classifier of other classes, or none, leaves `model`'s own, which is fresh.
+    first `prefix` of them. A classifier of another number of classes, or none, leaves `model`'s own, which is fresh;
+    one of as many classes is kept, even if they are others: what a class means is not in the weights.
     """
     own = {name: tensor.detach() for name, tensor in model.named_parameters()}
     if any(name.startswith("encoder.") for name in weights) and not any(name.startswith("encoder.") for name in own):

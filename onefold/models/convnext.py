@@ -15,6 +15,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config
+from onefold.core.errors import UserError
 from onefold.models.adopting import adopt
 from onefold.models.depths import depth_of
 from onefold.nn.depthwise import DepthwiseConv
@@ -52,7 +53,17 @@ class ConvNeXtConfig(Config):
         return self
 
     def build(self) -> "ConvNeXt":
-        """The model with fresh weights from torch's current generator; under `torch.device("meta")`, shapes only."""
+        """The model with fresh weights from torch's current generator; under `torch.device("meta")`, shapes only.
+
+        Raises UserError where pictures are too small for the stages: nothing would be left of them. Not said of the
+        config alone, which becomes that of a small model step by step.
+        """
+        least = self.patch * 2 ** (len(self.blocks) - 1)
+        if self.image < least:
+            raise UserError(
+                f"pictures of {self.image} pixels a side are too small for a ConvNeXt of {len(self.blocks)} stages and "
+                f"patches of {self.patch}: use at least {least} (data.side), fewer stages or a smaller patch"
+            )
         return ConvNeXt(self)
 
 

@@ -38,6 +38,15 @@ def test_impossible_settings_are_refused(name):
         SMALL[name].but({"blocks": [1, 2, 3]})
 
 
+def test_pictures_too_small_for_the_stages_of_a_convnext_are_refused():
+    config = vision_sizes.convnext(image=28, classes=5).but({"blocks": [1, 1, 1, 1], "widths": [8, 8, 8, 8]})
+    with pytest.raises(UserError, match=r"28 pixels .* 4 stages and patches of 4: use at least 32"):
+        config.build()
+    for changes in ({"image": 32}, {"patch": 2}, {"blocks": [1, 1, 1], "widths": [8, 8, 8]}):
+        fits = config.but(changes)
+        assert fits.build()(pictures(fits)).shape == (2, 5)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["convnext", "resnet", "nfnet"])
 def test_features_are_a_small_picture_of_the_same_orientation(name):

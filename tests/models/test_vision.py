@@ -89,5 +89,12 @@ def test_it_begins_with_the_weights_of_one_for_other_classes(config):
     assert torch.equal(other.classifier.weight, own)
 
 
+@torch.no_grad()
+def test_as_many_other_classes_keep_the_classifier(config):
+    model, other = fresh(config), config.build()
+    other.load_state_dict(other.adopt(dict(model.state_dict())))
+    assert torch.equal(other.classifier.weight, model.classifier.weight)
+
+
 def test_configs_are_plain_values(config):
     assert type(config).from_json(config.to_json()) == config
