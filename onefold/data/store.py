@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def fill(folder: Path, source: str | Path, layout: Layout, workers: int | None =
     columns = picture_columns("image", storage.shape) | {"label": Column("int32"), "name": Column("text")}
     counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     per_class = {split: np.zeros(len(places), np.int64) for split in SPLITS}
+    hashed = blake2b(f"{scan.hash} {storage.shape} {storage.channels} {storage.side}".encode(), digest_size=8)
     good = ((number, picture) for number, picture in enumerate(pictures) if number not in scan.bad)
     with ExitStack() as stack:
         out = {split: stack.enter_context(RecordsWriter(folder / split, columns)) for split in SPLITS}
@@ -67,6 +69,7 @@ def fill(folder: Path, source: str | Path, layout: Layout, workers: int | None =
                 scan.reject(number, record)
                 continue
             split = scan.split(number, picture)
+            hashed.update(f" {number} {split}".encode())
             label = UNLABELLED if picture.label is None else places[picture.label]
             out[split].add(**record, label=label, name=picture.name)
             counts[split].update(images=1, bytes=memoryview(record["image"]).nbytes)
@@ -75,7 +78,7 @@ def fill(folder: Path, source: str | Path, layout: Layout, workers: int | None =
     if not counts["train"]["images"]:
         raise UserError(f"{source}: no picture is left to train on")
     facts = {
-        "hash": scan.hash,
+        "hash": hashed.hexdigest(),  # of contents, labels, splits and how they are stored: all that a run depends on
         "classes": list(scan.classes),
         "storage": "raw" if storage.shape else "encoded",
         "shape": storage.shape and list(storage.shape),

@@ -121,6 +121,24 @@ def test_pictures_that_come_down_to_one_size_are_raw(tmp_path, suffix):
     assert build(tmp_path / "a", tmp_path / "store", side=9)["shape"] == [9, 15, 3]
 
 
+def test_the_hash_tells_stores_of_one_source_apart(tmp_path):
+    """A resume notices that a store was built anew with other settings; the same ones give the same."""
+    class_folders(tmp_path / "a", each=10)
+    settings = (
+        {},
+        {"side": 6},
+        {"raw_bytes": 0},
+        {"raw_bytes": 0, "side": 6},
+        {"channels": 1},
+        {"split_seed": 1},
+        {"held_out": 0.3},
+    )
+    hashes = [build(tmp_path / "a", tmp_path / str(i), **chosen)["hash"] for i, chosen in enumerate(settings)]
+    assert len(set(hashes)) == len(settings)
+    again = build(tmp_path / "a", tmp_path / "again", workers=3, channels=3, skip_bad=True)  # what it comes to anyway
+    assert again["hash"] == hashes[0]
+
+
 def test_pictures_of_many_sizes_stay_as_they_came(tmp_path):
     for i in range(6):
         (tmp_path / "a" / "x").mkdir(parents=True, exist_ok=True)
