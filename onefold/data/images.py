@@ -22,7 +22,7 @@ from onefold.data.picture_reader import PictureReader
 from onefold.data.picture_sources import DIGITS, picture_stamp
 from onefold.data.records import Records
 from onefold.data.store import Layout, fill, is_store
-from onefold.data.transforms import FRAMES, Augmentation, CentreCrop
+from onefold.data.transforms import FRAMES, Augmentation
 from onefold.data.transforms.base import Transform
 from onefold.data.transforms.frame import Frame, Interpolation
 
@@ -185,7 +185,7 @@ class ImageDataset:
         if reader and set(classes) <= set(reader.classes):
             classes = reader.classes
         side = config.side or (reader.side if reader else None) or self._own_side()
-        share = reader.side / (reader.resize or reader.side) if reader and config.share == 1 else config.share
+        share = min(1, reader.side / (reader.resize or reader.side)) if reader and config.share == 1 else config.share
         channels = config.channels or (reader.channels if reader else facts["channels"])
         mean, std = config.mean, config.std
         if mean is None or std is None:
@@ -196,6 +196,7 @@ class ImageDataset:
         return PictureReader(
             side=side,
             resize=None if share == 1 else round(side / share),
+            squeeze=bool(reader and reader.squeeze and config.share == 1),
             channels=channels,
             mean=tuple(mean),
             std=tuple(std),
@@ -218,8 +219,7 @@ class ImageDataset:
 
     def _batches(self, split: Split, transforms: tuple[Transform, ...], seed: int) -> PictureBatches:
         reader = self.processor
-        share = reader.side / (reader.resize or reader.side)
-        frame = CentreCrop(side=reader.side, share=share, interpolation=reader.interpolation).build()
+        frame = reader.frame()
         if transforms and isinstance(transforms[0], Frame):
             frame, *rest = transforms
             transforms = tuple(rest)

@@ -11,7 +11,7 @@ from torch import Tensor
 from onefold.core.errors import UserError, missing_extra
 from onefold.data.picture_reader import PictureReader
 from onefold.data.transforms.draws import Draws
-from onefold.data.transforms.frame import CentreCrop, scaled
+from onefold.data.transforms.frame import scaled
 
 Picture = str | Path | bytes | np.ndarray | Any  # a file, its content, UInt8[H, W] or [H, W, C], Pillow's images
 
@@ -19,8 +19,7 @@ Picture = str | Path | bytes | np.ndarray | Any  # a file, its content, UInt8[H,
 def look(picture: Picture, reader: PictureReader) -> UInt8[Tensor, "C side side"]:
     """One picture as `reader` says. Raises UserError for what is no picture."""
     pixels = _pixels(picture, reader.channels)
-    share = min(1.0, reader.side / (reader.resize or reader.side))
-    frame = CentreCrop(side=reader.side, share=share, interpolation=reader.interpolation).build()
+    frame = reader.frame()
     nothing_random = Draws(0, 0, np.zeros(1, np.int64))
     top, left, height, width = frame.boxes(np.array([pixels.shape[:2]]), nothing_random)[0]
     part = np.ascontiguousarray(pixels[None, top : top + height, left : left + width])

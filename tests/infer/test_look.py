@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from onefold.core.errors import UserError
+from onefold.data.images import ImageData
 from onefold.data.picture_reader import PictureReader
 from onefold.infer.look import look
 
@@ -39,6 +40,37 @@ def test_the_middle_is_seen():
     pixels[4:12, 4:12] = 200
     assert (look(pixels, PictureReader(side=8, resize=16)) == 200).all()  # 8 of 16 pixels
     assert look(pixels, COLOUR)[:, 0].max() < 200
+
+
+def test_the_whole_is_seen_squeezed():
+    pixels = np.zeros((16, 40, 3), np.uint8)
+    pixels[:, 20:] = 200
+    seen = look(pixels, PictureReader(side=8, squeeze=True))
+    assert (seen[..., :3] == 0).all()
+    assert (seen[..., 5:] == 200).all()
+    pixels = np.zeros((16, 40, 3), np.uint8)
+    pixels[4:12, 10:30] = 200
+    assert (look(pixels, PictureReader(side=8, resize=16, squeeze=True)) == 200).all()  # half of each side
+    edge = look(pixels, PictureReader(side=8, squeeze=True))
+    assert edge[:, 0].max() < 200
+    assert torch.equal(look(pixels, PictureReader(side=8, resize=4, squeeze=True)), edge)
+
+
+@pytest.mark.parametrize(("squeeze", "resize"), [(False, None), (True, None), (False, 10), (True, 10), (True, 4)])
+def test_batches_for_a_model_to_go_on_with_are_what_it_sees(tmp_path, squeeze, resize):
+    rows, columns = np.mgrid[:24, :60]
+    pixels = np.stack((rows * 10, columns * 4, rows + columns), axis=2).astype(np.uint8)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / name / "one.png")
+    reader = PictureReader(side=8, resize=resize, squeeze=squeeze, classes=("a", "b"))
+    data = ImageData(path=str(tmp_path / "photos"), held_out=0)
+    dataset = data.prepare(tmp_path, reader)
+    assert dataset.processor == (reader if resize != 4 else reader.but({"resize": None}))
+    batch = next(iter(dataset.evaluation("train", 2)))
+    assert torch.equal(batch.images[0], look(pixels, reader))
+    asked = data.but({"share": 0.5}).prepare(tmp_path, reader)  # the middle square, as the data say
+    assert not asked.processor.squeeze
 
 
 def test_a_picture_of_the_right_size_is_seen_bit_by_bit():
