@@ -172,8 +172,10 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
     from onefold.infer.classify import Classifier, evaluate_pictures
     from onefold.infer.evaluate import evaluate_text
 
-    loaded = _open(model, device)
-    (evaluate_pictures if isinstance(loaded, Classifier) else evaluate_text)(loaded, **_settings(settings))
+    loaded, given = _open(model, device), _settings(settings)
+    if "data" not in given:
+        raise UserError(f"evaluate needs data=: onefold evaluate {model} data=FOLDER")
+    (evaluate_pictures if isinstance(loaded, Classifier) else evaluate_text)(loaded, **given)
 
 
 @app.command(epilog=_example("onefold classify runs/vit photo.jpg", "onefold classify runs/vit photos/*.jpg --top 1"))
@@ -212,10 +214,13 @@ def compare(
 def export(
     model: ModelPath,
     to: Annotated[Path, typer.Argument(help="Folder or file to write")],
-    format: Annotated[str, typer.Option(help="hf, gguf or onefold")] = "hf",
+    format: Annotated[str, typer.Option(help="hf, onefold; gguf for text, timm for pictures")] = "hf",
 ):
     """Write a model in a published format."""
-    _open(model, "cpu").save(to, format=format)
+    from onefold.interop.open import open_model
+    from onefold.interop.save import save
+
+    save(open_model(model), to, format)
     print(f"wrote {to}")
 
 

@@ -63,16 +63,17 @@ class Config(BaseModel):
             raise UserError(f"{source} must be a JSON object")
         return cls.from_dict(data)
 
-    def but(self, changes: Mapping[str, Any]) -> Self:
+    def but(self, changes: Mapping[str, Any], trusted: bool = True) -> Self:
         """The same config with some dotted paths changed.
 
         A mapping merges into the variant that is there, unless it names another `kind`, which replaces the variant.
+        trusted: as in `from_dict`; False where the changes may have come from a file.
         """
         data = self.to_dict()
         # `kind`, then outer before inner: a variant must have been picked before anything is set on it.
         for path, value in sorted(changes.items(), key=lambda item: (not item[0].endswith("kind"), item[0].count("."))):
             _set(data, path, value)
-        return type(self).from_dict(data, trusted=True)
+        return type(self).from_dict(data, trusted=trusted)
 
     def digest(self, exclude: tuple[str, ...] = ()) -> str:
         """A short hash of what this config says, leaving out the dotted paths in `exclude`."""

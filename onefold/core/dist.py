@@ -29,13 +29,16 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+PATIENCE = timedelta(hours=4)  # the others wait while the main process prepares data; a dead one torchrun notices
+
+
 def init(device: torch.device) -> None:
     """Join the other processes when torchrun started this one: NCCL between GPUs, gloo between CPUs."""
     if _running() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return
     if device.type == "cuda":
         torch.cuda.set_device(local_rank())
-    td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     atexit.register(shutdown)
 
 

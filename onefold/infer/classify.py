@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -134,19 +134,11 @@ class Classifier:
             [(self.classes[i], float(p)) for i, p in zip(row, ps)] for row, ps in zip(places.tolist(), values.tolist())
         ]
 
-    def save(self, path: str | Path, format: str = "onefold", **options: Any) -> None:
+    def save(self, path: str | Path, format: Literal["onefold", "hf", "timm"] = "onefold", **options: Any) -> None:
         """Write our folder, or one that transformers ("hf") or timm ("timm") opens."""
-        if format == "onefold":
-            from onefold.interop.artifact import save_artifact
+        from onefold.interop.save import save
 
-            loaded = self._loaded
-            save_artifact(Path(path), loaded.model, loaded.config, loaded.processor, loaded.card, **options)
-        elif format in ("hf", "timm"):
-            from onefold.interop.vision.folder import save_vision
-
-            save_vision(Path(path), self._loaded, library="timm" if format == "timm" else "huggingface", **options)
-        else:
-            raise UserError(f"no format named {format!r} for pictures; use onefold, hf or timm")
+        save(self._loaded, path, format, **options)
 
 
 def evaluate_pictures(classifier: Classifier, data: str, **settings: Any) -> Predictions:

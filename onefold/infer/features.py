@@ -6,6 +6,7 @@ multinomial logistic regression, solved to its one minimum: what can be read off
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from onefold.infer.engine import device_of, evaluating
 
 CHUNK = 1024  # pictures whose similarities to all others are held at once
 DECAYS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # tried by the probe
+MOST = 20_000  # pictures of a split that features are judged by
 LEFT_OUT = 5  # one training picture in so many judges them
 
 
@@ -129,9 +131,15 @@ def linear_probe(features: Features, classes: int, decays: Sequence[float] = DEC
     return fit_probe(features, classes, best[1])
 
 
-def judge_features(network: nn.Module, dataset: PictureSource, rows: int = 64, k: int = 20) -> dict[str, float]:
-    """Shares of the held-out pictures named rightly: {"neighbours", "probe"}, and the probe's "decay"."""
-    bank, asked = (features_of(network, dataset.evaluation(split, rows)) for split in ("train", "held_out"))
+def judge_features(
+    network: nn.Module, dataset: PictureSource, rows: int = 64, k: int = 20, most: int = MOST
+) -> dict[str, float]:
+    """Shares of the held-out pictures named rightly: {"neighbours", "probe"}, and the probe's "decay".
+
+    most: pictures of each split that are looked at; any beginning of an evaluation is a fair sample.
+    """
+    batches = (islice(dataset.evaluation(split, rows), -(-most // rows)) for split in ("train", "held_out"))
+    bank, asked = (features_of(network, some) for some in batches)
     classes = 1 + int(max(bank.labels.max(), asked.labels.max()))
     probe = linear_probe(bank, classes)
     return {

@@ -127,22 +127,9 @@ class Model:
 
     def save(self, path: str | Path, format: Literal["onefold", "hf", "gguf"] = "onefold", **options: Any) -> None:
         """Write our folder or a Hugging Face folder (`dtype=` other than the model's), or a .gguf (`kind="F16"`)."""
-        path = Path(path)
-        if format == "onefold":
-            from onefold.interop.artifact import save_artifact
+        from onefold.interop.save import save
 
-            loaded = self._loaded
-            save_artifact(path, loaded.model, loaded.config, loaded.processor, loaded.card, **options)
-        elif format == "hf":
-            from onefold.interop.huggingface import save_folder
-
-            save_folder(path, self._loaded, **options)
-        elif format == "gguf":
-            from onefold.interop.gguf.model import save_gguf
-
-            save_gguf(path, self._loaded, **options)
-        else:
-            raise UserError(f"no format named {format!r}; use onefold, hf or gguf")
+        save(self._loaded, path, format, **options)
 
     # The parts of `generate`, for those who schedule rows themselves (servers, roll-outs).
 

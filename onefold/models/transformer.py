@@ -72,8 +72,9 @@ class DecoderConfig(Config):
     init: Literal["normal", "fan_in"] = "normal"
 
     @model_validator(mode="after")
-    def _fits(self) -> "DecoderConfig":
-        for block in set(self.blocks()) if self.pattern else (self.block,):
+    def _fits(self, info: Any) -> "DecoderConfig":  # pydantic.ValidationInfo
+        trusted = info.context is None or info.context.get("trusted", False)  # no context: a call from Python
+        for block in set(self.blocks(trusted)) if self.pattern else (self.block,):
             if isinstance(block.mixer, AttentionConfig):
                 block.mixer.widths(self.width)
         learned = self.embed.position
@@ -81,11 +82,11 @@ class DecoderConfig(Config):
             raise ValueError(f"context ({self.context}) exceeds the learned positions ({learned.context})")
         return self
 
-    def blocks(self) -> list[BlockConfig]:
-        """The config of every layer, in order."""
+    def blocks(self, trusted: bool = True) -> list[BlockConfig]:
+        """The config of every layer, in order. `trusted`: as in Config.but; a pattern is checked when it is read."""
         if not self.pattern:
             return [self.block] * self.depth
-        variants = [self.block.but(changes) if changes else self.block for changes in self.pattern]
+        variants = [self.block.but(changes, trusted) if changes else self.block for changes in self.pattern]
         return [variants[i % len(variants)] for i in range(self.depth)]
 
     def build(self) -> "Decoder":

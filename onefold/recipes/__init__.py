@@ -71,5 +71,5 @@ def train(what: "str | Path | Run", /, *, tiny: bool = False, **overrides: Any) 
 
     result = run(resolve(what, overrides, tiny))
     if result.status != "interrupted" and dist.is_main():
-        review(result.out)
+        review(result)
     return result

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from onefold.core.files import atomic_folder
 from onefold.data.picture_sources import DIGITS, open_pictures
-from onefold.data.transforms import Augmentation, Flip, RandomResizedCrop
+from onefold.data.transforms import Flip, RandomResizedCrop
 from onefold.models.convnext import ConvNeXtConfig
 from onefold.study.check import Report
 from onefold.study.pictures import png
@@ -17,6 +18,7 @@ from onefold.training.run import Result, Run, train
 
 SEEDS = (0, 1, 2)
 HELD_OUT = 40  # pictures of each digit that a check is judged by
+CROPS = (RandomResizedCrop(), Flip())  # what nearly every picture of things bears
 SIDE = 64  # pixels that a small model sees of anything larger than the digits
 
 TINY_TRAINER: dict[str, Any] = {
@@ -34,16 +36,11 @@ def small_side(data: str) -> int:
     return 8 if data == DIGITS else SIDE
 
 
-def crops(image: int) -> tuple[Augmentation, ...]:
-    """A random part and its mirror image: what nearly every picture of things bears."""
-    return RandomResizedCrop(side=image), Flip()
-
-
 def small_data(data: str, image: int) -> dict[str, Any]:
     """Digits are shifted and never mirrored; others are cropped and mirrored, and stored no larger than needed."""
     if data == DIGITS:
         return {"side": None, "channels": 1, "augment": [{"kind": "pad_crop", "pad": 1}]}
-    augment = [a.to_dict() for a in crops(image)]
+    augment = [change.to_dict() for change in CROPS]
     return {"side": image, "channels": 3, "store_side": 2 * image, "augment": augment}
 
 
@@ -61,12 +58,13 @@ def few_digits(folder: Path, each: int) -> Path:
     by_class: dict[str, list[np.ndarray]] = defaultdict(list)
     for picture in open_pictures(DIGITS):
         by_class[picture.label or ""].append(picture.pixels)
-    for label, images in by_class.items():
-        named = chain((("test", i) for i in images[:HELD_OUT]), (("train", i) for i in images[HELD_OUT:][:each]))
-        for number, (split, image) in enumerate(named):
-            place = folder / split / label
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{number}.png").write_bytes(png(image))
+    with atomic_folder(folder) as unfinished:
+        for label, images in by_class.items():
+            named = chain((("test", i) for i in images[:HELD_OUT]), (("train", i) for i in images[HELD_OUT:][:each]))
+            for number, (split, image) in enumerate(named):
+                place = unfinished / split / label
+                place.mkdir(parents=True, exist_ok=True)
+                (place / f"{number}.png").write_bytes(png(image))
     return folder
 
 

@@ -23,7 +23,7 @@ DROP_PATH = {"t": 0.1, "s": 0.4, "b": 0.5, "l": 0.5, "xl": 0.5}
 
 def recipe(data: str = "digits", size: str = "t", image: int = 224) -> Run:
     """Sizes: t, s, b, l, xl. 300 epochs of ImageNet, 20 of them warm-up."""
-    augment = (RandomResizedCrop(side=image), Flip(), RandAugment(), RandomErasing(), MixupOrCutMix())
+    augment = (RandomResizedCrop(), Flip(), RandAugment(), RandomErasing(), MixupOrCutMix())
     return Run(
         data=ImageData(path=data, side=image, channels=3, augment=augment),
         model=vision_sizes.convnext(size, image).but({"drop_path": DROP_PATH.get(size, 0.1)}),

@@ -4,11 +4,13 @@ Claim: a residual network without normalisation trains at large batches and lear
 unit is clipped relative to the size of its weights; scaled (Smith et al. 2023, 2310.16764), such convnets match ViTs
 that were trained with as much compute.
 
-Deviations: the paper's learning rate is 0.1 for each 256 pictures of a batch of 4096.
+Deviations: RandAugment goes no further than magnitude 10, where the paper has 15 from F3 on; evaluation is at the side
+of training, where the paper's is larger. The learning rate is 0.1 for each 256 pictures of a batch.
 """
 
 from statistics import fmean
 
+from onefold.core.errors import UserError
 from onefold.data.images import ImageData
 from onefold.data.transforms import Flip, MixupOrCutMix, RandAugment, RandomResizedCrop
 from onefold.models import vision_sizes
@@ -25,9 +27,9 @@ def recipe(data: str = "digits", size: str = "f0", image: int | None = None) -> 
     """Sizes: f0 … f6. 360 epochs of ImageNet, 5 of them warm-up."""
     model = vision_sizes.nfnet(size, image)
     augment = (
-        RandomResizedCrop(side=model.image),
+        RandomResizedCrop(),
         Flip(),
-        RandAugment(operations=4, magnitude=5.0 + 5.0 * (size != "f0")),
+        RandAugment(operations=4, magnitude=5.0 if size == "f0" else 10.0),
         MixupOrCutMix(mixup=0.2),
     )
     return Run(
@@ -72,7 +74,10 @@ def check(report: Report) -> None:
             errors = []
             for seed in pictures.SEEDS:
                 run = tiny().but({**changes, "trainer.skip": None, "seed": seed, "out": f"runs/check/{name}/{seed}"})
-                errors.append(1 - pictures.accuracy(train(run)))
+                try:
+                    errors.append(1 - pictures.accuracy(train(run)))
+                except UserError:  # nothing is finite any more
+                    errors.append(0.9)
             report.note(f"held-out error, {'adaptive clipping' if clip else 'no clipping'}, learning rate {lr}", errors)
             survived[clip, lr] = fmean(errors)
     report.less("with clipping, error at the largest learning rate, against guessing", survived[0.01, 6.4], 0.85)

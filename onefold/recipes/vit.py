@@ -4,7 +4,8 @@ Claim: a plain transformer over squares of a picture needs no convolutions, once
 convolutions, which know that neighbours belong together, learn faster.
 
 Deviations: JFT-300M was never published, so `data` is yours; the settings are those of table 3 for ImageNet from
-scratch. Pre-training without labels is in mae.py, fine-tuning in classifier.py.
+scratch, but for dropout, which is left out after the first layer of a feed-forward. Pre-training without labels is in
+mae.py, fine-tuning in classifier.py.
 """
 
 from typing import Any
@@ -25,12 +26,16 @@ from onefold.training.trainer import TrainerConfig
 def recipe(data: str = "digits", size: str = "b/16", image: int = 224) -> Run:
     """Sizes: ti/16, s/16, s/32, b/16, b/32, l/16, l/32, h/14."""
     return Run(
-        data=ImageData(path=data, side=image, channels=3, augment=pictures.crops(image)),
+        data=ImageData(path=data, side=image, channels=3, augment=pictures.CROPS),
         model=vision_sizes.vit(size, image).but({"dropout": 0.1, "block.dropout": 0.1}),
         objective=Classification(),
         optimizer=AdamWConfig(lr=3e-3, betas=(0.9, 0.999), weight_decay=0.3),
         trainer=TrainerConfig(
-            steps=93_000, batch=4096, schedule=Cosine(warmup=10_000), evaluate_every=1000, checkpoint_every=1000
+            steps=93_000,
+            batch=4096,
+            schedule=Cosine(warmup=10_000, final=0.0),
+            evaluate_every=1000,
+            checkpoint_every=1000,
         ),
         out="runs/vit",
     )

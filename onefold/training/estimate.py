@@ -35,11 +35,10 @@ def count_flops(model: Config, objective: Callable, batch: Batch) -> float:
     """Operations per token, forward and backward, of `model` (a config) on rows like those of `batch`."""
     with torch.device("meta"):
         built = model.build()
-    row = batch.take(slice(0, 1))
     with FlopCounterMode(display=False) as counter:
-        loss = objective(built, row.to("meta"), 0)
+        loss = objective(built, batch.to("meta"), 0)
         sum(term.sum for term in loss.terms.values()).backward()
-    return counter.get_total_flops() / row.size
+    return counter.get_total_flops() / batch.size
 
 
 def parameter_bytes(model: Config, optimizer: Config) -> int:
@@ -65,7 +64,7 @@ def check_memory(model: Config, optimizer: Config, device: torch.device) -> tupl
 
 
 def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
-    """What one row leaves in memory between the forward and the backward pass of `model`, which is on its device.
+    """What a row of `batch` leaves in memory between the forward and the backward pass of `model`, on its device.
 
     Under FSDP the unit that stays whole (see parallel.py) counts too.
     """
@@ -78,9 +77,12 @@ def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
             kept[address] = tensor
         return tensor
 
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}  # running averages must not see it
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        objective(model, batch.take(slice(0, 1)), 0)
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
+        objective(model, batch, 0)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(before[name])
+    return sum(t.untyped_storage().nbytes() for t in kept.values()) // batch.rows
 
 
 def free_bytes(device: torch.device) -> int:

@@ -13,7 +13,8 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_write, disk_error
 
 # What may differ between two starts of one run: where it lies, what computes it, what is watched and kept, and when it
-# ends. None of it changes the weights after a given number of steps.
+# ends. None of it changes the weights after a given number of steps, but for rounding, and for what is drawn or
+# averaged over the rows that are computed together (dropout, batch norm).
 FREE = {"out"}
 FREE_OF_TRAINER = {
     *("steps", "time_limit", "patience"),

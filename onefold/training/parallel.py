@@ -29,6 +29,9 @@ class Unit(Config):
         return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
+UNITS = tuple(Unit(pattern=pattern) for pattern in ("blocks.*", "encoder.blocks.*", "stages.*.blocks.*"))
+
+
 def place(model: nn.Module, plan: tuple[Unit, ...], device: torch.device, compiled: bool) -> None:
     """Move `model` to `device`, spread it over the processes and compile it, in place."""
     compiled = compiled and can_compile(device)

@@ -8,6 +8,7 @@ Starting a run again in the same folder goes on where it stopped. It must be the
 does not change the way to a given step, and the same data, wherever they lie now.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model
 from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
+from onefold.models.mae import MAEConfig
 from onefold.objectives.classification import Classification
 from onefold.objectives.language import NextToken
 from onefold.objectives.reconstruction import Reconstruction
@@ -65,6 +67,7 @@ class Result:
     status: str  # "finished", "stopped early" or "interrupted"
     step: int
     best: dict[str, Any] | None  # {"step", "metric", "value"} of the best evaluation
+    dataset: Dataset | ImageDataset | None = field(default=None, repr=False)  # None where nothing was left to do
 
     @property
     def out(self) -> Path:
@@ -109,7 +112,7 @@ def train(run: Run) -> Result:
         "interrupted": f"saved {run.out}/checkpoints/{state.step}; the same command goes on from there",
     }
     say(told[status])
-    return Result(run, status, state.step, state.best)
+    return Result(run, status, state.step, state.best, trainer.dataset)
 
 
 def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Path | None, state: TrainState) -> Trainer:
@@ -167,8 +170,10 @@ def resumption(run: Run, before: Mapping[str, Any] | None, state: TrainState) ->
 def first_processor(run: Run, start: Loaded | None) -> Processor | None:
     """How the model to begin with reads, kept in the run's folder so that resuming does not need that model."""
     place = run.out / PROCESSOR
-    if start and start.processor and dist.is_main():
-        save_processor(place, start.processor)
+    if start and dist.is_main():
+        shutil.rmtree(place, ignore_errors=True)
+        if start.processor:
+            save_processor(place, start.processor)
     dist.barrier()
     return load_processor(place) if run.start and place.is_dir() else None
 
@@ -182,7 +187,12 @@ def model_config(run: Run, dataset: Dataset | ImageDataset, start: Loaded | None
         return dataset.fit(run.model, grow=False)
     if start is None:
         raise UserError("a run needs a model, or a start whose model it goes on with")
-    return dataset.fit(start.config, grow=True)
+    config = start.config
+    if isinstance(config, MAEConfig) and not isinstance(run.objective, Reconstruction):
+        config = config.encoder  # all that is kept of a masked autoencoder
+    if isinstance(run.objective, Classification) and getattr(config, "classes", None) == 0:
+        config = config.but({"classes": len(dataset.processor.classes)})
+    return dataset.fit(config, grow=True)
 
 
 def weigh(
@@ -208,8 +218,8 @@ def weigh(
     machine = f"{device.type}, {dist.world()} processes"
     if kept.get("machine") == machine:
         return kept | {"micro_batch": run.trainer.micro_batch or kept["micro_batch"]}
-    with dataset.loader("train", dist.world(), run.seed, dist.rank(), dist.world()) as loader:
-        row = next(iter(loader))
+    with dataset.loader("train", 2 * dist.world(), run.seed, dist.rank(), dist.world()) as loader:
+        row = next(iter(loader))  # two, since batch norm cannot do with one
     rows, bf16 = run.trainer.batch // dist.world(), run.trainer.bf16(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         each = estimate.row_bytes(model, objective, row.to(device))
@@ -226,7 +236,7 @@ def weigh(
     }
     facts = dist.broadcast(facts)
     write_facts(run.out, facts)
-    read = run.trainer.steps * run.trainer.batch * row.size
+    read = run.trainer.steps * run.trainer.batch * row.size // row.rows
     seconds = read * facts["flops"] / (speed * dist.world() * estimate.USUAL_SHARE)
     total = needed + facts["micro_batch"] * each
     say(

@@ -29,7 +29,7 @@ from onefold.objectives.base import Loss
 from onefold.training.interrupt import Interrupt
 from onefold.training.log import Log, Pace
 from onefold.training.optim import Optimizer, local_gradients
-from onefold.training.parallel import Unit, synchronise
+from onefold.training.parallel import UNITS, Unit, synchronise
 from onefold.training.schedule import WSD, Constant, Cosine, Linear, Schedule
 from onefold.training.spikes import SkipConfig, SpikeRule
 from onefold.training.state import Checkpoints, TrainState, save_due
@@ -51,7 +51,7 @@ class TrainerConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where a GPU has it
     compile: bool = False
     device: str = "auto"
-    parallel: tuple[Unit, ...] = (Unit(pattern="blocks.*"),)  # what each process holds only a shard of
+    parallel: tuple[Unit, ...] = UNITS  # what each process holds only a shard of
     log_every: Count = 1
     tensorboard: bool = False
     split: Split = "held_out"

@@ -120,3 +120,18 @@ def test_rows_of_a_table_differ_only_where_they_say_something_else():
     old, new = {"rows": [{"a": 1}, {"a": 2}]}, {"rows": [{"a": 1, "since": None}, {"a": 3, "since": None}]}
     assert differences(old, new) == {"rows.1.a": (2, 3)}
     assert differences({"rows": [{"a": 1}]}, old) == {"rows": ([{"a": 1}], old["rows"])}
+
+
+def test_a_pattern_in_a_file_brings_no_code(tmp_path, monkeypatch):
+    """Layers that differ are configs like any other: a file may not name a class of its own in them."""
+    from onefold.models import families
+    from onefold.models.transformer import DecoderConfig
+
+    (tmp_path / "sly_layers.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    shape = {"vocab": 50, "width": 16, "depth": 2, "block.mixer.heads": 2, "block.ffn.width": 24}
+    content = families.llama2().but(shape).to_dict() | {"pattern": [{"ffn": {"kind": "sly_layers:X"}}]}
+    with pytest.raises(UserError):
+        DecoderConfig.from_dict(content)
+    with pytest.raises(SystemExit):  # from the command line it is what was asked for
+        DecoderConfig.from_dict(content, trusted=True)

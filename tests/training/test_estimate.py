@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from onefold.core.batch import TokenBatch
+from onefold.core.batch import ImageBatch, TokenBatch
 from onefold.core.errors import UserError
 from onefold.models.families import gpt2
 from onefold.models.transformer import count_parameters
+from onefold.models.vision_sizes import resnet
+from onefold.objectives.classification import Classification
 from onefold.objectives.language import NextToken
 from onefold.training import estimate
 from onefold.training.optim import AdamWConfig, MuonConfig
@@ -44,7 +46,16 @@ def test_bytes_of_a_row_are_what_autograd_keeps(small):
     assert short >= 16 * 2 * 4 * (2 * 16 + 32 + 16 + 80 + 40)
     head = model.unembed.weight.nbytes  # its gradient is taken in the forward pass, whatever the length
     assert (long - head) / (short - head) == pytest.approx(4, rel=0.25)
-    assert estimate.row_bytes(model, objective, batch(3, 64, 288)) == pytest.approx(long, rel=0.02)
+    three = estimate.row_bytes(model, objective, batch(3, 64, 288))
+    assert three == pytest.approx(long - head + head / 3, rel=0.02)
+
+
+def test_measuring_leaves_running_averages_alone():
+    model = resnet().but({"image": 32, "classes": 3, "blocks": (1, 1), "widths": (8, 16), "stem": 8}).build()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    pictures = ImageBatch(images=torch.randint(0, 256, (2, 3, 32, 32)).byte(), targets=torch.eye(3)[:2])
+    assert estimate.row_bytes(model, Classification().build(), pictures) > 0
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
 def test_rows_that_fit():
