@@ -5,6 +5,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from onefold.data import jpeg
 from onefold.data.jpeg import cut_out
 from onefold.data.picture_files import BadPicture
 from tests.data.transforms.helpers import pictures
@@ -71,3 +72,30 @@ def test_a_damaged_file_is_named():
     for broken in (data[:150], b"\xff\xd8" + bytes(300), file(smooth(), "png")[:200]):
         with pytest.raises(BadPicture, match=r"pictures/it\.jpg"):
             cut_out(broken, "pictures/it.jpg", np.array([96, 128]), BOX, 16, 3)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_claims_another_size_is_refused_before_it_is_decoded(kind, channels, monkeypatch):
+    """One damaged record must not ask for the memory of 65,500 × 65,500 pixels."""
+
+    def never(*arguments, **options):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
+    monkeypatch.setattr(jpeg, "decode", never)
+    data = file(smooth(96, 128), kind)
+    huge = data
+    if kind == "jpeg":
+        start = data.index(b"\xff\xc0") + 5  # height and width in the frame's header
+        huge = data[:start] + (65500).to_bytes(2) * 2 + data[start + 4 :]
+    for broken, size in ((huge, (96, 128) if kind == "jpeg" else (96, 127)), (data, (128, 96))):
+        with pytest.raises(BadPicture, match=r"^it\.file is damaged: it says that it has \d+ × \d+ pixels instead of"):
+            cut_out(memoryview(broken), "it.file", np.array(size), BOX, 16, channels)
+
+
+def test_a_subsampling_without_a_name_is_read():
+    data = bytearray(file(np.full((96, 128, 3), 90, np.uint8), "jpeg", subsampling=2))
+    data[data.index(b"\xff\xc0") + 11] = 0x14  # 1 × 4
+    found = cut_out(bytes(data), "it", np.array([96, 128]), BOX, 64, 3)
+    assert np.abs(found.astype(int) - 90).max() <= 2
