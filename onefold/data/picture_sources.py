@@ -23,6 +23,7 @@ from onefold.data.sources import is_dataset, stamp, walk
 DIGITS = "digits"  # 1,797 handwritten digits of 8 × 8 pixels that come with this package
 TRAIN, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing", "t10k")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+STRAY = frozenset({"__MACOSX"})  # what archives made on a Mac leave beside the pictures
 IDX_IMAGES = re.compile(r"(.*)images([-.])idx[34]-ubyte(\.gz)?")
 IDX_BYTES = 8  # the type code of unsigned bytes
 
@@ -98,11 +99,11 @@ def open_pictures(path: str | Path, image: str | None = None, label: str | None 
         own = [(file, splits.get(_idx_word(file))) for file in sets if not splits or _idx_word(file) in splits]
         return PictureSource(str(path), lambda: (p for file, split in own for p in _read_idx(file, split)))
     if kind == "parquet":
-        parquet = [file for file in walk(root) if file.suffix == ".parquet"]
+        parquet = [file for file in walk(root, STRAY) if file.suffix == ".parquet"]
         splits = own_splits({_parquet_word(file) for file in parquet}, root)
         own = [(f, splits.get(_parquet_word(f))) for f in parquet if not splits or _parquet_word(f) in splits]
         return tables.table(own, root, image, label)
-    splits = own_splits([f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")], root)
+    splits = own_splits(_parts(root), root)
     return PictureSource(str(path), lambda: _read_folders(root, splits))
 
 
@@ -131,7 +132,7 @@ def own_splits(names: Iterable[str], path: str | Path) -> dict[str, OwnSplit]:
 
 def _kind(root: Path) -> Literal["idx", "parquet", "folders"]:
     """What a folder holds, told by the first file that can tell: there may be millions."""
-    for file in walk(root):
+    for file in walk(root, STRAY):
         if IDX_IMAGES.fullmatch(file.name):
             return "idx"
         if file.suffix == ".parquet":
@@ -141,14 +142,36 @@ def _kind(root: Path) -> Literal["idx", "parquet", "folders"]:
     return "folders"
 
 
+def _parts(root: Path) -> list[str]:
+    """The folders in `root` that are classes or splits: those with pictures, and splits even if they are empty.
+
+    Raises UserError when some are splits and others are not, which would make classes of the splits.
+    """
+    words = {*TRAIN, *VALIDATION, *TEST}
+    names = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith(".") and f.name not in STRAY)
+    splits = [name for name in names if name.lower() in words]
+    classes = [name for name in names if name not in splits and any(_pictures(root / name))]
+    train, held_out = ([name for name in splits if name.lower() in known] for known in (TRAIN, VALIDATION))
+    if train and held_out and classes:
+        raise UserError(
+            f"{root} has pictures in {classes[0]}/ beside {train[0]}/ and {held_out[0]}/: "
+            f"move {classes[0]} away, or into one of these"
+        )
+    return splits + classes
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """Files of pictures at any depth."""
+    return (file for file in walk(folder, STRAY) if file.suffix.lower() in SUFFIXES)
+
+
 def _read_folders(root: Path, splits: dict[str, OwnSplit]) -> Iterator[Picture]:
     """Pictures below a folder for each class; those that lie in none have no label."""
     for name, split in splits.items() if splits else [(".", None)]:
-        for file in walk(root / name):
-            if file.suffix.lower() in SUFFIXES:
-                inside = file.relative_to(root / name).parts
-                label = inside[0] if len(inside) > 1 else None
-                yield Picture(file.relative_to(root).as_posix(), label, content=file, split=split)
+        for file in _pictures(root / name):
+            inside = file.relative_to(root / name).parts
+            label = inside[0] if len(inside) > 1 else None
+            yield Picture(file.relative_to(root).as_posix(), label, content=file, split=split)
 
 
 def _parquet_word(file: Path) -> str:
@@ -158,7 +181,7 @@ def _parquet_word(file: Path) -> str:
 
 def _idx_sets(root: Path) -> Iterator[Path]:
     """IDX files of pictures; of a compressed one and its copy, the copy."""
-    for file in walk(root):
+    for file in walk(root, STRAY):
         if IDX_IMAGES.fullmatch(file.name) and not (file.suffix == ".gz" and file.with_suffix("").exists()):
             yield file
 

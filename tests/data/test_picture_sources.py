@@ -60,6 +60,29 @@ def test_folders_of_splits_are_taken_as_such(tmp_path, capsys):
     assert "test left out" in capsys.readouterr().err
 
 
+def test_stray_folders_beside_splits_do_not_make_classes_of_them(tmp_path):
+    for split in ("train", "val"):
+        class_folders(tmp_path / split, ("a", "b"), each=1)
+    (tmp_path / "docs" / "deep").mkdir(parents=True)
+    (tmp_path / "docs" / "deep" / "README.md").write_text("no picture")
+    class_folders(tmp_path / "__MACOSX" / "train", ("a",), each=1)
+    class_folders(tmp_path / ".cache", ("a",), each=1)
+    assert {(p.name, p.label, p.split) for p in found(tmp_path)} == {
+        ("train/a/0.png", "a", "train"),
+        ("train/b/0.png", "b", "train"),
+        ("val/a/0.png", "a", "held_out"),
+        ("val/b/0.png", "b", "held_out"),
+    }
+    class_folders(tmp_path / "docs", ("figures",), each=1)
+    with pytest.raises(UserError, match=r"pictures in docs/ beside train/ and val/: move docs away"):
+        open_pictures(tmp_path)
+
+
+def test_what_a_mac_leaves_in_archives_is_no_class(tmp_path):
+    class_folders(tmp_path, ("a", "b", "__MACOSX"), each=1)
+    assert {p.label for p in found(tmp_path)} == {"a", "b"}
+
+
 def test_which_names_are_splits():
     assert own_splits(["Train", "test"], "x") == {"Train": "train", "test": "held_out"}
     assert own_splits(["train"], "x") == {"train": None}
