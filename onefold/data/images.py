@@ -1,6 +1,7 @@
 """Pictures as training data: a source → records of two splits → batches of bytes, augmented a batch at a time."""
 
 import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -77,11 +78,12 @@ class ImageData(Config):
         classes where they are the same or more. keep: go on with what was prepared even where the source has changed
         since. Raises UserError when there are no pictures, or what was prepared is damaged and its source gone.
         """
-        if is_store(self.path):
-            return ImageDataset(Path(self.path), self, reader)
+        path = os.path.expanduser(self.path)
+        if is_store(path):
+            return ImageDataset(Path(path), self, reader)
         layout = self.layout(self.channels or (reader.channels if reader else None))
-        target = Path(folder) / folder_name("images", {"path": self.path, **layout.to_dict()})
-        prepared(target, {self.path: picture_stamp(self.path)}, keep, partial(_build, source=self.path, layout=layout))
+        target = Path(folder) / folder_name("images", {"path": path, **layout.to_dict()})
+        prepared(target, {path: picture_stamp(path)}, keep, partial(_build, source=path, layout=layout))
         return ImageDataset(target, self, reader)
 
 

@@ -8,6 +8,7 @@ by several threads and written in order.
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -95,7 +96,8 @@ def fill(folder: Path, source: str | Path, layout: Layout, workers: int | None =
 
 def is_store(path: str | Path) -> bool:
     """Whether `build` made what lies at `path`."""
-    return (Path(path) / FACTS).is_file() and (Path(path) / "train" / INDEX).is_file()
+    folder = Path(os.path.expanduser(path))
+    return (folder / FACTS).is_file() and (folder / "train" / INDEX).is_file()
 
 
 def info(path: str | Path) -> dict[str, Any]:

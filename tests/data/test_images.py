@@ -15,10 +15,10 @@ from onefold.data.images import ImageData
 from onefold.data.picture_batches import in_channels
 from onefold.data.picture_files import with_channels
 from onefold.data.picture_reader import PictureReader
-from onefold.data.store import build
+from onefold.data.store import build, is_store
 from onefold.data.transforms.frame import scaled
 from onefold.models.resnet import ResNetConfig
-from tests.data.picture_makers import idx
+from tests.data.picture_makers import class_folders, idx
 from tests.data.transforms.helpers import pictures
 
 EVERYTHING = (
@@ -260,6 +260,18 @@ def test_channels_of_batches_are_those_of_single_pictures(has, channels):
     images = np.stack([planes[..., :has], planes[::-1, ..., :has]])
     found = in_channels(images, channels, Slots())
     assert np.array_equal(found, np.stack([with_channels(np.ascontiguousarray(x), channels) for x in images]))
+
+
+def test_a_home_folder_is_meant_by_its_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    build("digits", tmp_path / "digits.store")
+    assert is_store("~/digits.store")
+    store = ImageData(path="~/digits.store").prepare(tmp_path / "made")
+    assert store.size("train") + store.size("held_out") == 1797
+    class_folders(tmp_path / "a", size=(8, 8, 3))
+    first, again = (ImageData(path=f"{home}/a").prepare(tmp_path / "made") for home in ("~", tmp_path))
+    assert first.facts == again.facts
+    assert len(list((tmp_path / "made").iterdir())) == 1  # prepared once
 
 
 def test_mistakes_are_told_in_a_line(made, photos, tmp_path):
