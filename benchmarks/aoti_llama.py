@@ -56,9 +56,7 @@ def decoder(network: nn.Module, rows: int, prompt: int, capacity: int, folder: P
         with torch.no_grad():
             exported = torch.export.export(step, example)
             file = str(folder / f"aoti-{rows}-{length}.pt2")
-            aoti_compile_and_package(
-                exported, package_path=file, inductor_configs={"freezing": True, "max_autotune": True}
-            )
+            aoti_compile_and_package(exported, package_path=file, inductor_configs={"freezing": True})
         graphs[length] = aoti_load_package(file)
 
     @torch.no_grad()
