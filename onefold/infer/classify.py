@@ -148,10 +148,9 @@ def evaluate_pictures(classifier: Classifier, data: str, **settings: Any) -> Pre
     """
     from onefold.data.images import ImageData
 
+    reader = classifier.reader.but({"classes": list(classifier.classes)})  # with names, so that some of them will do
     with tempfile.TemporaryDirectory() as folder:
-        dataset = ImageData.from_dict({"path": data, "held_out": 0.0, **settings}).prepare(
-            Path(folder), classifier.reader
-        )
+        dataset = ImageData.from_dict({"path": data, "held_out": 0.0, **settings}).prepare(Path(folder), reader)
         if dataset.classes != classifier.classes:
             strange = sorted(set(dataset.classes) - set(classifier.classes))
             raise UserError(f"{data} has classes that the model does not know: {', '.join(strange[:3])}")

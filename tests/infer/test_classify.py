@@ -10,8 +10,9 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.data.picture_reader import PictureReader
 from onefold.infer import classify
-from onefold.infer.classify import Classifier, Predictions, predict
+from onefold.infer.classify import Classifier, Predictions, evaluate_pictures, predict
 from onefold.interop.loaded import Loaded
+from tests.data.picture_makers import class_folders
 from tests.objectives.small_pictures import SmallClassifier, picture_batch
 
 
@@ -92,3 +93,15 @@ def test_what_cannot_classify_says_so(what, message):
 def test_a_single_picture_is_a_list_of_one(single):
     with pytest.raises(UserError, match="a list of pictures"):
         Classifier(loaded()).classify(single)
+
+
+@pytest.mark.parametrize("names", [(), tuple("0123456789")])
+def test_pictures_of_some_of_the_classes_are_evaluated(tmp_path, names):
+    class_folders(tmp_path / "some", ("2", "7"), each=4, size=(8, 8, 3))
+    asked = Classifier(loaded(READER.but({"classes": list(names)})))
+    said = evaluate_pictures(asked, str(tmp_path / "some"))
+    assert said.probabilities.shape == (8, 10)
+    assert sorted(said.truth.tolist()) == [2] * 4 + [7] * 4
+    class_folders(tmp_path / "some", ("eel",), each=1, size=(8, 8, 3))
+    with pytest.raises(UserError, match="classes that the model does not know: eel"):
+        evaluate_pictures(asked, str(tmp_path / "some"))
