@@ -5,16 +5,19 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from onefold.core.errors import UserError
 from onefold.data.picture_reader import PictureReader
+from onefold.infer.look import look
 from onefold.interop.loaded import Loaded
 from onefold.interop.table import own_weights
 from onefold.interop.vision import convnets
 from onefold.interop.vision.folder import knows, load_vision, save_vision, write_config
+from onefold.interop.vision.reader import read_huggingface, read_timm, write_huggingface, write_timm
 from onefold.models import vision_sizes
 from onefold.models.transformer import count_parameters
 from tests.interop.timm_oracle import timm
@@ -245,9 +248,146 @@ def test_how_pictures_are_read_travels_along(tmp_path):
         side=64, resize=73, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3), classes=("a", "b", "c", "d", "e")
     )
     assert loaded.processor == expected
+    (tmp_path / "theirs" / "preprocessor_config.json").write_text(json.dumps(preprocessor | {"image_std": [0, 1, 1]}))
+    with pytest.raises(UserError, match=r"theirs/preprocessor_config.json: image_std must be numbers above 0"):
+        load_vision(tmp_path / "theirs")
     for library in ("huggingface", "timm"):
         save_vision(tmp_path / library, loaded, library=library)
         assert load_vision(tmp_path / library).processor == expected
+
+
+def smooth(height=90, width=150):
+    """A picture that has no edges, so that half a pixel to one side makes no difference to speak of."""
+    rows, columns = np.mgrid[:height, :width]
+    parts = (rows / height, columns / width, 0.5 + 0.5 * np.sin(rows / 60 + columns / 90))
+    return np.stack([np.rint(255 * part) for part in parts], axis=2).astype(np.uint8)
+
+
+def processor(preprocessor, folder):
+    """transformers' own."""
+    name = preprocessor["image_processor_type"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    try:
+        return getattr(transformers, name).from_pretrained(folder)
+    except ImportError as error:
+        pytest.skip(f"transformers' {name} cannot be had here: {error}")
+
+
+def assert_seen_alike(theirs, seen):
+    """Both from 0 to 255."""
+    difference = (theirs - seen.float()).abs()
+    assert difference.max() < 4
+    assert difference.mean() < 2
+
+
+_SCALE = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "rescale_factor": 1 / 255}
+_CROPPED = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+PROCESSORS = {
+    "vit": ("vit", "ViT", {"size": {"height": 32, "width": 32}}, {"squeeze": True}),
+    "vit-bicubic": (
+        "vit", "ViT", {"size": {"height": 32, "width": 32}, "resample": 3},
+        {"squeeze": True, "interpolation": "bicubic"},
+    ),
+    "deit": ("vit", "DeiT", {"size": {"height": 40, "width": 40}, **_CROPPED}, {"squeeze": True, "resize": 40}),
+    "clip": ("vit", "CLIP", {"size": {"shortest_edge": 32}, **_CROPPED}, {}),
+    "clip-larger": ("vit", "CLIP", {"size": {"shortest_edge": 40}, **_CROPPED}, {"resize": 40}),
+    "convnext": ("convnext", "ConvNext", {"size": {"shortest_edge": 32}, "crop_pct": 0.8}, {"resize": 40}),
+    "convnext-384": (
+        "convnext", "ConvNext", {"size": {"shortest_edge": 384}, "crop_pct": 0.8}, {"side": 384, "squeeze": True}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROCESSORS)
+def test_pictures_are_seen_as_transformers_sees_them_and_back(case, tmp_path):
+    kind, name, settings, expected = PROCESSORS[case]
+    published = {"image_processor_type": f"{name}ImageProcessor", "resample": 2, **settings, **_SCALE}
+    config = getattr(vision_sizes, kind)(image=32)
+    reader = read_huggingface({}, published, config)
+    assert reader == PictureReader(**{"side": 32, "mean": (0.0,) * 3, "std": (1.0,) * 3} | expected)
+    picture = smooth()
+    theirs = processor(published, tmp_path)(picture, return_tensors="pt").pixel_values[0] * 255
+    assert_seen_alike(theirs, look(picture, reader))
+    written = write_huggingface(reader)
+    assert read_huggingface({}, written, config) == reader
+    back = processor(written, tmp_path)(picture, return_tensors="pt").pixel_values[0] * 255
+    assert_seen_alike(back, look(picture, reader))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "expected"),
+    [
+        ("vit", {"size": 64, "feature_extractor_type": "ViTFeatureExtractor"}, {"squeeze": True}),
+        ("vit", {"size": 64}, {"squeeze": True}),
+        ("vit", {"do_normalize": True}, {"squeeze": True}),
+        ("vit", {"size": 72, "do_center_crop": True, "crop_size": 64, "default_to_square": False}, {"resize": 72}),
+        ("vit", {"size": {"shortest_edge": 64}}, {}),
+        ("convnext", {"size": 64, "crop_pct": 1.0, "feature_extractor_type": "ConvNextFeatureExtractor"}, {}),
+        ("convnext", {"size": 64}, {"resize": 73}),
+        ("convnext", {"size": 64, "crop_pct": 0}, {"resize": 73}),
+        ("convnext", {"size": 384, "crop_pct": 1.0}, {"side": 384, "squeeze": True}),
+    ],
+)
+def test_older_files_say_less(kind, said, expected):
+    config = getattr(vision_sizes, kind)(image=64)
+    assert read_huggingface({}, said, config) == PictureReader(
+        **{"side": 64, "channels": 3, "mean": (0.5,), "std": (0.5,)} | expected
+    )
+
+
+def test_grey_pictures_stay_grey_for_transformers(tmp_path):
+    reader = PictureReader(side=32, channels=1, mean=(0.0,), std=(1.0,))
+    picture = smooth()[..., :1]
+    theirs = processor(write_huggingface(reader), tmp_path)(picture, return_tensors="pt").pixel_values[0] * 255
+    assert theirs.shape == (1, 32, 32)
+    assert_seen_alike(theirs, look(picture, reader))
+
+
+def test_timm_says_how_pictures_are_cut_both_ways():
+    config = vision_sizes.vit(image=64, classes=0)
+    scale = {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+    def read(**said):
+        return read_timm({"pretrained_cfg": {**scale, **said}}, config)
+
+    for said, expected in [
+        ({"crop_pct": 1.0}, {}),
+        ({"crop_pct": 1.0, "crop_mode": "squash"}, {"squeeze": True}),
+        ({"crop_pct": 0.8, "crop_mode": "squash"}, {"squeeze": True, "resize": 80}),
+        ({"crop_pct": 0.8, "crop_mode": "center"}, {"resize": 80}),
+        ({"crop_pct": 0}, {"resize": 73}),  # as timm reads it
+        ({}, {"resize": 73}),
+        ({"crop_pct": 2}, {"resize": 32}),
+    ]:
+        reader = read(**said)
+        assert reader == PictureReader(**{"side": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3} | expected)
+        back = read_timm({"pretrained_cfg": write_timm(reader)}, config)
+        assert back == (reader if reader.resize != 32 else reader.but({"resize": None}))
+    for resize in range(65, 400):
+        reader = read().but({"resize": resize})
+        assert read_timm({"pretrained_cfg": write_timm(reader)}, config) == reader
+    for missing in ({"mean": None}, {"std": None}, {"mean": []}):
+        assert read(**missing) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"crop_pct": "most"}, "crop_pct must be a number"),
+        ({"crop_pct": -1}, "crop_pct must be a number"),
+        ({"crop_pct": 1e-300}, "crop_pct must be a number"),
+        ({"mean": "half"}, "mean must be numbers"),
+        ({"mean": [None, 0.5, 0.5]}, "mean must be numbers"),
+        ({"std": [0, 0.5, 0.5]}, "std must be numbers above 0"),
+    ],
+)
+def test_scales_that_are_none_are_refused(said, message):
+    scale = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    with pytest.raises(UserError, match=f"pretrained_cfg.{message}"):
+        read_timm({"pretrained_cfg": {**scale, **said}}, vision_sizes.vit(image=64))
+    renamed = {{"mean": "image_mean", "std": "image_std"}.get(name, name): value for name, value in said.items()}
+    with pytest.raises(UserError, match=message):
+        read_huggingface({}, {"size": 64, **renamed}, vision_sizes.convnext(image=64))
 
 
 def test_a_fresh_model_is_saved_where_a_library_knows_it(tmp_path):

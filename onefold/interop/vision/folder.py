@@ -40,11 +40,14 @@ def load_vision(folder: Path, device: "str | torch.device" = "cpu", dtype: "str 
     format, config, unknown = read_config(data, str(path))
     if unknown:
         say(f"{path}: settings not understood and left out: {', '.join(unknown)}")
-    if format.library == "timm":
-        processor = reader.read_timm(data, config)
-    else:
-        preprocessor = read_json(folder / reader.PREPROCESSOR, optional=True)
-        processor = reader.read_huggingface(data, preprocessor, config)
+    try:
+        if format.library == "timm":
+            processor = reader.read_timm(data, config)
+        else:
+            path = folder / reader.PREPROCESSOR
+            processor = reader.read_huggingface(data, read_json(path, optional=True), config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     source, names = open_weights(folder), format.names(config)
     model = fill(config, lambda ours: names.read(ours, source, where), torch.device(device), dtype, where)
     stored = data.get("dtype") or data.get("torch_dtype")
