@@ -1,0 +1,64 @@
+"""Models of pictures go the way of every run: stopped and resumed to the same bits, on several processes, reviewed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from onefold.models import vision_sizes
+from onefold.recipes import resolve
+from onefold.training.run import train
+
+SMALL = {
+    "resnet": vision_sizes.resnet().but({"blocks": (1, 1), "widths": (8, 16), "stem": 8}),
+    "convnext": vision_sizes.convnext().but({"image": 64, "blocks": (1, 1), "widths": (16, 32), "patch": 2}),
+}
+STEPS = {"trainer.steps": 6, "trainer.batch": 16, "trainer.schedule": "constant", "trainer.evaluate_every": 3}
+
+
+def run_of(kind, out):
+    model = SMALL[kind].but({"channels": 1, "classes": 10, "image": 16})
+    changes = {"model": model.to_dict(), "data.side": 16, "optimizer.ema": 0.9, "out": str(out), **STEPS}
+    return resolve("vit", tiny=True).but(changes)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_resumed_run_has_the_weights_and_running_averages_of_one_that_never_stopped(kind, tmp_path):
+    whole = train(run_of(kind, tmp_path / "whole"))
+    train(run_of(kind, tmp_path / "parts").but({"trainer.steps": 3}))
+    parts = train(run_of(kind, tmp_path / "parts"))
+    for name in ("model.safetensors", "state/weights.safetensors", "state/optimizer.safetensors"):
+        a, b = (load_file(result.checkpoint / name) for result in (whole, parts))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+    if kind == "resnet":
+        running = load_file(whole.checkpoint / "model.safetensors")["stem.norm.mean"]
+        assert running.abs().max() > 0
+
+
+def test_classes_and_sides_follow_the_data_and_are_said(tmp_path, capsys):
+    run = resolve("vit", tiny=True).but({"model.classes": 7, "out": str(tmp_path), **STEPS, "trainer.steps": 2})
+    result = train(run)
+    assert "model.classes=10 instead of 7" in capsys.readouterr().err
+    assert json.loads((result.checkpoint / "artifact.json").read_text())["model"]["classes"] == 10
+
+
+def test_a_classifier_begins_with_the_encoder_of_a_masked_autoencoder(tmp_path):
+    two = {"trainer.steps": 2, "trainer.batch": 16}
+    before = train(resolve("mae", tiny=True).but({**two, "out": str(tmp_path / "mae")}))
+    run = resolve("classifier", {"start": str(before.out)}, tiny=True)
+    after = train(run.but({**two, "out": str(tmp_path / "tuned"), "optimizer.lr": 1e-12, "optimizer.ema": None}))
+    encoder, tuned = (load_file(r.checkpoint / "model.safetensors") for r in (before, after))
+    torch.testing.assert_close(tuned["blocks.0.ffn.up.weight"], encoder["encoder.blocks.0.ffn.up.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["vit", "nfnet", "classifier"])
+def test_two_processes_train_and_one_writes_the_report(recipe, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "onefold", "train", recipe]
+    settings = ["--tiny", "trainer.steps=3", "trainer.batch=16", f"out={tmp_path}"]
+    subprocess.run([*command, *settings], check=True, timeout=200)
+    assert "images per second" in (tmp_path / "report.html").read_text()
