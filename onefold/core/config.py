@@ -71,8 +71,9 @@ class Config(BaseModel):
         """
         data = self.to_dict()
         # `kind`, then outer before inner: a variant must have been picked before anything is set on it.
+        picked: set[int] = set()
         for path, value in sorted(changes.items(), key=lambda item: (not item[0].endswith("kind"), item[0].count("."))):
-            _set(data, path, value)
+            _set(data, path, value, picked)
         return type(self).from_dict(data, trusted=trusted)
 
     def digest(self, exclude: tuple[str, ...] = ()) -> str:
@@ -204,32 +205,37 @@ def explain(error: ValidationError, data: Any) -> str:
     return "\n".join(lines)
 
 
-def _set(data: Any, path: str, value: Any) -> None:
+def _set(data: Any, path: str, value: Any, picked: set[int]) -> None:
+    """`picked`: ids of the variants chosen on the way, which do not show yet what they can be told."""
     *parents, last = path.split(".")
     place, trail = data, []
     for part in parents:
         trail.append(part)
-        inside = _get(place, part, trail)
+        inside = _get(place, part, trail, picked)
         if inside is None:
             place[part] = inside = {}
+            picked.add(id(inside))
         place = inside
-    current = _get(place, last, [*trail, last])
+    current = _get(place, last, [*trail, last], picked)
     index = int(last) if isinstance(place, list) else last
     if last == "kind" and place.get("kind") != value:
         place.clear()
         place["kind"] = value
+        picked.add(id(place))
     else:
-        place[index] = _merged(current, value)
+        place[index] = found = _merged(current, value)
+        if isinstance(found, dict) and (not isinstance(current, dict) or found.get("kind") != current.get("kind")):
+            picked.add(id(found))
 
 
-def _get(place: Any, part: str, trail: list[str]) -> Any:
+def _get(place: Any, part: str, trail: list[str], picked: set[int]) -> Any:
     if isinstance(place, list):
         if not part.isdigit() or int(part) >= len(place):
             raise UserError(f"{'.'.join(trail)}: takes an index from 0 to {len(place) - 1}")
         return place[int(part)]
     if not isinstance(place, dict):
         raise UserError(f"{'.'.join(trail)}: {trail[-2] if len(trail) > 1 else 'it'} has no settings of its own")
-    if set(place) - {"kind"} and part not in place and part != "kind":  # a variant just picked shows only its kind
+    if id(place) not in picked and part not in place and part != "kind":
         raise UserError(f"{'.'.join(trail)}: {unknown_name(part, place)}")
     return place.get(part)
 

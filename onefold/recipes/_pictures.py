@@ -37,9 +37,9 @@ def small_side(data: str) -> int:
 
 
 def small_data(data: str, image: int) -> dict[str, Any]:
-    """Digits are shifted and never mirrored; others are cropped and mirrored, and stored no larger than needed."""
+    """Digits are left as they are; others are cropped and mirrored, and stored no larger than that needs."""
     if data == DIGITS:
-        return {"side": None, "channels": 1, "augment": [{"kind": "pad_crop", "pad": 1}]}
+        return {"side": None, "channels": 1, "augment": []}
     augment = [change.to_dict() for change in CROPS]
     return {"side": image, "channels": 3, "store_side": 2 * image, "augment": augment}
 

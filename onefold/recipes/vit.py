@@ -48,7 +48,7 @@ def tiny(data: str = "digits", image: int | None = None) -> Run:
         {
             "data": pictures.small_data(data, image),
             "model": shape(image, 1 if data == "digits" else 3).to_dict(),
-            "optimizer": {"lr": 1e-3, "weight_decay": 0.05},
+            "optimizer": {"lr": 3e-3, "weight_decay": 0.05},
             **pictures.TINY_TRAINER,
         }
     )

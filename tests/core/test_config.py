@@ -61,6 +61,18 @@ def test_merging_keeps_what_was_not_named():
     assert square.but({"shape": {"side": 4}}).shape == Square(side=4, turned=True)
 
 
+@pytest.mark.parametrize(
+    "picked", [{"optimizer": "muon"}, {"optimizer.kind": "muon"}, {"optimizer": {"kind": "muon", "eps": 1e-9}}]
+)
+def test_a_variant_just_picked_takes_all_of_its_own_settings(picked):
+    from onefold.training.optim import MuonConfig
+    from onefold.training.run import Run
+
+    run = Run(data={"kind": "text"}).but({**picked, "optimizer.lr": 0.01, "optimizer.adamw_lr": 0.003})
+    assert isinstance(run.optimizer, MuonConfig)
+    assert (run.optimizer.lr, run.optimizer.adamw_lr) == (0.01, 0.003)
+
+
 def test_lists_are_edited_by_index():
     assert Drawing().but({"sizes.1": 7}).sizes == (1, 7)
 
