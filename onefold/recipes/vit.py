@@ -10,6 +10,7 @@ mae.py, fine-tuning in classifier.py.
 
 from typing import Any
 
+from onefold.core.errors import UserError
 from onefold.data.images import ImageData
 from onefold.models import vision_sizes
 from onefold.models.transformer import count_parameters
@@ -55,9 +56,16 @@ def tiny(data: str = "digits", image: int | None = None) -> Run:
 
 
 def shape(image: int, channels: int, width: int = 96, depth: int = 6) -> ViTConfig:
-    """A small one: 4 squares a side up to 8 pixels, 8 above, and the mean of all squares for the classifier."""
+    """A small one: about 4 squares a side up to 8 pixels, 8 above, and the mean of all squares for the classifier.
+
+    Errors: UserError when `image` cannot be cut into so few.
+    """
+    wanted = image / (4 if image <= 8 else 8)
+    patch = min((side for side in range(1, image) if image % side == 0), key=lambda side: abs(side - wanted), default=1)
+    if image // patch > 16:
+        raise UserError(f"image={image} cannot be cut into about eight squares a side: give a multiple of 8")
     changes: dict[str, Any] = {
-        **{"image": image, "patch": image // (4 if image <= 8 else 8), "channels": channels, "width": width},
+        **{"image": image, "patch": patch, "channels": channels, "width": width},
         **{"depth": depth, "pool": "mean", "block.mixer.heads": width // 32, "block.ffn.width": 4 * width},
     }
     return vision_sizes.vit().but(changes)
