@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,9 @@ def run(engine: Engine, listener: socket.socket, host: str, key: str | None, mad
         limit_concurrency=512,
         timeout_graceful_shutdown=PATIENCE,
     )
-    try:
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has closed everything
         Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn raises it again once it has closed everything
-        print("stopped")
+    print("stopped")
 
 
 def greeting(engine: Engine, listener: socket.socket, host: str, key: str | None, made: bool) -> str:
