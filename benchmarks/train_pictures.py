@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--data", default=FASHION)
     parser.add_argument("--side", type=int, default=None, help="pixels; default: as the pictures are")
     parser.add_argument("--target", type=float, default=0.9, help="share of the test pictures")
-    parser.add_argument("--steps", type=int, default=900, help="of the whole schedule")
+    parser.add_argument("--steps", type=int, default=2800, help="of the whole schedule")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(machine())
