@@ -9,6 +9,7 @@ import typer
 
 from onefold import recipes
 from onefold.cli_data import app as data_verbs
+from onefold.cli_data import example
 from onefold.core.errors import UserError
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
@@ -51,10 +52,6 @@ def _open_text(path: str, device: str):
     return model
 
 
-def _example(*lines: str) -> str:
-    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
-
-
 def _settings(given: list[str] | None) -> dict[str, Any]:
     from onefold.core.config import parse_override
 
@@ -62,7 +59,7 @@ def _settings(given: list[str] | None) -> dict[str, Any]:
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "onefold quickstart",
         "onefold quickstart data=notes/ minutes=30",
         "onefold quickstart data=articles.jsonl chat=dialogues.jsonl out=runs/mine",
@@ -81,7 +78,7 @@ def quickstart(settings: Settings = None):
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "onefold train gpt2 --tiny data=notes/ out=runs/notes",
         "onefold train llama2 data=corpus.jsonl model.depth=16 optimizer.lr=1e-3",
         "onefold train my.json",
@@ -98,7 +95,7 @@ def train(
         raise typer.Exit(INTERRUPTED)
 
 
-@app.command(epilog=_example("onefold show gpt2 > my.json", "onefold show mistral --tiny model.depth=8"))
+@app.command(epilog=example("onefold show gpt2 > my.json", "onefold show mistral --tiny model.depth=8"))
 def show(
     what: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name, or a config file")],
     settings: Settings = None,
@@ -109,7 +106,7 @@ def show(
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "onefold generate runs/quickstart 'def main('",
         "onefold generate model.gguf prompts.jsonl --out answers.jsonl temperature=0.8 max_new_tokens=100",
     )
@@ -136,7 +133,7 @@ def generate(
     print()
 
 
-@app.command(epilog=_example("onefold chat runs/quickstart", "onefold chat model.gguf temperature=0.5"))
+@app.command(epilog=example("onefold chat runs/quickstart", "onefold chat model.gguf temperature=0.5"))
 def chat(model: ModelPath, settings: Settings = None, device: Device = "auto"):
     """Talk to a model in the terminal."""
     from onefold.serve.terminal import chat as talk
@@ -144,7 +141,7 @@ def chat(model: ModelPath, settings: Settings = None, device: Device = "auto"):
     talk(_open_text(model, device), **_settings(settings))
 
 
-@app.command(epilog=_example("onefold serve runs/quickstart", "onefold serve model.gguf --host 0.0.0.0 --port 8080"))
+@app.command(epilog=example("onefold serve runs/quickstart", "onefold serve model.gguf --host 0.0.0.0 --port 8080"))
 def serve(
     model: ModelPath,
     host: Annotated[str, typer.Option(help="Anything wider than loopback requires a key")] = "127.0.0.1",
@@ -161,7 +158,7 @@ def serve(
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "onefold evaluate runs/quickstart data=notes/",
         "onefold evaluate model.gguf data=stdlib",
         "onefold evaluate runs/vit data=photos/",
@@ -178,7 +175,7 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
     (evaluate_pictures if isinstance(loaded, Classifier) else evaluate_text)(loaded, **given)
 
 
-@app.command(epilog=_example("onefold classify runs/vit photo.jpg", "onefold classify runs/vit photos/*.jpg --top 1"))
+@app.command(epilog=example("onefold classify runs/vit photo.jpg", "onefold classify runs/vit photos/*.jpg --top 1"))
 def classify(
     model: ModelPath,
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE…", help="Files of pictures")],
@@ -195,7 +192,7 @@ def classify(
         print(f"{picture}: " + ", ".join(f"{name} {share:.1%}" for name, share in found))
 
 
-@app.command(epilog=_example("onefold compare runs/a runs/b", "onefold compare runs/* --html compare.html"))
+@app.command(epilog=example("onefold compare runs/a runs/b", "onefold compare runs/* --html compare.html"))
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs")],
     html: Annotated[Path | None, typer.Option(help="Also write a page with overlaid curves")] = None,
@@ -207,7 +204,7 @@ def compare(
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "onefold export runs/quickstart out/ --format hf", "onefold export model.gguf out.gguf --format gguf"
     )
 )
@@ -224,7 +221,7 @@ def export(
     print(f"wrote {to}")
 
 
-@app.command(epilog=_example("onefold check mistral", "onefold check --all"))
+@app.command(epilog=example("onefold check mistral", "onefold check --all"))
 def check(
     names: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE]…")] = None,
     all: Annotated[bool, typer.Option("--all", help="Every recipe; writes docs/landmarks.md")] = False,
@@ -238,7 +235,7 @@ def check(
     raise typer.Exit(run_checks({name: recipes.find(name).check for name in chosen}, publish=all))
 
 
-@app.command(name="recipes", epilog=_example("onefold recipes"))
+@app.command(name="recipes", epilog=example("onefold recipes"))
 def list_recipes():
     """List the recipes."""
     for name in recipes.names():

@@ -19,12 +19,13 @@ DAMAGED = 1
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store, or the data folder of a run")]
 
 
-def _example(*lines: str) -> str:
+def example(*lines: str) -> str:
+    """What stands below a verb's help."""
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "onefold data build photos/ photos.store side=128",
         "onefold data build fashion-mnist/ fashion.store",
         "onefold data build birds.csv birds.store image=file label=species skip_bad=true",
@@ -50,7 +51,7 @@ def build(
     print(f"wrote {out}")
 
 
-@app.command(epilog=_example("onefold data info photos.store", "onefold data info runs/quickstart/pretrain/data/*"))
+@app.command(epilog=example("onefold data info photos.store", "onefold data info runs/quickstart/pretrain/data/*"))
 def info(
     stores: Annotated[list[Path], typer.Argument(metavar="STORE…", help="Stores, or data folders of runs")],
 ):
@@ -61,7 +62,7 @@ def info(
     print(json.dumps(found if len(found) > 1 else next(iter(found.values())), indent=2, ensure_ascii=False))
 
 
-@app.command(epilog=_example("onefold data verify photos.store"))
+@app.command(epilog=example("onefold data verify photos.store"))
 def verify(path: StorePath):
     """Compare all checksums; name what is damaged, to the page. Exit code 1 when something is."""
     from onefold.data import store
@@ -72,7 +73,7 @@ def verify(path: StorePath):
         raise typer.Exit(DAMAGED)
 
 
-@app.command(epilog=_example("onefold data sample photos.store look/", "onefold data sample photos.store look/ -n 64"))
+@app.command(epilog=example("onefold data sample photos.store look/", "onefold data sample photos.store look/ -n 64"))
 def sample(
     path: StorePath,
     out: Annotated[Path, typer.Argument(help="Folder for the files")],

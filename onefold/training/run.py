@@ -25,6 +25,7 @@ from onefold.core.progress import clock, say
 from onefold.data.conversations import ChatData
 from onefold.data.dataset import Dataset
 from onefold.data.images import ImageData, ImageDataset
+from onefold.data.picture_reader import PictureReader
 from onefold.data.text import TextData
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
@@ -168,8 +169,13 @@ def resumption(run: Run, before: Mapping[str, Any] | None, state: TrainState) ->
 
 
 def first_processor(run: Run, start: Loaded | None) -> Processor | None:
-    """How the model to begin with reads, kept in the run's folder so that resuming does not need that model."""
-    place = run.out / PROCESSOR
+    """How the model to begin with reads, kept in the run's folder so that resuming does not need that model.
+
+    Errors: UserError when it reads something else than the data are.
+    """
+    place, sees = run.out / PROCESSOR, isinstance(run.data, ImageData)
+    if start and start.processor and isinstance(start.processor, PictureReader) != sees:
+        raise UserError(f"start={run.start} is a model of {'text' if sees else 'pictures'}, the data are not")
     if start and dist.is_main():
         shutil.rmtree(place, ignore_errors=True)
         if start.processor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from onefold.core.errors import UserError
 from onefold.models import vision_sizes
 from onefold.recipes import resolve
 from onefold.training.run import train
@@ -53,6 +54,13 @@ def test_a_classifier_begins_with_the_encoder_of_a_masked_autoencoder(tmp_path):
     after = train(run.but({**two, "out": str(tmp_path / "tuned"), "optimizer.lr": 1e-12, "optimizer.ema": None}))
     encoder, tuned = (load_file(r.checkpoint / "model.safetensors") for r in (before, after))
     torch.testing.assert_close(tuned["blocks.0.ffn.up.weight"], encoder["encoder.blocks.0.ffn.up.weight"])
+
+
+def test_a_model_of_text_cannot_begin_one_of_pictures(make_run, tmp_path):
+    text = train(make_run({"trainer.steps": 1}))
+    run = resolve("classifier", {"start": str(text.out)}, tiny=True).but({"out": str(tmp_path / "pictures")})
+    with pytest.raises(UserError, match="is a model of text, the data are not"):
+        train(run)
 
 
 @pytest.mark.slow
