@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -26,18 +27,23 @@ PALETTE = {
 }
 POINTS = 360  # of a line: more cannot be seen
 GAP = 14.0  # points between two labels
+MARKERS = "osD^vP"  # of points in series beside each other: shapes are told apart where colours are not
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line, a faint line (what is noisy), dots joined by a line, or a dashed one; `label` stands at its end."""
+    """A line, a faint line (what is noisy), dots joined by a line, points alone, or a dashed line.
+
+    `label` stands at its end.
+    """
 
     x: np.ndarray
     y: np.ndarray
     color: str = "series-1"
-    style: Literal["line", "faint", "dots", "dashed"] = "line"
+    style: Literal["line", "faint", "dots", "points", "dashed"] = "line"
     label: str = ""
     band: tuple[np.ndarray, np.ndarray] | None = None  # low and high around y
+    marker: str = "o"
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,17 @@ def draw(
     return _inline(file.getvalue(), title)
 
 
+def standalone(drawing: Markup) -> str:
+    """A drawing as a file of its own: with the colours of the light page, on its paper, in a usual font."""
+    css = (Path(__file__).parent / "page.css").read_text("utf-8")
+    colors = dict(re.findall(r"--([\w-]+): light-dark\((#\w+)", css))
+    colors |= {name: colors[other] for name, other in re.findall(r"--([\w-]+): var\(--([\w-]+)\)", css)}
+    svg = re.sub(r"var\(--([\w-]+)\)", lambda name: colors[name[1]], str(drawing))
+    head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="Helvetica, Arial, sans-serif"'
+    paper = f'><rect width="100%" height="100%" fill="{colors["surface"]}"/>'
+    return svg.replace("<svg", head, 1).replace(">", paper, 1)
+
+
 def smooth(y: np.ndarray, window: float) -> np.ndarray:
     """A Gaussian average over about `window` points; at the ends over those that there are."""
     if window < 1 or len(y) < 3:
@@ -153,15 +170,17 @@ def _line(axes, curve: Curve, order: int) -> None:
     color = PALETTE[curve.color]
     if curve.band is not None:
         axes.fill_between(curve.x, *curve.band, color=color, alpha=0.16, lw=0, zorder=order)
-    x, y = (curve.x, curve.y) if curve.style == "dots" else thin(curve.x, curve.y)
-    if curve.style == "faint":
+    x, y = (curve.x, curve.y) if curve.style in ("dots", "points") else thin(curve.x, curve.y)
+    if curve.style == "points":
+        axes.plot(x, y, curve.marker, color=color, ms=6.5, mec=PALETTE["paper"], mew=1, zorder=order)
+    elif curve.style == "faint":
         axes.plot(x, y, color=color, lw=0.8, alpha=0.3, zorder=order)
     elif curve.style == "dashed":
         axes.plot(x, y, color=color, lw=1.8, dashes=(3, 2.2), zorder=order)
     else:
         axes.plot(x, y, color=color, lw=2, zorder=order)
     if curve.style == "dots" and len(x) <= 60:
-        axes.plot(x, y, "o", color=color, ms=5.5, mec=PALETTE["paper"], mew=1.5, zorder=order)
+        axes.plot(x, y, curve.marker, color=color, ms=5.5, mec=PALETTE["paper"], mew=1.5, zorder=order)
 
 
 def _scale(axes, x: Axis, y: Axis, curves: Sequence[Curve]) -> None:
@@ -173,8 +192,9 @@ def _scale(axes, x: Axis, y: Axis, curves: Sequence[Curve]) -> None:
             side.set_minor_formatter(NullFormatter())
             side.set_minor_locator(NullLocator())
             low, high = side.get_view_interval() if axis.low is None or axis.high is None else (axis.low, axis.high)
-            wide = high / max(low, 1e-12) > 500
-            side.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=8))
+            ratio = high / max(low, 1e-12)
+            few = LogLocator(subs=(1,) if ratio > 500 else (1, 2, 5), numticks=8)
+            side.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]) if ratio < 6 else few)
         else:
             side.set_major_locator(MaxNLocator(6 if side is axes.xaxis else 5, steps=[1, 2, 2.5, 5, 10]))
         side.set_major_formatter(FuncFormatter(lambda value, _, text=axis.text or short: text(value)))

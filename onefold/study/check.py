@@ -5,10 +5,13 @@
         report.less("held-out loss", ours, baseline)     # numbers, or one for each seed
         report.note("bits per byte", 1.52)               # seen, not asserted
         report.published("MMLU", 60.1)                   # the paper's, with ours beside it where we have one
+        report.chart("loss against compute", svg)        # a drawing of charts.py, kept as a file
 
-Assertions say whether the implementation is right. Notes and published numbers never fail.
+Assertions say whether the implementation is right. Notes, published numbers and charts never fail.
 """
 
+import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,10 +26,13 @@ from onefold.core.files import atomic_write
 from onefold.study.words import duration
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from rich.console import Console
 
-Kind = Literal["equal", "close", "less", "note", "published", "error"]
+Kind = Literal["equal", "close", "less", "note", "published", "chart", "error"]
 PAGE = Path("docs/landmarks.md")
+PICTURES = Path("pictures/landmarks")  # beside the page
+CHARTS = Path("runs/check/charts")
 MARKS = {True: "✓", False: "✗", None: "·"}
 
 
@@ -45,10 +51,14 @@ class Row:
 
 
 class Report:
-    """Collects the rows of one landmark's check. A row's seconds are those since the row before it."""
+    """Collects the rows of one landmark's check. A row's seconds are those since the row before it.
 
-    def __init__(self, name: str):
+    charts: the folder where charts are kept.
+    """
+
+    def __init__(self, name: str, charts: Path = CHARTS):
         self.name = name
+        self.charts = charts
         self.rows: list[Row] = []
         self._clock = time.perf_counter()
 
@@ -81,6 +91,15 @@ class Report:
     def published(self, name: str, paper: Any, ours: Any = None) -> None:
         """A number that the paper printed, labelled as the paper's, beside ours."""
         self._add("published", name, "" if ours is None else _text(ours), f"{_text(paper)} (paper)", None)
+
+    def chart(self, name: str, drawing: "Markup") -> Path:
+        """A drawing of onefold.study.charts, written to a file that the terminal names and the page shows."""
+        from onefold.study.charts import standalone
+
+        path = self.charts / f"{_slug(self.name)}-{_slug(name)}.svg"
+        atomic_write(path, standalone(drawing))
+        self._add("chart", name, str(path), "", None)
+        return path
 
     def error(self, error: BaseException) -> None:
         """The check itself broke: that is a failure."""
@@ -190,10 +209,15 @@ def write_landmarks(path: Path, reports: Iterable[Report], commit: str | None = 
     for report in reports:
         lines += ["", f"## {_cell(report.name)}", "", "| | check | value | expected | seeds | spread | time |"]
         lines.append("|---|---|--:|---|--:|--:|--:|")
-        for row in report.rows:
+        for row in (row for row in report.rows if row.kind != "chart"):
             spread = "" if row.spread is None else f"{row.spread:.2g}"
             cells = (row.name, row.value, row.expected, str(row.seeds or ""), spread, _time(row.seconds))
             lines.append(f"| {MARKS[row.passed]} | {' | '.join(_cell(cell) for cell in cells)} |")
+        for row in (row for row in report.rows if row.kind == "chart"):
+            picture = PICTURES / Path(row.value).name
+            (path.parent / picture).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(row.value, path.parent / picture)
+            lines += ["", f"![{row.name}]({picture.as_posix()})", "", f"*{row.name}*"]
     atomic_write(path, "\n".join(lines) + "\n")
     return path
 
@@ -210,6 +234,10 @@ def _commit(path: Path) -> str:
 
 def _anchor(name: str) -> str:
     return "".join(c for c in name.lower().replace(" ", "-") if c.isalnum() or c in "-_")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _cell(text: str) -> str:

@@ -63,6 +63,15 @@ def test_the_loss_axis_shows_the_late_part_and_the_near_baselines():
     assert 1.75 < high < 3.5
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.31, 0.72), (0.9, 1.4), (2e-3, 9e-3)])
+def test_a_logarithmic_axis_of_less_than_a_decade_has_ticks(low, high):
+    x = np.arange(1, 4.0)
+    svg = draw(
+        [Curve(x, np.geomspace(low, high, 3))], Axis(), Axis("", low, high, log=True, text=lambda v: f"tick {v}")
+    )
+    assert 3 <= svg.count("tick ") <= 8
+
+
 @pytest.mark.parametrize("y", [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1e-9, 1e9, 1.0]])
 def test_degenerate_curves_are_drawn(y):
     for log in (False, True):

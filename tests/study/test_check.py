@@ -4,11 +4,13 @@ import io
 import math
 import subprocess
 from datetime import date
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from onefold.study.charts import Axis, Curve, draw
 from onefold.study.check import Report, run_check, run_checks, write_landmarks
 
 
@@ -91,6 +93,32 @@ def test_the_page_of_landmarks(tmp_path):
     assert "| ✓ | loss \\| held-out | 1.05 | < 2 | 2 | 0.071 |  |" in text
     assert "| · | MMLU |  | 60.1 (paper) |  |  |  |" in text
     assert "| ✗ | n | 1 | 2 |" in text
+
+
+def test_a_chart_is_a_file_that_the_page_shows(tmp_path):
+    x = np.arange(1, 5.0)
+    svg = draw([Curve(x, 1 / x, style="points", marker="s", label="law")], Axis("compute"), Axis("loss"), title="a < b")
+    report = Report("nfnet", charts=tmp_path / "charts")
+    report.equal("n", 1, 1)
+    path = report.chart("Loss & compute", svg)
+    assert path == tmp_path / "charts" / "nfnet-loss-compute.svg"
+    assert report.rows[-1].passed is None
+    console = Console(file=io.StringIO(), width=400)
+    report.print(console)
+    assert str(path) in console.file.getvalue()
+    page = write_landmarks(tmp_path / "docs" / "landmarks.md", [report], commit="abc1234").read_text()
+    assert "![Loss & compute](pictures/landmarks/nfnet-loss-compute.svg)" in page
+    assert str(path) not in page
+    assert (tmp_path / "docs" / "pictures" / "landmarks" / "nfnet-loss-compute.svg").read_bytes() == path.read_bytes()
+
+
+def test_a_chart_file_needs_no_page_around_it(tmp_path):
+    x = np.arange(1, 5.0)
+    path = Report("x", tmp_path).chart("c", draw([Curve(x, x, label="mine")], Axis("x"), Axis("y"), title="c"))
+    root = ElementTree.parse(path).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(" not in path.read_text()
+    assert "mine" in {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
 
 
 def test_the_page_names_the_commit_of_its_tree(tmp_path):
