@@ -16,7 +16,7 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder, verify_folder
 from onefold.core.progress import say
-from onefold.data.loader import Loader, gather
+from onefold.data.loader import Evaluation, Loader, gather
 from onefold.data.picture_reader import PictureReader
 from onefold.data.plan import Plan, plan_evaluation, plan_mixture, plan_rows
 from onefold.data.records import Column, Records, RecordsWriter
@@ -72,13 +72,14 @@ class Dataset:
         sources = records.strided("source").gather(np.arange(len(records)))
         return plan_mixture(lengths, sources, self._shares, self.context, rows, seed, epoch)
 
-    def evaluation(self, split: Split, rows: int, stride: int | None = None) -> "Evaluation":
+    def evaluation(self, split: Split, rows: int, stride: int | None = None) -> Evaluation[Plan, TokenBatch]:
         """Every token of the split exactly once, always in the same order, of which any beginning is a fair sample.
 
         stride: windows overlap and each predicts its last `stride` tokens, so that these see a long context.
         """
         self._check(split)
-        return Evaluation(plan_evaluation(self._lengths(split), self.context, rows, stride), self._gather(split))
+        plan = plan_evaluation(self._lengths(split), self.context, rows, stride)
+        return Evaluation(plan, self._gather(split), len(plan.first) - 1, rows)
 
     def size(self, split: Split) -> int:
         """Tokens to predict."""
@@ -134,20 +135,6 @@ class Dataset:
         if not self.facts[split]["tokens"]:
             reason = "set held_out above 0, or give a validation file" if split == "held_out" else "give more text"
             raise UserError(f"the {split} split of the data is empty: {reason}")
-
-
-class Evaluation:
-    """Batches over a split, once; can be iterated again."""
-
-    def __init__(self, plan: Plan, gather: Callable[[Plan, slice], TokenBatch]):
-        self.plan, self._gather = plan, gather
-
-    def __len__(self) -> int:
-        return self.plan.batches
-
-    def __iter__(self) -> Iterator[TokenBatch]:
-        for batch in range(self.plan.batches):
-            yield self._gather(self.plan, slice(batch * self.plan.rows, (batch + 1) * self.plan.rows))
 
 
 class SplitWriter:

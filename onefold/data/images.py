@@ -16,9 +16,9 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.progress import say
 from onefold.data.dataset import FACTS, SPLITS, Split, folder_name, prepared
-from onefold.data.loader import Loader
+from onefold.data.loader import Evaluation, Loader
 from onefold.data.order import Epoch, Kind, plan_epoch
-from onefold.data.picture_batches import Evaluation, PictureBatches, measure
+from onefold.data.picture_batches import PictureBatches, measure
 from onefold.data.picture_reader import PictureReader
 from onefold.data.picture_sources import DIGITS, picture_stamp
 from onefold.data.records import Records
@@ -143,10 +143,11 @@ class ImageDataset:
         page_rows = max(1, PAGE_BYTES * facts["images"] // max(1, facts["bytes"]))
         return plan_epoch(facts["images"], rows, self.config.order, seed, epoch, page_rows)
 
-    def evaluation(self, split: Split, rows: int) -> Evaluation:
+    def evaluation(self, split: Split, rows: int) -> Evaluation[Epoch, ImageBatch]:
         """Every picture of the split once, as it is, always in the same order, of which any beginning is fair."""
         self._check(split)
-        return Evaluation(self._batches(split, (), 0), len(self._records[split]), rows)
+        count, make = len(self._records[split]), self._batches(split, (), 0)
+        return Evaluation(plan_epoch(count, count), make, count, rows, make.threads)
 
     def size(self, split: Split) -> int:
         """Images."""

@@ -86,6 +86,35 @@ class Loader(Generic[P, B]):
         self.close()
 
 
+class Evaluation(Generic[P, B]):
+    """Batches of `rows` over the `count` rows of a plan, once; can be iterated again. The last one may have fewer."""
+
+    def __init__(self, planned: P, gather: Callable[[P, slice], B], count: int, rows: int, threads: int = 1):
+        self._planned, self._gather, self._threads = planned, gather, threads
+        self.count, self.rows = count, rows
+
+    def __len__(self) -> int:
+        return -(-self.count // self.rows)
+
+    def __iter__(self) -> Iterator[B]:
+        return (batch for batch, _ in self.share(0, 1))
+
+    def share(self, rank: int, world: int) -> Iterator[tuple[B, bool]]:
+        """Of each batch, what process `rank` of `world` computes, and whether that counts.
+
+        All get as many: a process that comes away empty from a small last batch repeats a row, which does not count.
+        """
+        jobs = (partial(self._part, start, rank, world) for start in range(0, self.count, self.rows))
+        with Ahead(jobs, self._threads) as parts:
+            yield from parts
+
+    def _part(self, start: int, rank: int, world: int) -> tuple[B, bool]:
+        rows = min(self.rows, self.count - start)
+        begin, end = (start + rows * i // world for i in (rank, rank + 1))
+        counts = begin < end
+        return self._gather(self._planned, slice(begin, end) if counts else slice(start, start + 1)), counts
+
+
 def _jobs(
     plan: Callable[[int], P],
     gather: Callable[[P, slice], B],

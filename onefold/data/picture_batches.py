@@ -1,16 +1,15 @@
 """Batches of pictures from records: gathered or decoded, cut, changed at random; and what their values are like."""
 
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from onefold.core.batch import ImageBatch
 from onefold.core.errors import missing_extra
-from onefold.data.ahead import Ahead, Slots, to_tensor
-from onefold.data.order import Epoch, plan_epoch
+from onefold.data.ahead import Slots, to_tensor
+from onefold.data.order import Epoch
 from onefold.data.picture_reader import PictureReader
 from onefold.data.pictures import Pictures as Stored
 from onefold.data.records import Records
@@ -103,22 +102,6 @@ class _Encoded:
             data, name = self._pictures.encoded(row), str(self._names[row])
             place[:] = self._cut(data, name, size, box, frame.side, self._channels, frame.interpolation)
         return images
-
-
-class Evaluation:
-    """Batches over a split, once; can be iterated again. The last one may have fewer rows."""
-
-    def __init__(self, make: PictureBatches, count: int, rows: int):
-        self._make, self._count, self._rows = make, count, rows
-
-    def __len__(self) -> int:
-        return -(-self._count // self._rows)
-
-    def __iter__(self) -> Iterator[ImageBatch]:
-        shuffled = plan_epoch(self._count, self._count)
-        jobs = (partial(self._make, shuffled, slice(i, i + self._rows)) for i in range(0, self._count, self._rows))
-        with Ahead(jobs, self._make.threads) as batches:
-            yield from batches
 
 
 def in_channels(images: np.ndarray, channels: int, slots: Slots) -> np.ndarray:
