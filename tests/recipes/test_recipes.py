@@ -9,7 +9,7 @@ from onefold.models.transformer import count_parameters
 from onefold.training.run import Run
 
 LANDMARKS = ["gpt2", "pythia", "llama2", "mistral"]
-PICTURES = ["classifier", "convnext", "mae", "nfnet", "vit"]
+PICTURES = ["classifier", "convnext", "ffcv", "mae", "nfnet", "vit"]
 PUBLISHED = {"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096}
 
 
