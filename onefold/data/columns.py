@@ -1,6 +1,6 @@
 """Columns of a store: what one holds, and gathering from it, wherever its rows lie in memory-mapped chunks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,12 +71,17 @@ class Column:
 
 
 class Strided:
-    """A fixed-stride column: [N, *shape], in as many chunks as the files have."""
+    """A fixed-stride column: [N, *shape], in as many chunks as the files have.
 
-    def __init__(self, column: Column, arrays: Sequence[pa.Array]):
+    rows: where each chunk begins, and the end: Int[P + 1]. chunk: opens one, when it is first needed; as with `Ragged`.
+    """
+
+    def __init__(self, column: Column, rows: np.ndarray, chunk: Callable[[int], pa.Array]):
         self.shape, self.dtype = column.shape, column.numpy
-        self._chunks = [_numbers(a, column).reshape(len(a), *column.shape) for a in arrays]
-        self._bounds = np.cumsum([0, *map(len, arrays)])
+        self._chunks = _Opened(
+            len(rows) - 1, lambda i: _numbers(found := chunk(i), column).reshape(len(found), *column.shape)
+        )
+        self._bounds = rows
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
@@ -95,14 +100,21 @@ class Strided:
 class Ragged:
     """A column of arrays of any length, end to end. `starts` and `lengths` (Int[N]) say where each lies."""
 
-    def __init__(self, column: Column, arrays: Sequence[pa.Array]):
+    def __init__(self, column: Column, rows: np.ndarray, chunk: Callable[[int], pa.Array]):
         self._text, self.dtype = column.dtype == "text", column.numpy
-        self._offsets = [np.frombuffer(a.buffers()[1], np.int64, len(a) + 1, a.offset * 8) for a in arrays]
-        self._chunks = [_bytes(a) if column.bytes else _numbers(a.values, column) for a in arrays]
-        self._bounds = np.cumsum([0, *map(len, self._chunks)])
+        self._rows = rows
+        self._offsets = _Opened(len(rows) - 1, lambda i: _offsets(chunk(i)))
+        self._chunks = _Opened(
+            len(rows) - 1, lambda i: _bytes(chunk(i)) if column.bytes else _numbers(chunk(i).values, column)
+        )
 
     def __len__(self) -> int:
-        return sum(len(offsets) - 1 for offsets in self._offsets)
+        return int(self._rows[-1])
+
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        """Where the elements of each chunk begin, and the end."""
+        return np.cumsum([0, *map(len, self._chunks)])
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -120,13 +132,13 @@ class Ragged:
         return found.tobytes().decode() if self._text else found.copy()
 
     def view(self, row: int) -> np.ndarray:
-        """One record where it lies in the file, without a copy."""
-        start = self.starts[row]
-        chunk = int(np.searchsorted(self._bounds, start, side="right")) - 1
-        if chunk == len(self._chunks):  # nothing lies behind the end, where an empty last record begins
-            return np.empty(0, self.dtype)
-        begin = int(start - self._bounds[chunk])
-        return self._chunks[chunk][begin : begin + int(self.lengths[row])]
+        """One record where it lies in the file, without a copy; no other chunk is opened."""
+        place = row + len(self) if row < 0 else row
+        if not 0 <= place < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        chunk = int(np.searchsorted(self._rows, place, side="right")) - 1
+        begin, end = self._offsets[chunk][place - self._rows[chunk] :][:2].tolist()
+        return self._chunks[chunk][begin:end]
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The elements [start, start + length) of every range, end to end. A range lies within one record."""
@@ -156,6 +168,28 @@ class Ragged:
             end += length
 
 
+class _Opened(Sequence[np.ndarray]):
+    """Arrays of a column, one for each chunk, each made by `make` when it is first asked for, and kept."""
+
+    def __init__(self, count: int, make: Callable[[int], np.ndarray]):
+        self._made: list[np.ndarray | None] = [None] * count
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, chunk: int) -> np.ndarray:
+        found = self._made[chunk]
+        if found is None:  # two threads may both make it, the same
+            found = self._made[chunk] = self._make(chunk)
+        return found
+
+
+def _offsets(array: pa.Array) -> np.ndarray:
+    """Where each record of a ragged column's chunk begins in its elements, and the end."""
+    return np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8)
+
+
 def _numbers(array: pa.Array, column: Column) -> np.ndarray:
     """The numbers of a column's chunk where they lie, without a copy."""
     flat = array.values if pa.types.is_fixed_size_list(array.type) else array
@@ -163,8 +197,7 @@ def _numbers(array: pa.Array, column: Column) -> np.ndarray:
 
 
 def _bytes(array: pa.Array) -> np.ndarray:
-    data = array.buffers()[2]
-    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+    return np.frombuffer(array.buffers()[2] or b"", np.uint8)
 
 
 def _into(out: np.ndarray | None, rows: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -10,6 +10,7 @@ rows are lost; reading does not compute them, since that takes longer than copyi
 import hashlib
 import json
 import os
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -39,23 +40,29 @@ class Records:
     """A store opened for reading: `len(records)`, `records["tokens"]` is a `Strided` or `Ragged` view."""
 
     def __init__(self, path: str | Path, verify: bool = False):
-        """Opening maps files and reads no rows; `verify` compares all checksums first (seconds for each gigabyte).
+        """Opening reads the index and compares the sizes of files; a shard is mapped when a row of it is asked for.
 
-        Raises RecordsDamaged naming the file (with `verify`, and the page), UserError for a newer format.
+        `verify` compares all checksums first (seconds for each gigabyte). Raises RecordsDamaged naming the file (with
+        `verify`, and the page), UserError for a newer format; reading a row may raise RecordsDamaged, too.
         """
         self.path = Path(path)
         index = _read_index(self.path)
         self.columns = _columns(index)
         if verify and (damage := find_damage(self.path)):
             raise RecordsDamaged(damage[0])
-        pages: list[pa.RecordBatch] = []
-        for shard in index["shards"]:
-            pages += _open_shard(self.path / shard["file"], shard, self.columns)
+        shards = [_Shard(self.path / shard["file"], shard, self.columns) for shard in index["shards"]]
+        # The first row of each page, and the end: Int[P + 1].
+        self.pages = np.cumsum([0, *(rows for shard in shards for rows in shard.rows)])
+        places = [(shard, page) for shard in shards for page in range(len(shard.rows))]
+
+        def page(number: int) -> pa.RecordBatch:
+            shard, place = places[number]
+            return shard.page(place)
+
         self._views: dict[str, Ragged | Strided] = {
-            name: (Ragged if column.varies else Strided)(column, [page.column(name) for page in pages])
+            name: (Ragged if column.varies else Strided)(column, self.pages, lambda i, name=name: page(i).column(name))
             for name, column in self.columns.items()
         }
-        self.pages = np.cumsum([0, *map(len, pages)])  # the first row of each, and the end: Int[P + 1]
 
     def __len__(self) -> int:
         return int(self.pages[-1])
@@ -257,6 +264,8 @@ def _read_index(path: Path) -> dict[str, Any]:
         if not newer:
             for column in _columns(index).values():
                 column.arrow()
+            for shard in index["shards"]:
+                shard["file"], shard["bytes"], int(shard["rows"]) + sum(rows for rows, _, _ in shard.get("pages", []))
     except FileNotFoundError:
         raise RecordsDamaged(f"{path}: no {INDEX}; the store is missing or was never finished") from None
     except (ValueError, KeyError, TypeError, pa.ArrowNotImplementedError):
@@ -274,14 +283,41 @@ def _check_size(file: Path, expected: Mapping[str, Any]) -> None:
         raise RecordsDamaged(f"{file} has {size:,} bytes instead of {expected['bytes']:,} (truncated?)")
 
 
-def _open_shard(file: Path, expected: Mapping[str, Any], columns: Mapping[str, Column]) -> list[pa.RecordBatch]:
-    _check_size(file, expected)
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(file)))
-        pages = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    except (pa.ArrowException, OSError) as error:
-        raise RecordsDamaged(f"{file} is damaged: {error}") from None
-    types = [column.arrow() for column in columns.values()]
-    if reader.schema.names != list(columns) or reader.schema.types != types or sum(map(len, pages)) != expected["rows"]:
-        raise RecordsDamaged(f"{file} is damaged: it does not hold what {INDEX} says")
-    return pages
+class _Shard:
+    """A file of the store, mapped when a page of it is asked for. `rows`: of each of its pages."""
+
+    def __init__(self, file: Path, expected: Mapping[str, Any], columns: Mapping[str, Column]):
+        _check_size(file, expected)
+        self._file, self._columns, self._lock = file, columns, threading.Lock()
+        self._reader: pa.RecordBatchFileReader | None = None
+        if "pages" in expected:
+            self.rows = [rows for rows, _, _ in expected["pages"]]
+        else:  # stores of older versions do not say
+            reader = self._open()
+            self.rows = [len(reader.get_batch(i)) for i in range(reader.num_record_batches)]
+        if sum(self.rows) != expected["rows"]:
+            raise self._not_as_said()
+
+    def page(self, number: int) -> pa.RecordBatch:
+        with self._lock:  # a reader is for one thread at a time
+            reader = self._reader = self._reader or self._open()
+            try:
+                found = reader.get_batch(number)
+            except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: it has fewer
+                raise RecordsDamaged(f"{self._file} is damaged: {error}") from None
+        if len(found) != self.rows[number]:
+            raise self._not_as_said()
+        return found
+
+    def _open(self) -> pa.RecordBatchFileReader:
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(self._file)))
+        except (pa.ArrowException, OSError) as error:
+            raise RecordsDamaged(f"{self._file} is damaged: {error}") from None
+        types = [column.arrow() for column in self._columns.values()]
+        if reader.schema.names != list(self._columns) or reader.schema.types != types:
+            raise self._not_as_said()
+        return reader
+
+    def _not_as_said(self) -> RecordsDamaged:
+        return RecordsDamaged(f"{self._file} is damaged: it does not hold what {INDEX} says")

@@ -1,12 +1,18 @@
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onefold.core.errors import UserError
+from onefold.data.pictures import encoded_record, picture_columns
 from onefold.data.records import Column, Records, RecordsDamaged, RecordsWriter, find_damage
 
 COLUMNS = {
@@ -147,6 +153,39 @@ def test_columns_are_not_copied_into_memory(tmp_path):
     assert not records.ragged("tokens")._chunks[0].flags.owndata
 
 
+def mapped(path):
+    """Files of a store that this process has mapped into its memory."""
+    found = {Path(file.path) for file in psutil.Process().memory_maps() if file.path.startswith(str(path))}
+    return {file.name for file in found}
+
+
+@pytest.mark.skipif(not hasattr(psutil.Process, "memory_maps"), reason="this system does not tell what is mapped")
+def test_five_gigabytes_open_without_a_look_into_them(tmp_path):
+    """256 shards of 20 MB, which are all one file under many names; a look into each page would take 300 MB."""
+    with RecordsWriter(tmp_path, {"id": Column("int64"), **picture_columns("image")}, chunk_bytes=1 << 20) as out:
+        for i in range(200):
+            out.add(id=i, **encoded_record("image", [i.to_bytes(4) * 25_000], (200, 200, 3)))
+    index = json.loads((tmp_path / "records.json").read_text())
+    [shard] = index["shards"]
+    index["shards"] = [shard | {"file": f"{n:05}.arrow"} for n in range(256)]
+    for name in (s["file"] for s in index["shards"][1:]):
+        os.link(tmp_path / "00000.arrow", tmp_path / name)
+    (tmp_path / "records.json").write_text(json.dumps(index))
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.arrow")) > 5e9
+    Records(tmp_path)  # what only the first call costs
+    process = psutil.Process()
+    before = process.memory_info().rss
+    records = Records(tmp_path)
+    assert process.memory_info().rss - before < 4e6
+    assert not mapped(tmp_path)
+    assert len(records) == len(records.pages[:-1]) * 200 / len(shard["pages"]) == 256 * 200
+    row = 200 * 77 + 13
+    assert records["id"][row] == 13
+    assert bytes(records.pictures().encoded(row)[:4]) == (13).to_bytes(4)
+    assert mapped(tmp_path) == {"00077.arrow"}
+    assert process.memory_info().rss - before < 8e6
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "index", "no index"])
 def test_a_damaged_file_is_named(tmp_path, damage):
     write(tmp_path, range(40), chunk_bytes=100, shard_bytes=2000)
@@ -217,10 +256,50 @@ def test_an_index_that_makes_no_sense_is_damage(tmp_path, edit):
         Records(tmp_path)
 
 
-def test_an_index_of_other_files_is_damage(tmp_path):
+@pytest.mark.parametrize("rows", [[7], [1, 1], [7, 7]])
+def test_an_index_of_other_files_is_damage(tmp_path, rows):
+    """Told where it shows: when the store is opened, or else when the shard is."""
     write(tmp_path, range(2))
     index = json.loads((tmp_path / "records.json").read_text())
-    index["shards"][0]["rows"] = 7
+    index["shards"][0]["rows"] = 7 if rows == [7] else sum(rows)
+    if len(rows) == 2:
+        index["shards"][0]["pages"] = [[n, 100, 0] for n in rows]
     (tmp_path / "records.json").write_text(json.dumps(index))
     with pytest.raises(RecordsDamaged, match=r"00000\.arrow"):
+        Records(tmp_path)["id"][1]
+
+
+@pytest.mark.parametrize("pages", [3, [[1]], [["a", 1, 2]], None])
+def test_pages_that_make_no_sense_are_damage(tmp_path, pages):
+    write(tmp_path, range(2))
+    index = json.loads((tmp_path / "records.json").read_text())
+    index["shards"][0]["pages"] = pages
+    (tmp_path / "records.json").write_text(json.dumps(index))
+    with pytest.raises(RecordsDamaged, match=r"records\.json"):
         Records(tmp_path)
+
+
+def test_a_shard_of_other_columns_is_damage_when_it_is_read(tmp_path):
+    write(tmp_path / "a", range(3))
+    with RecordsWriter(tmp_path / "b", {"id": Column("int64")}) as out:
+        for i in range(3):
+            out.add(id=i)
+    shard = tmp_path / "b" / "00000.arrow"
+    (tmp_path / "a" / "00000.arrow").write_bytes(shard.read_bytes())
+    index = json.loads((tmp_path / "a" / "records.json").read_text())
+    index["shards"][0]["bytes"] = shard.stat().st_size
+    (tmp_path / "a" / "records.json").write_text(json.dumps(index))
+    with pytest.raises(RecordsDamaged, match=r"00000\.arrow is damaged: it does not hold"):
+        Records(tmp_path / "a")["id"][0]
+
+
+def test_threads_that_open_a_store_at_once_read_the_same(tmp_path):
+    write(tmp_path, range(60), chunk_bytes=100, shard_bytes=2000)
+    expected = [(i, record(i)["name"]) for i in range(60)]
+
+    def both(records, i):
+        return int(records["id"][i]), records["name"][i]
+
+    for _ in range(10):
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(partial(both, Records(tmp_path)), range(60))) == expected
