@@ -25,12 +25,13 @@ from onefold.interop.tokens import check_vocabulary
 from onefold.models.convnext import ConvNeXtConfig
 from onefold.models.mae import MAEConfig
 from onefold.models.nfnet import NFNetConfig
+from onefold.models.residual import ResidualConfig
 from onefold.models.resnet import ResNetConfig
 from onefold.models.transformer import DecoderConfig, count_parameters
 from onefold.models.vit import ViTConfig
 
 FILE, FORMAT, VERSION = "artifact.json", "onefold", 1
-ModelConfig = DecoderConfig | ViTConfig | MAEConfig | ConvNeXtConfig | ResNetConfig | NFNetConfig
+ModelConfig = DecoderConfig | ViTConfig | MAEConfig | ConvNeXtConfig | ResNetConfig | ResidualConfig | NFNetConfig
 MODELS: Mapping[Any, Any] = {kind.model_fields["kind"].default: kind for kind in get_args(ModelConfig)}
 # From version n to n + 1, on the content of artifact.json.
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

@@ -6,7 +6,6 @@ A block is a 7×7 convolution of each channel alone, norm, feed-forward and a le
 channels last throughout, as norms and feed-forwards want them. Sizes: vision_sizes.py.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.models.adopting import adopt
-from onefold.models.depths import depth_of
+from onefold.models.convnet import ConvNet, check_stages
 from onefold.nn.depthwise import DepthwiseConv
 from onefold.nn.drop_path import DropPath, rising
 from onefold.nn.feedforward import Activation, MLPConfig
-from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig
 from onefold.nn.patches import Patches
 
@@ -46,8 +43,7 @@ class ConvNeXtConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "ConvNeXtConfig":
-        if len(self.blocks) != len(self.widths) or not self.blocks:
-            raise ValueError(f"blocks ({len(self.blocks)} stages) and widths ({len(self.widths)}) must be as many")
+        check_stages(self.blocks, self.widths)
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel ({self.kernel}) must be odd")
         return self
@@ -120,20 +116,14 @@ class Stage(nn.Module):
         return x
 
 
-class ConvNeXt(nn.Module):
-    """`features` reads pictures, `head` makes logits of classes; calling the model does both."""
-
-    entry_points = ("features", "head")  # what a parallel plan has to wrap
-
+class ConvNeXt(ConvNet):
     def __init__(self, config: ConvNeXtConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         rates = torch.tensor(rising(config.drop_path, sum(config.blocks)), device="cpu").split(config.blocks)
         self.stem = Stem(config)
         self.stages = nn.ModuleList(Stage(config, i, of_stage.tolist()) for i, of_stage in enumerate(rates))
         self.norm = config.last_norm.build(config.widths[-1])
-        self.classifier = Linear(config.widths[-1], config.classes) if config.classes else nn.Identity()
-        self.depths = sum(config.blocks) + 1
+        self.classifier = self.classify(config.widths[-1])
         self.init_weights()
 
     @torch.no_grad()
@@ -148,7 +138,6 @@ class ConvNeXt(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        """What the model makes of each place of the picture."""
         x = self.stem(pixels)
         for stage in self.stages:
             x = stage(x)
@@ -157,18 +146,3 @@ class ConvNeXt(nn.Module):
     def pool(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D"]:
         """One vector a picture: the mean of its places, normalised."""
         return self.norm(features.mean((2, 3)))
-
-    def head(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B classes"]:
-        """Logits of the classes; the pooled features themselves without a classifier."""
-        return self.classifier(self.pool(features))
-
-    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
-        return self.head(self.features(pixels))
-
-    def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of another ConvNeXt of this shape, whatever its classes, fitted to this one."""
-        return adopt(self, weights)
-
-    def depth_of(self, name: str) -> int:
-        """Of the parameter `name`, from 0 (stem) to `depths` (norm and classifier)."""
-        return depth_of(name, self.config.blocks)

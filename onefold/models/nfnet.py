@@ -6,7 +6,6 @@ Variance is kept by hand. Weights are standardised; the activation is scaled to 
 by the deviation β that it is predicted to have, and adds α of what it makes. Sizes: vision_sizes.py.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,8 +15,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config
-from onefold.models.adopting import adopt
-from onefold.models.depths import depth_of
+from onefold.models.convnet import ConvNet, channels_last, check_stages
 from onefold.nn.drop_path import DropPath, rising
 from onefold.nn.linear import Linear
 from onefold.nn.standardised import StandardisedConv
@@ -42,8 +40,7 @@ class NFNetConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "NFNetConfig":
-        if len(self.blocks) != len(self.widths) or not self.blocks:
-            raise ValueError(f"blocks ({len(self.blocks)} stages) and widths ({len(self.widths)}) must be as many")
+        check_stages(self.blocks, self.widths)
         for width in self.widths:
             if width % (2 * self.group):
                 raise ValueError(f"each width ({width}) must be a multiple of two groups ({self.group} channels each)")
@@ -145,14 +142,9 @@ class Stage(nn.Module):
         return x
 
 
-class NFNet(nn.Module):
-    """`features` reads pictures, `head` makes logits of classes; calling the model does both."""
-
-    entry_points = ("features", "head")  # what a parallel plan has to wrap
-
+class NFNet(ConvNet):
     def __init__(self, config: NFNetConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.stem = Stem(config.channels, config.stem)
         rates = torch.tensor(rising(config.drop_path, sum(config.blocks)), device="cpu").split(config.blocks)
         self.stages = nn.ModuleList()
@@ -162,8 +154,7 @@ class NFNet(nn.Module):
             variance = self.stages[-1].variance
         self.final = StandardisedConv(config.widths[-1], config.width, 1)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = Linear(config.width, config.classes) if config.classes else nn.Identity()
-        self.depths = sum(config.blocks) + 1
+        self.classifier = self.classify(config.width)
         self.init_weights()
 
     @torch.no_grad()
@@ -183,27 +174,11 @@ class NFNet(nn.Module):
                 module.gain.zero_()
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        """What the model makes of each place of the picture."""
-        x = self.stem(pixels.contiguous(memory_format=torch.channels_last))  # convolutions are faster so
+        x = self.stem(channels_last(pixels))
         for stage in self.stages:
             x = stage(x)
         return activate(self.final(x))
 
-    def pool(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D"]:
-        """One vector a picture: the mean of its places."""
-        return features.mean((2, 3))
-
     def head(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B classes"]:
         """Logits of the classes; the pooled features themselves without a classifier."""
         return self.classifier(self.dropout(self.pool(features)))
-
-    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
-        return self.head(self.features(pixels))
-
-    def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of another NFNet of this shape, whatever its classes, fitted to this one."""
-        return adopt(self, weights)
-
-    def depth_of(self, name: str) -> int:
-        """Of the parameter `name`, from 0 (stem) to `depths` (last convolution and classifier)."""
-        return depth_of(name, self.config.blocks)

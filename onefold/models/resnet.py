@@ -3,7 +3,6 @@
 pixels → 7×7 stem, max → stages of bottlenecks → mean → classifier
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -13,10 +12,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config
-from onefold.models.adopting import adopt
-from onefold.models.depths import depth_of
+from onefold.models.convnet import ConvNet, channels_last, check_stages
 from onefold.nn.batch_norm import BatchNorm
-from onefold.nn.linear import Linear
 
 EXPANSION = 4  # of a bottleneck's width where it joins the stream
 
@@ -34,8 +31,7 @@ class ResNetConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "ResNetConfig":
-        if len(self.blocks) != len(self.widths) or not self.blocks:
-            raise ValueError(f"blocks ({len(self.blocks)} stages) and widths ({len(self.widths)}) must be as many")
+        check_stages(self.blocks, self.widths)
         return self
 
     def build(self) -> "ResNet":
@@ -84,22 +80,16 @@ class Stage(nn.Module):
         return x
 
 
-class ResNet(nn.Module):
-    """`features` reads pictures, `head` makes logits of classes; calling the model does both."""
-
-    entry_points = ("features", "head")  # what a parallel plan has to wrap
-
+class ResNet(ConvNet):
     def __init__(self, config: ResNetConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.stem = ConvNorm(config.channels, config.stem, 7, 2)
         inward = [config.stem, *(EXPANSION * width for width in config.widths)]
         self.stages = nn.ModuleList(
             Stage(inward[i], width, depth, 2 if i else 1)
             for i, (width, depth) in enumerate(zip(config.widths, config.blocks))
         )
-        self.classifier = Linear(inward[-1], config.classes) if config.classes else nn.Identity()
-        self.depths = sum(config.blocks) + 1
+        self.classifier = self.classify(inward[-1])
         self.init_weights()
 
     @torch.no_grad()
@@ -117,28 +107,8 @@ class ResNet(nn.Module):
                 parameter.normal_(std=0.01)
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        """What the model makes of each place of the picture."""
-        x = pixels.contiguous(memory_format=torch.channels_last)  # convolutions are faster so
+        x = channels_last(pixels)
         x = F.max_pool2d(F.relu(self.stem(x)), 3, 2, padding=1)
         for stage in self.stages:
             x = stage(x)
         return x
-
-    def pool(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D"]:
-        """One vector a picture: the mean of its places."""
-        return features.mean((2, 3))
-
-    def head(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B classes"]:
-        """Logits of the classes; the pooled features themselves without a classifier."""
-        return self.classifier(self.pool(features))
-
-    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
-        return self.head(self.features(pixels))
-
-    def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of another ResNet of this shape, whatever its classes, fitted to this one."""
-        return adopt(self, weights)
-
-    def depth_of(self, name: str) -> int:
-        """Of the parameter `name`, from 0 (stem) to `depths` (classifier)."""
-        return depth_of(name, self.config.blocks)

@@ -15,14 +15,14 @@ AT_ONCE = 2**18  # numbers of a piece, which should stay in the processor's cach
 
 
 class DepthwiseConv(nn.Conv2d):
-    """A convolution of `width` channels, each alone, by an odd `kernel`; sides stay as they are."""
+    """A convolution of `width` channels, each alone, by an odd `kernel`; sides are divided by `stride`, rounded up."""
 
-    def __init__(self, width: int, kernel: int):
-        super().__init__(width, width, kernel, padding=kernel // 2, groups=width)
+    def __init__(self, width: int, kernel: int, stride: int = 1, bias: bool = True):
+        super().__init__(width, width, kernel, stride, padding=kernel // 2, groups=width, bias=bias)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         plain = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        small = max(x.shape[2:]) <= LARGE and x.shape[1] >= NARROW
+        small = max(x.shape[2:]) <= LARGE and x.shape[1] >= NARROW and self.stride == (1, 1)
         if plain and small and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _Depthwise.apply(x, self.weight, self.bias)
         return super().forward(x)

@@ -1,6 +1,7 @@
 """What is each convolutional network's own, and its published sizes."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ import torch.nn.functional as F
 
 from onefold.core.errors import UserError
 from onefold.models import vision_sizes
+from onefold.models.residual import ResidualConfig
 from onefold.models.transformer import count_parameters
 from onefold.nn.batch_norm import BatchNorm
 from onefold.nn.standardised import StandardisedConv
-from tests.models.test_vision import SMALL, fresh, pictures
+from tests.models.test_vision import CONVNEXT_WORDS, SMALL, fresh, pictures
 
 COUNTS = {
     vision_sizes.convnext: {
@@ -32,7 +34,7 @@ def test_published_parameter_counts(family, size):
     assert type(config).from_json(config.to_json()) == config
 
 
-@pytest.mark.parametrize("name", ["convnext", "resnet", "nfnet"])
+@pytest.mark.parametrize("name", ["convnext", "resnet", "residual", "nfnet"])
 def test_impossible_settings_are_refused(name):
     with pytest.raises(UserError, match="must be as many"):
         SMALL[name].but({"blocks": [1, 2, 3]})
@@ -118,3 +120,65 @@ def test_a_fresh_nfnet_keeps_the_variance_it_predicts():
     ratios = torch.tensor(seen[:5]) / torch.tensor(predicted[:5])
     torch.testing.assert_close(ratios / ratios[0], torch.ones(5), atol=0.05, rtol=0)
     assert 0.7 < ratios[0] < 1.3
+
+
+def test_spelled_as_resnets_bottleneck_a_network_is_a_resnet():
+    """Its layers stand in the same order, so that the weights of one are those of the other."""
+    resnet = fresh(SMALL["resnet"]).train()
+    spelled = SMALL["residual"].but({"stem_width": 6}).build().train()
+    spelled.load_state_dict(dict(zip(spelled.state_dict(), resnet.state_dict().values(), strict=True)))
+    x = pictures(SMALL["resnet"])
+    torch.testing.assert_close(spelled(x), resnet(x))
+    torch.testing.assert_close(spelled.eval()(x), resnet.eval()(x))  # running averages, too
+    assert count_parameters(ResidualConfig()) == COUNTS[vision_sizes.resnet]["50"]
+
+
+@torch.no_grad()
+def test_spelled_as_convnexts_block_a_network_is_a_convnext():
+    convnext = fresh(SMALL["convnext"])
+    spelled = SMALL["residual"].but({**CONVNEXT_WORDS, "widths": [8, 16]}).build()
+    weights = {}
+    for name, weight in convnext.state_dict().items():
+        for ours, word in {
+            "stem.patch.linear": "stem.0", "stem.norm": "stem.1", "down.norm": "down.0", "down.patch.linear": "down.1",
+            "conv": "layers.0", "ffn.up": "layers.2", "ffn.out": "layers.4", "scale": "layers.5.scale",
+        }.items():  # fmt: skip
+            name = re.sub(rf"(^|\.){re.escape(ours)}\b", rf"\1{word}", name)
+        name = re.sub(r"(blocks\.\d\.)norm", r"\1layers.1", name)
+        weights[name] = weight
+    own = spelled.state_dict()
+    for name, weight in weights.items():
+        if own[name].ndim == 4 and weight.ndim == 2:  # a convolution of squares, as a matrix
+            side = own[name].shape[-1]
+            weight = weight.view(len(weight), side, side, -1).permute(0, 3, 1, 2)
+        own[name] = weight
+    assert own.keys() == weights.keys()
+    spelled.load_state_dict(own)
+    x = pictures(SMALL["convnext"])
+    torch.testing.assert_close(spelled(x), convnext(x), atol=1e-5, rtol=1e-4)
+    full = {**CONVNEXT_WORDS, "blocks": [3, 3, 9, 3], "widths": [96, 192, 384, 768]}
+    assert count_parameters(ResidualConfig().but(full)) == COUNTS[vision_sizes.convnext]["t"]
+
+
+@pytest.mark.parametrize(
+    ("block", "complaint"),
+    [
+        ("in norm actt conv out", "actt.*did you mean act"),
+        ("out conv in", 'one "in" and behind it one "out"'),
+        ("in act out", "must look around once"),
+        ("in conv scale out", '"scale" behind "out"'),
+    ],
+)
+def test_a_block_that_cannot_be_is_refused(block, complaint):
+    with pytest.raises(UserError, match=complaint):
+        SMALL["residual"].but({"block": block})
+
+
+@torch.no_grad()
+def test_every_step_halves_where_it_says():
+    """Any order of words fits any place where sides are halved."""
+    for block in ("in act conv out", "in depthwise act out norm", "depthwise in act out", "in act out depthwise scale"):
+        for down in ("block", "apart"):
+            for norm in ("batch", "layer"):
+                model = SMALL["residual"].but({"block": block, "down": down, "norm": norm}).build().eval()
+                assert model.features(pictures(model.config)).shape == (2, 32, 4, 4)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from onefold.models import vision_sizes
+from onefold.models.residual import ResidualConfig
 
 SMALL = {
     "vit": vision_sizes.vit("ti/16", image=32, classes=5).but(
@@ -11,10 +12,16 @@ SMALL = {
     ),
     "convnext": vision_sizes.convnext(image=32, classes=5).but({"blocks": [1, 2], "widths": [8, 16]}),
     "resnet": vision_sizes.resnet(image=32, classes=5).but({"blocks": [1, 2], "widths": [4, 8], "stem": 6}),
+    "residual": ResidualConfig(image=32, classes=5, blocks=(1, 2), widths=(16, 32), stem_width=8),
     "nfnet": vision_sizes.nfnet(image=32, classes=5).but(
         {"blocks": [1, 2], "widths": [16, 32], "stem": 8, "group": 8, "drop_path": 0.0, "dropout": 0.0}
     ),
 }
+CONVNEXT_WORDS = {
+    **{"block": "depthwise norm in act out scale", "after": "", "inner": 4.0, "kernel": 7, "stem_width": None},
+    **{"norm": "layer", "activation": "gelu", "stem": "patch", "down": "apart"},
+}
+SMALL["residual as convnext"] = SMALL["residual"].but(CONVNEXT_WORDS)
 SMALL["vit mean"] = SMALL["vit"].but(
     {"pool": "mean", "norm_pooled": True, "block.layer_scale": 0.1, "class_token": False, "channels": 1}
 )
