@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
+from pydantic import model_validator
 
 from onefold.core.config import Config
+from onefold.core.errors import UserError
 from onefold.data.transforms.draws import Draws
 from onefold.data.transforms.frame import CentreCrop, Frame, Resize
 
@@ -30,6 +32,14 @@ class PictureReader(Config):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     classes: tuple[str, ...] = ()  # what each output of the classifier means
 
+    @model_validator(mode="after")
+    def _of_each_channel(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                fits = f"give 1 or {self.channels}"
+                raise UserError(f"{name} has {len(values)} values for pictures of {self.channels} channels: {fits}")
+        return self
+
     def frame(self) -> Frame:
         """What is cut out of a picture."""
         share = min(1.0, self.side / (self.resize or self.side))
@@ -46,9 +56,13 @@ class PictureReader(Config):
         """The one in a folder; None when there is none. Raises UserError when it is damaged."""
         path = folder / FILE
         try:
-            return cls.from_json(path.read_text(), str(path))
+            text = path.read_text()
         except FileNotFoundError:
             return None
+        try:
+            return cls.from_json(text)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 def _middle(share: float, sizes: np.ndarray, draws: Draws) -> np.ndarray:
