@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from onefold.core.batch import ImageBatch
+from onefold.core.cores import cores
 from onefold.core.errors import missing_extra
 from onefold.data.ahead import Slots, to_tensor
 from onefold.data.order import Epoch
@@ -165,5 +166,4 @@ def decoder() -> Callable[..., np.ndarray]:
 
 def _cpus() -> int:
     """This process's share of those that it may use."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

@@ -1,6 +1,5 @@
 """The first reading of pictures that become a store: headers, labels and hashes, which decide everything else."""
 
-import os
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from onefold.core.config import Config
+from onefold.core.cores import cores
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
 from onefold.data.picture_files import MIN_SIDE, BadPicture, Channels, header, shrunk
@@ -131,7 +131,7 @@ def in_order(
 
     No more than a few pictures for each thread are ahead.
     """
-    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = workers or cores()
     waiting = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:

@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from onefold.core.cores import cores
+
 
 def facts(device: str | None = None) -> dict[str, Any]:
     """Python, torch, processor, cores, threads, memory, system. torch's own settings only if it is loaded already."""
@@ -15,7 +17,7 @@ def facts(device: str | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": _version("torch"),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
     }
