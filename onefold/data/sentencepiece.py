@@ -1,6 +1,6 @@
 """SentencePiece models (Llama 2, Mistral, T5) as fast tokenizers; the file itself is read by `sentencepiece`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
@@ -35,18 +35,14 @@ def read_sentencepiece(file: Path) -> tuple[Tokenizer, dict[str, str | None]]:
         scored = [(piece, -1e6 if kind == CONTROL else score) for (piece, score), kind in zip(pieces, kinds)]
         model = models.Unigram(scored, settings.unk_id, settings.byte_fallback)
     elif settings.model_type == BPE:
-        vocabulary = {piece: i for i, (piece, _) in enumerate(pieces)}
-        merges = _merges(pieces, kinds, vocabulary)
-        unknown = settings.unk_piece if settings.unk_piece in vocabulary else None
-        model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=settings.byte_fallback)
+        names, scores = [piece for piece, _ in pieces], [score for _, score in pieces]
+        unknown = settings.unk_piece if settings.unk_piece in names else None
+        model = scored_bpe(names, scores, kinds, unknown, settings.byte_fallback)
     else:
         raise UserError(f"{file}: SentencePiece models of words or characters are not supported, only BPE and unigram")
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = _normalizer(rules)
-    strip = [decoders.Strip(" ", 1, 0)] if rules.add_dummy_prefix else []
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    tokenizer.decoder = space_decoder(rules.add_dummy_prefix)
     control = [piece for (piece, _), kind in zip(pieces, kinds) if kind in (CONTROL, UNKNOWN)]
     tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in control])
     own = [piece for (piece, _), kind in zip(pieces, kinds) if kind == USER]
@@ -60,21 +56,31 @@ def read_sentencepiece(file: Path) -> tuple[Tokenizer, dict[str, str | None]]:
     return tokenizer, roles
 
 
-def _merges(
-    pieces: Sequence[tuple[str, float]], kinds: Sequence[int], vocabulary: Mapping[str, int]
-) -> list[tuple[str, str]]:
+def scored_bpe(
+    pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int], unknown: str | None, byte_fallback: bool
+) -> models.BPE:
     """SentencePiece joins the two neighbours whose union scores highest: merges in order of falling score."""
-    usable = {piece for (piece, _), kind in zip(pieces, kinds) if kind in (NORMAL, USER, UNUSED)}
-    order = sorted(range(len(pieces)), key=lambda i: (-pieces[i][1], i))
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    usable = {piece: i for piece, i in vocabulary.items() if kinds[i] in (NORMAL, USER, UNUSED)}
+    order = sorted((i for i in range(len(pieces)) if kinds[i] == NORMAL), key=lambda i: (-scores[i], i))
+    merges = merges_of([pieces[i] for i in order], usable)
+    return models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback)
+
+
+def merges_of(pieces: Iterable[str], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """For each piece, best first, every cut of it into two pieces that exist."""
     merges = []
-    for i in order:
-        piece = pieces[i][0]
-        if kinds[i] != NORMAL:
-            continue
-        cuts = [(piece[:n], piece[n:]) for n in range(1, len(piece))]
-        known = [cut for cut in cuts if cut[0] in usable and cut[1] in usable]
+    for piece in pieces:
+        cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        known = [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
         merges += sorted(known, key=lambda cut: (vocabulary[cut[0]], vocabulary[cut[1]]))
     return merges
+
+
+def space_decoder(prefix: bool) -> decoders.Decoder:
+    """From pieces to text. `prefix`: encoding put a space before the text."""
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    return decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
 
 def _normalizer(rules) -> normalizers.Normalizer:

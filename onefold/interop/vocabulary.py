@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from onefold.data.sentencepiece import NORMAL, SPACE, UNUSED, USER
+from onefold.data.sentencepiece import SPACE, merges_of, scored_bpe, space_decoder
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -101,32 +101,12 @@ def ranked_bytes(tokens: Sequence[bytes], cut: str, first: Sequence[str] = ()) -
 def scored_pieces(
     pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int], unknown: str | None, prefix: bool
 ) -> Tokenizer:
-    """SentencePiece BPE with byte fallback (Llama 2, Mistral). `prefix`: text starts with a space.
-
-    SentencePiece joins the neighbours whose union scores highest; the same as merges in order of falling score.
-    """
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    usable = {piece: i for piece, i in vocabulary.items() if kinds[i] in (NORMAL, USER, UNUSED)}
-    order = sorted((i for i in range(len(pieces)) if kinds[i] == NORMAL), key=lambda i: (-scores[i], i))
-    merges = merges_of([pieces[i] for i in order], usable)
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    """SentencePiece BPE with byte fallback (Llama 2, Mistral). `prefix`: text starts with a space."""
+    tokenizer = Tokenizer(scored_bpe(pieces, scores, kinds, unknown, byte_fallback=True))
     spaces = normalizers.Replace(" ", SPACE)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces] if prefix else [spaces])
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    tokenizer.decoder = space_decoder(prefix)
     return tokenizer
-
-
-def merges_of(pieces: Iterable[str], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """For each piece, best first, every cut of it into two pieces that exist."""
-    merges = []
-    for piece in pieces:
-        cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-        known = [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
-        merges += sorted(known, key=lambda cut: (vocabulary[cut[0]], vocabulary[cut[1]]))
-    return merges
 
 
 def mark_special(tokenizer: Tokenizer, control: Iterable[str], own: Iterable[str] = ()) -> None:

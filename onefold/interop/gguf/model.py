@@ -1,7 +1,5 @@
 """Whole models in GGUF files: read, and written so that llama.cpp opens them."""
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from onefold.core.config import differences
 from onefold.core.errors import UserError
-from onefold.core.files import disk_error
+from onefold.core.files import atomic_file
 from onefold.core.progress import say
 from onefold.interop.config_json import canonical, read_config, write_config
 from onefold.interop.gguf.blocks import BLOCK, KINDS
@@ -122,7 +120,8 @@ def save_gguf(path: Path, loaded: Loaded, kind: str = "F16") -> None:
         "general.quantization_version": 2,
     }
     vocabulary = write_tokenizer(loaded.tokenizer, loaded.config.vocab, where)
-    _write_in_one_step(path, head | values | vocabulary, weights, kinds)
+    with atomic_file(path) as temporary:
+        write_container(temporary, head | values | vocabulary, weights, kinds)
 
 
 def describe(
@@ -276,22 +275,6 @@ def _kind(name: str, tensor: Tensor, kind: str) -> str:
 
 def _without_dropout(config: DecoderConfig) -> DecoderConfig:
     return config.but({"embed.dropout": 0.0, "block.dropout": 0.0, "block.mixer.dropout": 0.0})
-
-
-def _write_in_one_step(path: Path, values: dict[str, Any], weights: dict[str, Tensor], kinds: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write_container(Path(temporary), values, weights, kinds)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise disk_error(path, error) from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _rounded(value: Any) -> Any:
