@@ -2,12 +2,12 @@
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from onefold.core.batch import ImageBatch
-from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.data.picture_reader import PictureReader
 from onefold.infer.engine import device_of, evaluating
 from onefold.infer.look import Picture, look
+from onefold.infer.opened import Opened
 from onefold.interop.loaded import Loaded
 
 ROWS = 64  # pictures at once
@@ -72,7 +72,7 @@ def predict(network: nn.Module, batches: Iterable[ImageBatch]) -> Predictions:
     return Predictions(torch.cat(probabilities), torch.cat(truth), torch.cat(rows).long())
 
 
-class Classifier:
+class Classifier(Opened):
     """A loaded model of pictures, ready to be asked."""
 
     def __init__(self, loaded: Loaded):
@@ -81,27 +81,13 @@ class Classifier:
             raise UserError("this model came without pictures.json, so it is not known how it looks at pictures")
         if not getattr(loaded.config, "classes", 0):
             raise UserError("this model has features but no classifier; train one on it: start=… model.classes=…")
-        self._loaded = loaded
-        self.network: nn.Module = loaded.model.eval()
+        super().__init__(loaded)
         self.reader: PictureReader = loaded.processor
-
-    @property
-    def config(self) -> Config:
-        return self._loaded.config
-
-    @property
-    def card(self) -> Mapping[str, Any]:
-        """Where the model came from, as plain values."""
-        return self._loaded.card
 
     @property
     def classes(self) -> tuple[str, ...]:
         """What each output means; "0", "1", … where the model came without names."""
         return self.reader.classes or tuple(map(str, range(self.config.classes)))
-
-    @property
-    def parameters_count(self) -> int:
-        return sum(p.numel() for p in self.network.parameters())
 
     def look(self, pictures: Sequence[Picture]) -> UInt8[Tensor, "B C side side"]:
         """What the model is shown of each picture."""
@@ -133,12 +119,6 @@ class Classifier:
         return [
             [(self.classes[i], float(p)) for i, p in zip(row, ps)] for row, ps in zip(places.tolist(), values.tolist())
         ]
-
-    def save(self, path: str | Path, format: Literal["onefold", "hf", "timm"] = "onefold", **options: Any) -> None:
-        """Write our folder, or one that transformers ("hf") or timm ("timm") opens."""
-        from onefold.interop.save import save
-
-        save(self._loaded, path, format, **options)
 
 
 def evaluate_pictures(classifier: Classifier, data: str, **settings: Any) -> Predictions:

@@ -7,9 +7,8 @@ from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.data.chat import chat_ids
 from onefold.data.tokenizer import Tokenizer
@@ -18,6 +17,7 @@ from onefold.infer.beam import beam_search
 from onefold.infer.classify import Classifier
 from onefold.infer.continuation import Continuation, Decodes
 from onefold.infer.few_rows import for_decoding
+from onefold.infer.opened import Opened
 from onefold.infer.sampling import Sampling, randomness
 from onefold.interop.loaded import Loaded
 from onefold.models.transformer import DecoderConfig
@@ -42,7 +42,7 @@ def load(
     return Model(loaded) if isinstance(loaded.config, DecoderConfig) else Classifier(loaded)
 
 
-class Model:
+class Model(Opened):
     """A loaded model. Options of `generate`, `stream` and `chat` are the fields of `onefold.infer.sampling.Sampling`:
 
     max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop,
@@ -50,29 +50,14 @@ class Model:
     """
 
     def __init__(self, loaded: Loaded):
-        self._loaded = loaded
-        self.network: nn.Module = loaded.model.eval()
+        super().__init__(loaded)
         self._decoder = for_decoding(self.network)
-
-    @property
-    def config(self) -> Config:
-        return self._loaded.config
-
-    @property
-    def card(self) -> Mapping[str, Any]:
-        """Where the model came from, as plain values."""
-        return self._loaded.card
 
     @property
     def tokenizer(self) -> Tokenizer:
         if self._loaded.tokenizer is None:
             raise UserError("this model came without a tokenizer; give token ids, or put its tokenizer.json beside it")
         return self._loaded.tokenizer
-
-    @property
-    def parameters_count(self) -> int:
-        """Parameters, shared ones once."""
-        return sum(p.numel() for p in self.network.parameters())
 
     @property
     def context(self) -> int | None:
@@ -124,12 +109,6 @@ class Model:
             return self._pieces(row, sampling)
         self.finish([row], sampling)
         return row.text
-
-    def save(self, path: str | Path, format: Literal["onefold", "hf", "gguf"] = "onefold", **options: Any) -> None:
-        """Write our folder or a Hugging Face folder (`dtype=` other than the model's), or a .gguf (`kind="F16"`)."""
-        from onefold.interop.save import save
-
-        save(self._loaded, path, format, **options)
 
     # The parts of `generate`, for those who schedule rows themselves (servers, roll-outs).
 

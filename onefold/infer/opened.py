@@ -1,0 +1,44 @@
+"""What is the same about every loaded model, whatever it reads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from onefold.core.config import Config
+from onefold.interop.loaded import Loaded
+
+
+class Opened:
+    """A loaded model that can be told from others and saved; `network` is the module, in evaluation mode."""
+
+    def __init__(self, loaded: Loaded):
+        self._loaded = loaded
+        self.network: nn.Module = loaded.model.eval()
+
+    @property
+    def config(self) -> Config:
+        return self._loaded.config
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """Where the model came from, as plain values."""
+        return self._loaded.card
+
+    @property
+    def parameters_count(self) -> int:
+        """Parameters, shared ones once."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    def save(
+        self, path: str | Path, format: Literal["onefold", "hf", "gguf", "timm"] = "onefold", **options: Any
+    ) -> None:
+        """Write our folder, or one that transformers opens ("hf"; `dtype=` other than the model's).
+
+        Models of text also as a .gguf file ("gguf"; `kind="F16"`), those of pictures as a folder that timm opens
+        ("timm"). Raises UserError for a format that cannot hold the model.
+        """
+        from onefold.interop.save import save
+
+        save(self._loaded, path, format, **options)
