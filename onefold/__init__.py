@@ -8,6 +8,7 @@ print(model.generate("def fibonacci(n):"))
 onefold.train("gpt2", data="notes/", out="runs/notes")
 """
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "train"]
+
+# Takes effect where torch is not there yet. OpenMP threads that wait for each other spin for milliseconds. Where
+# another program wants the same core, the one that is waited for does not get it, and a training step takes ten
+# times as long.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Importing torch takes seconds; `import onefold` and `onefold --help` must not pay for it.
 _LAZY = {"load": "onefold.infer.model", "train": "onefold.recipes"}

@@ -1,6 +1,5 @@
 """The command line: `onefold VERB NOUN name=value …`. Verbs only translate; what they do lives below."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -256,9 +255,6 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Entry point: what a user can mend is one line on stderr and exit code 2, never a traceback."""
-    # Before torch is there: OpenMP threads that wait for each other spin for milliseconds. Where another program wants
-    # the same core, the one that is waited for does not get it, and a training step takes ten times as long.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()
     except UserError as error:

@@ -1,5 +1,6 @@
 """The house stands as drawn: imports point downward, and looking at the door does not wake the whole house."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,13 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize("code", ["import onefold", "import onefold.cli", "import onefold.recipes"])
 def test_importing_loads_nothing_heavy(code):
     assert not loaded_by(code) & {"torch", "pydantic", "numpy", "pyarrow", "transformers"}
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_that_wait_give_way_unless_the_user_says_otherwise(before, after):
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | before
+    code = [sys.executable, "-c", "import onefold, os; print(os.environ['GOMP_SPINCOUNT'])"]
+    assert subprocess.check_output(code, env=environment, text=True).strip() == after
 
 
 def test_help_says_what_each_verb_does():
