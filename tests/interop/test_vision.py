@@ -370,6 +370,14 @@ def test_timm_says_how_pictures_are_cut_both_ways():
         assert read(**missing) is None
 
 
+def test_padding_to_a_square_is_not_taken_for_something_else_without_a_word(capsys):
+    config, scale = vision_sizes.vit(image=64), {"mean": [0.5] * 3, "std": [0.5] * 3}
+    for mode in ("center", "squash", None, "border"):
+        reader = read_timm({"pretrained_cfg": {**scale, "crop_mode": mode}}, config)
+        assert ("crop_mode=border is not known" in capsys.readouterr().err) == (mode == "border")
+        assert reader.squeeze == (mode == "squash")
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [

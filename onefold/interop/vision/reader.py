@@ -6,6 +6,7 @@ from typing import Any
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
+from onefold.core.progress import say
 from onefold.data.picture_reader import PictureReader
 
 HALF = (0.5,)
@@ -70,10 +71,16 @@ def write_huggingface(reader: PictureReader) -> dict[str, Any]:
 
 
 def read_timm(data: Mapping[str, Any], config: Config) -> PictureReader | None:
-    """From a timm config.json; None where it does not say. Raises UserError for a scale that is none."""
+    """From a timm config.json; None where it does not say. Raises UserError for a scale that is none.
+
+    `crop_mode` is squash, or center, as which timm reads all that it does not know. Its third, border, which pads a
+    picture to a square, becomes center with a line that says so: no model that timm lists has it.
+    """
     given = data.get("pretrained_cfg") or {}
     if not given.get("mean") or not given.get("std"):
         return None
+    if given.get("crop_mode") == "border":
+        say("pretrained_cfg.crop_mode=border is not known here: pictures are cut to their middle instead of padded")
     resize = math.floor(config.image / _share(given.get("crop_pct"), 0.875, "pretrained_cfg.crop_pct"))
     return PictureReader(
         side=config.image,
