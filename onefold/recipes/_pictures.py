@@ -1,13 +1,17 @@
 """What the recipes of picture models share: small settings, and questions that several of their checks ask."""
 
 from collections import defaultdict
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from onefold.core.config import Config
 from onefold.core.files import atomic_folder
 from onefold.data.picture_sources import DIGITS, open_pictures
 from onefold.data.transforms import Flip, RandomResizedCrop
@@ -77,6 +81,16 @@ def few_digits(folder: Path, each: int) -> Path:
 def accuracy(result: Result) -> float:
     """Of the last evaluation."""
     return next(r["held_out"]["accuracy"] for r in reversed(result.log) if "held_out" in r)
+
+
+@cache
+def flops(model: Config) -> float:
+    """Operations of one forward pass, for each picture."""
+    with torch.device("meta"):
+        built, pixels = model.build().eval(), torch.empty(1, model.channels, model.image, model.image)
+    with FlopCounterMode(display=False) as counter:
+        built(pixels)
+    return counter.get_total_flops()
 
 
 def seeded(run: Run, name: str) -> list[Result]:

@@ -6,9 +6,14 @@ large kernels of each channel alone, fewer norms and activations, their training
 Deviations: none in the model; stochastic depth, augmentation and averages are those of table 5 for ImageNet-1K.
 """
 
+from bisect import bisect_left
+from functools import cache
+from typing import Any
+
 from onefold.data.images import ImageData
 from onefold.data.transforms import Flip, MixupOrCutMix, RandAugment, RandomErasing, RandomResizedCrop
 from onefold.models import vision_sizes
+from onefold.models.residual import ResidualConfig
 from onefold.models.transformer import count_parameters
 from onefold.objectives.classification import Classification
 from onefold.recipes import _pictures as pictures
@@ -56,10 +61,72 @@ def tiny(data: str = "digits", image: int | None = None) -> Run:
 
 SIZES = {"t": 28_589_128}
 
+# Section 2 of the paper: what each step changes of a ResNet (top) that is trained as a ConvNeXt is, and the accuracy on
+# ImageNet-1K that ResNet-50 has after it.
+LADDER: tuple[tuple[str, dict[str, Any], float], ...] = (
+    ("ResNet", {}, 78.8),
+    ("blocks by stage 1:1:3:1", {"blocks": [1, 1, 3, 1]}, 79.4),
+    ("squares at the stem", {"stem": "patch", "stem_width": None}, 79.5),
+    ("depthwise, wider", {"block": "in norm act depthwise norm act out norm"}, 80.5),
+    ("inverted bottleneck", {"inner": 4.0}, 80.6),
+    ("depthwise first", {"block": "depthwise norm act in norm act out norm"}, 79.9),
+    ("7×7", {"kernel": 7}, 80.6),
+    ("GELU", {"activation": "gelu"}, 80.6),
+    ("one activation", {"block": "depthwise norm in norm act out norm", "after": ""}, 81.3),
+    ("one norm", {"block": "depthwise norm in act out"}, 81.4),
+    ("layer norm", {"norm": "layer"}, 81.5),
+    ("halving apart", {"down": "apart"}, 82.0),
+    ("layer scale: ConvNeXt", {"block": "depthwise norm in act out scale"}, 82.1),
+)
+RESNET = ResidualConfig(
+    image=32, channels=1, classes=10, blocks=(1, 1, 2, 1), widths=(48, 96, 192, 384), stem_width=12, stride=2
+)
+
+
+@cache
+def ladder() -> dict[str, ResidualConfig]:
+    """The network of each step in miniature, as wide as it must be to cost what the ResNet costs."""
+    steps, model = {}, RESNET
+    cost = pictures.flops(RESNET)
+    for name, change, _ in LADDER:
+        model = model.but(change)
+        steps[name] = model = _costing(cost, model)
+    return steps
+
+
+def _costing(cost: float, model: ResidualConfig) -> ResidualConfig:
+    """The model with the widths, each about twice the one before, that bring it closest to `cost` operations."""
+
+    def wide(quarters: int) -> ResidualConfig:
+        widths = [round(quarters / 4 * 2**i) for i in range(len(model.blocks))]
+        return model.but({"widths": widths, "stem_width": model.stem_width and widths[0] // 4})
+
+    choices = range(32, 513)
+    above = bisect_left(choices, cost, key=lambda quarters: pictures.flops(wide(quarters)))
+    return min(map(wide, choices[max(above - 1, 0) : above + 1]), key=lambda m: abs(pictures.flops(m) - cost))
+
+
+def from_resnet_to_convnext(report: Report) -> None:
+    """Accuracy in per cent after each step, at equal arithmetic, from the same pictures in the same order."""
+    data = pictures.real_pictures()
+    frame = {"path": data, "side": RESNET.image, "channels": 1, "store_side": None, "augment": []}
+    run = tiny().but(
+        {
+            "data": frame,
+            "optimizer.ema": None,
+            "trainer": {"steps": 200, "evaluate_every": 200, "checkpoint_every": 200},
+        }
+    )
+    for (name, _, paper), (number, model) in zip(LADDER, enumerate(ladder().values())):
+        results = pictures.seeded(run.but({"model": model.to_dict()}), f"convnext/ladder/{number}")
+        cost = f"{pictures.flops(model) / 1e6:.1f} M operations, width {model.widths[0]}"
+        report.published(f"{name} ({cost})", paper, [100 * pictures.accuracy(r) for r in results])
+
 
 def check(report: Report) -> None:
-    """Exact sizes; a small one names handwritten digits."""
+    """Exact sizes; a small one names handwritten digits; the way from ResNet, step by step."""
     for size, published in SIZES.items():
         report.equal(f"parameters, {size}", count_parameters(vision_sizes.convnext(size)), published)
-    results = pictures.seeded(tiny(), "convnext")
+    results = pictures.seeded(tiny(), "convnext/digits")
     report.less("held-out error on the digits", [1 - pictures.accuracy(r) for r in results], 0.1)
+    from_resnet_to_convnext(report)

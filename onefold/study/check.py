@@ -83,14 +83,11 @@ class Report:
 
     def note(self, name: str, value: Any) -> None:
         """Something seen and worth telling that no assertion rests on; a list of numbers is one for each seed."""
-        if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(v, int | float) for v in value):
-            self._add("note", name, _text(fmean(value)), "", None, len(value), _spread(_numbers(value)))
-        else:
-            self._add("note", name, _text(value), "", None)
+        self._seen("note", name, value, "")
 
     def published(self, name: str, paper: Any, ours: Any = None) -> None:
-        """A number that the paper printed, labelled as the paper's, beside ours."""
-        self._add("published", name, "" if ours is None else _text(ours), f"{_text(paper)} (paper)", None)
+        """A number that the paper printed, labelled as the paper's, beside ours: one, or one for each seed."""
+        self._seen("published", name, "" if ours is None else ours, f"{_text(paper)} (paper)")
 
     def chart(self, name: str, drawing: "Markup") -> Path:
         """A drawing of onefold.study.charts, written to a file that the terminal names and the page shows."""
@@ -143,6 +140,12 @@ class Report:
             cells = (row.name + seeds, row.value + _plus_minus(row.spread), row.expected, _time(row.seconds))
             table.add_row(mark, *(Text(cell, style="red" if row.passed is False else "") for cell in cells))
         (console or Console()).print(table)
+
+    def _seen(self, kind: Kind, name: str, value: Any, expected: str) -> None:
+        if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(v, int | float) for v in value):
+            self._add(kind, name, _text(fmean(value)), expected, None, len(value), _spread(_numbers(value)))
+        else:
+            self._add(kind, name, _text(value), expected, None)
 
     def _add(
         self,
