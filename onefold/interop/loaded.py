@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from onefold.core.errors import UserError
 from onefold.data.picture_reader import PictureReader
 from onefold.data.tokenizer import Tokenizer
+from onefold.interop.table import own_buffers
 from onefold.models.transformer import DecoderConfig
 
 DTYPES = {
@@ -76,8 +77,7 @@ def fill(
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(id(parameter), []).append(name)
-    kept = model.state_dict().keys()
-    buffers = [name for name, _ in model.named_buffers() if name in kept]
+    buffers = own_buffers(model)
     weights = reading([*(names[0] for names in places.values()), *buffers])
     kind: torch.dtype | None = None
     for first, *others in (*places.values(), *([name] for name in buffers)):

@@ -193,11 +193,14 @@ class Reading(Mapping[str, Tensor]):
 
 
 def own_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All that a model is saved with, by name, detached: its parameters, each shared one once, and the buffers that
-    are part of it (the running averages of batch normalisation)."""
+    """All that a model is saved with, by name, detached: its parameters, each shared one once, and `own_buffers`."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()} | own_buffers(model)
+
+
+def own_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are part of a model (the running averages of batch norm), by name."""
     kept = model.state_dict().keys()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
-    return {name: parameter.detach() for name, parameter in model.named_parameters()} | buffers
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 def _shapes(config: DecoderConfig) -> list[Heads]:

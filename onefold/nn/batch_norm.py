@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class BatchNorm(nn.Module):
     """Batch normalisation of pictures (arXiv 1502.03167).
 
-    In training by the mean and variance of the rows of this process; outside of it by their running averages, which
-    are buffers: part of the model, not parameters.
+    In training by the mean and variance of the rows that are computed together, a micro-batch on one process: they, not
+    the batch, are what a published batch size for these statistics stands for. Outside of training by their running
+    averages, which are buffers: part of the model, not parameters.
     """
 
     def __init__(self, width: int, eps: float = 1e-5, momentum: float = 0.1):

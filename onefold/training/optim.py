@@ -11,11 +11,13 @@ as everybody who publishes its settings means it. All arithmetic is on whole lis
 (torch._foreach_*) and, under FSDP, on each process's own shards; only Muon needs whole matrices and gathers them.
 
 `ema` keeps a moving average of all weights beside them. It begins at zero and is divided by 1 - ema^updates, as Adam's
-moments are: an average of the weights after every update so far, in which where they began has no part.
+moments are: an average of the weights after every update so far, in which where they began has no part. The running
+averages of batch norm are averaged in the same way: those of the newest weights are not what averaged weights meet.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Annotated, Literal
 
 import torch
@@ -25,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from onefold.core import dist
 from onefold.core.config import Config
+from onefold.interop.table import own_buffers
 from onefold.training.adaptive_clip import clip_units
 from onefold.training.groups import (
     MUON_IN_BLOCKS,
@@ -147,7 +150,9 @@ class Optimizer(torch.optim.Optimizer):
             group["lr"] = group["peak"] = group["lr"] * lr
             group["weight_decay"] = group["weight_decay"] * decay if decay else 0.0
         check_frozen(groups.values())
-        super().__init__(list(groups.values()), {})
+        buffers = {name: b for name, b in own_buffers(model).items() if b.is_floating_point()} if ema else {}
+        told = [*groups.values(), *([_followed(buffers, ema)] if buffers else [])]
+        super().__init__(told, {})
         self.peak = self.lr = next(reversed(rules.values()))["lr"]  # of the rule that the config is named after
 
     def schedule(self, multiplier: float | Callable[[Schedule | None], float]) -> None:
@@ -176,7 +181,10 @@ class Optimizer(torch.optim.Optimizer):
                 torch._foreach_lerp_(_local(averages), _local(group["params"]), 1 - group["ema"])
 
     def averages(self) -> dict[str, Tensor]:
-        """The moving average of each trained parameter, by name; nothing where none is kept, or before an update."""
+        """The moving average of each trained parameter and each buffer of floating-point numbers, by name.
+
+        Nothing where none is kept, or before an update.
+        """
         return {
             name: self.state[parameter]["average"] / (1 - group["ema"] ** group["steps"])
             for group in self.param_groups
@@ -223,7 +231,14 @@ class Optimizer(torch.optim.Optimizer):
                 _state(self.state, parameter, remembered(group))
 
 
-REMEMBERED = {"adamw": ("mean", "square"), "muon": ("momentum",), "sgd": ("momentum",)}
+def _followed(buffers: dict[str, Tensor], ema: float | None) -> dict:
+    """A group that is never moved, only averaged."""
+    names, tensors = list(buffers), list(buffers.values())
+    still = {"rule": "none", "frozen_until": inf, "adaptive_clip": 0.0, "schedule": None, "lr": 0.0, "peak": 0.0}
+    return {"params": tensors, "names": names, "rows": [None] * len(names), "steps": 0, "ema": ema, **still}
+
+
+REMEMBERED = {"adamw": ("mean", "square"), "muon": ("momentum",), "sgd": ("momentum",), "none": ()}
 
 
 def remembered(group: dict) -> tuple[str, ...]:

@@ -5,10 +5,12 @@ of FSDP2: each process holds a shard of a unit's weights, gradients and optimize
 unit computes. What no row names (embedding, last norm, head) forms the unit of the model itself.
 """
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
+from functools import wraps
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
@@ -58,8 +60,24 @@ def shard(model: nn.Module, units: list[tuple[nn.Module, Unit]], device: torch.d
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     for name in entry_points(model):
+        setattr(model, name, without_views(getattr(model, name)))
         if name != "forward":
             register_fsdp_forward_method(model, name)
+
+
+def without_views(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same method, but a view that it returns is copied.
+
+    FSDP hooks the gathering of weights for the backward pass to that tensor. An operation in place on a view would lose
+    the hook, of which it warns, and gradients would be wrong.
+    """
+
+    @wraps(method)
+    def called(*args, **kwargs):
+        found = method(*args, **kwargs)
+        return found.clone() if found._is_view() else found
+
+    return called
 
 
 def entry_points(model: nn.Module) -> tuple[str, ...]:
@@ -82,6 +100,16 @@ def synchronise(model: nn.Module, wanted: bool) -> None:
     """Whether the next backward pass adds up gradients over processes: only the last micro-batch's has to."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(wanted)
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of whole weights that forward passes without a backward one have left behind.
+
+    FSDP keeps those of the model's own unit for a backward pass, and would take them for the newest later.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def check_rows(rows: int, processes: int) -> None:

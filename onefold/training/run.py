@@ -229,6 +229,7 @@ def weigh(
     rows, bf16 = run.trainer.batch // dist.world(), run.trainer.bf16(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         each = estimate.row_bytes(model, objective, row.to(device))
+    parallel.reshard(model)
     needed, free = memory
     speed = estimate.machine_speed(device, bf16)
     facts = {

@@ -13,6 +13,7 @@ process), so that nothing but the step needs to be remembered.
 
 import json
 import shutil
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -31,7 +32,7 @@ from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, find_safetensors
 from onefold.training.optim import Optimizer
 
-FORMAT = 2  # 1: what was read was called "tokens"
+FORMAT = 3  # 2: buffers had no moving averages; 1: what was read was called "tokens"
 
 
 @dataclass
@@ -139,10 +140,16 @@ class Checkpoints:
         own = path / "state" / "weights.safetensors"
         files = [own] if own.is_file() else find_safetensors(path) or []
         copy_tensors(SafetensorFiles(files), own_weights(model), path)
-        optimizer.make_state()
-        copy_tensors(SafetensorFiles([path / "state" / "optimizer.safetensors"]), optimizer.named_state(), path)
-        for group, steps in zip(optimizer.param_groups, _read_state(path)["optimizer"], strict=True):
-            group["steps"] = steps
+        steps: list[int] = _read_state(path)["optimizer"]
+        memory: Mapping[str, Tensor] = SafetensorFiles([path / "state" / "optimizer.safetensors"])
+        if len(steps) == len(optimizer.param_groups) - 1:  # format 2: as if the buffers had always been what they are
+            group, steps = optimizer.param_groups[-1], [*steps, steps[0]]
+            share = 1 - group["ema"] ** steps[0]
+            added = {f"{name}.average": share * buffer for name, buffer in zip(group["names"], group["params"])}
+            memory = ChainMap(added, memory)
+        copy_tensors(memory, optimizer.named_state(), path)
+        for group, done in zip(optimizer.param_groups, steps, strict=True):
+            group["steps"] = done
 
     def _point_to_best(self, state: TrainState) -> None:
         pointer = self.folder / "best.json"

@@ -26,10 +26,11 @@ from onefold.core.config import Config, Slot
 from onefold.core.progress import Progress, say
 from onefold.data.dataset import Split
 from onefold.objectives.base import Loss
+from onefold.training.buffers import Buffers
 from onefold.training.interrupt import Interrupt
 from onefold.training.log import Log, Pace
 from onefold.training.optim import Optimizer, local_gradients
-from onefold.training.parallel import UNITS, Unit, synchronise
+from onefold.training.parallel import UNITS, Unit, reshard, synchronise
 from onefold.training.schedule import WSD, Constant, Cosine, Linear, Schedule
 from onefold.training.spikes import SkipConfig, SpikeRule
 from onefold.training.state import Checkpoints, TrainState, save_due
@@ -80,7 +81,7 @@ class Dataset(Protocol):
     unit: str  # what a model's reading is counted in: "tokens", "images"
 
     def size(self, split: Any) -> int: ...  # units; 0: nothing is in this split
-    def evaluation(self, split: Any, rows: int) -> Any: ...  # a sized iterable of batches
+    def evaluation(self, split: Any, rows: int) -> Any: ...  # as onefold.data.loader.Evaluation
     def figures(self, split: Any, sums: dict[str, float], share: float) -> dict[str, float]: ...
 
 
@@ -113,6 +114,7 @@ class Trainer:
     def run(self, out: Path) -> Literal["finished", "stopped early", "interrupted"]:
         """Train until done or interrupted; in each case a checkpoint of the last step is on disk then."""
         config, state = self.config, self.state
+        self.buffers = Buffers(self.model)
         self.rule = SpikeRule(config.skip or SkipConfig(sigmas=inf), state.losses, state.norms)
         self.stopping = False  # all processes agreed to
         saved, batches, pace = state.step or None, iter(self.loader), Pace(state.read, self.dataset.unit, self.mfu)
@@ -168,6 +170,7 @@ class Trainer:
         seed_generators(self.device, self.seed, state.step, dist.rank())
         self.optimizer.schedule(self.multiplier)
         self.optimizer.zero_grad(set_to_none=True)
+        self.buffers.keep()
         totals, divided = self.backward(batch.to(self.device))
 
         gradients = local_gradients(self.optimizer)
@@ -182,10 +185,12 @@ class Trainer:
         if harm := self.rule.judge(loss, norm):
             figures["skipped"] = harm
             state.skipped += 1
+            self.buffers.undo()
             say(f"step {state.step + 1} skipped: {harm}")
         else:
             clip = 1.0 if config.clip is None else min(1.0, config.clip / (norm + 1e-6))
             torch._foreach_mul_(gradients, clip / divisor)
+            self.buffers.share()  # before the optimizer averages them over time
             self.optimizer.step()
         state.step += 1
         state.read += int(read)
@@ -245,18 +250,17 @@ class Trainer:
     def evaluate(self, figures: dict[str, Any]) -> bool:
         """Put the objective's averages over the held-out split into `figures[split]`; say whether they are the best."""
         config, state, totals = self.config, self.state, Totals(self.device)
-        rank, world, read = dist.rank(), dist.world(), 0
+        world, read = dist.world(), 0
         batches = self.dataset.evaluation(config.split, self.micro_batch * world)
         self.model.eval()
         # Compiling a second graph, without gradients, would take longer than most evaluations do.
         eager = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
         with eager, self.optimizer.averaged():
-            for batch in islice(batches, config.evaluate_batches):
+            # Sharded weights are gathered by all processes or none, so each computes as many batches as the others.
+            for batch, counts in islice(batches.share(dist.rank(), world), config.evaluate_batches):
                 read += 1
-                mine = batch.take(slice(rank, None, world))
-                # Sharded weights are gathered by all or none, so a process without a row repeats one, for nothing.
-                loss = self.loss((mine if mine.rows else batch.take(slice(0, 1))).to(self.device))
-                totals.add(loss, share=float(mine.rows > 0))
+                totals.add(self.loss(batch.to(self.device)), share=float(counts))
+            reshard(self.model)
         self.model.train()
         totals.collect()
         sums = {name: pair[0].item() for name, pair in totals.pairs.items()}

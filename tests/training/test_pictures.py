@@ -9,9 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from onefold.core.errors import UserError
+from onefold.infer.classify import predict
+from onefold.infer.model import load
 from onefold.models import vision_sizes
 from onefold.recipes import resolve
 from onefold.training.run import train
+
+from .test_parallel import log, train_with_two
 
 SMALL = {
     "resnet": vision_sizes.resnet().but({"blocks": (1, 1), "widths": (8, 16), "stem": 8}),
@@ -61,6 +65,22 @@ def test_a_model_of_text_cannot_begin_one_of_pictures(make_run, tmp_path):
     run = resolve("classifier", {"start": str(text.out)}, tiny=True).but({"out": str(tmp_path / "pictures")})
     with pytest.raises(UserError, match="is a model of text, the data are not"):
         train(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SMALL)
+def test_two_processes_evaluate_and_save_one_model(kind, tmp_path):
+    """What each finds on its share of the held-out pictures is what the saved model finds on all of them."""
+    one, two = (run_of(kind, tmp_path / name).but({"trainer.micro_batch": 8}) for name in ("one", "two"))
+    train(one)
+    said = train_with_two(two)
+    assert "Warning" not in said
+    for a, b in zip(log(one), log(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)  # the same micro-batches, normalised by themselves
+    for ended in (one, two):
+        held_out = ended.data.prepare(ended.out / "data").evaluation("held_out", 64)
+        found = predict(load(ended.out / "checkpoints" / "6").network, held_out)
+        assert float(found.losses.double().mean()) == pytest.approx(log(ended)[-1]["held_out"]["loss"], abs=1e-5)
 
 
 @pytest.mark.slow
