@@ -5,9 +5,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from onefold.core.errors import UserError
 
@@ -48,18 +49,21 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, known: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Fill the yielded temporary folder; on success it gets a manifest of checksums, is synced, and becomes `path`.
 
-    On failure nothing of it is left, and an older folder at `path` is untouched.
+    On failure nothing of it is left, and an older folder at `path` is untouched. known: entries of an older manifest
+    for files that are carried over, so that they need not be read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.writing-"))
     try:
         yield temporary
         files = sorted(f for f in temporary.rglob("*") if f.is_file())
+        names = [f.relative_to(temporary).as_posix() for f in files]
         listed = {
-            f.relative_to(temporary).as_posix(): {"bytes": f.stat().st_size, "blake2b": digest_file(f)} for f in files
+            name: (known or {}).get(name) or {"bytes": f.stat().st_size, "blake2b": digest_file(f)}
+            for name, f in zip(names, files)
         }
         (temporary / MANIFEST).write_text(json.dumps(listed, indent=1))
         for f in [*files, temporary / MANIFEST]:
