@@ -29,13 +29,18 @@ def example(*lines: str) -> str:
         "onefold data build photos/ photos.store side=128",
         "onefold data build fashion-mnist/ fashion.store",
         "onefold data build birds.csv birds.store image=file label=species skip_bad=true",
+        "onefold data build more-birds/ birds.store --append",
     )
 )
 def build(
     source: Annotated[str, typer.Argument(help="A folder by class, IDX files, a table, a saved dataset, or digits")],
-    out: Annotated[Path, typer.Argument(help="Where the store goes; must not exist yet")],
+    out: Annotated[Path, typer.Argument(help="Where the store goes; must not exist yet, unless --append")],
     settings: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]…", show_default=False)] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode (default: one for each core)", min=1)] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add to a store that is there")] = False,
+    new_classes: Annotated[
+        bool, typer.Option("--new-classes", help="With --append: classes that are new get the next numbers")
+    ] = False,
 ):
     """Make a store of pictures: read once, quick to train from.
 
@@ -43,11 +48,21 @@ def build(
     kept as raw pixels (65536), others stay encoded; [bold]channels[/bold] 1, 3 or 4; [bold]held_out[/bold] share (0.1)
     where the source has no split of its own; [bold]image[/bold] and [bold]label[/bold], columns of a table;
     [bold]skip_bad[/bold] to list bad pictures instead of stopping.
+
+    With [bold]--append[/bold] pictures join a store, stored as those in it are; labels keep their numbers, and what is
+    in it already is left out. Until all are written, the store stays as it was.
     """
     from onefold.core.config import parse_override
+    from onefold.core.errors import UserError
     from onefold.data import store
 
-    store.build(source, out, workers, **dict(parse_override(text) for text in settings or []))
+    given = dict(parse_override(text) for text in settings or [])
+    if append:
+        store.append(source, out, workers, new_classes, **given)
+    elif new_classes:
+        raise UserError("--new-classes is for --append: a new store takes all classes that it finds")
+    else:
+        store.build(source, out, workers, **given)
     print(f"wrote {out}")
 
 

@@ -1,37 +1,32 @@
-"""A store of pictures on disk: building one from a source, what it holds, whether it is whole, and a look into it.
+"""A store of pictures on disk: building it, adding to it, what it holds, whether it is whole, and a look into it.
 
-    out/data.json            what was made of which source: classes, sizes, counts, hash
-    out/train, out/held_out  records: image (raw, or encoded with image.size), label (-1: none), name
+    out/data.json            what was made of which sources: classes, sizes, counts, hash
+    out/train, out/held_out  records: image (raw, or encoded with image.size), label (-1: none), name, key
 
-Building goes through the source twice: headers, labels and hashes first (picture_scan.py); then the pictures, decoded
-by several threads and written in order.
+Building goes through the source twice: headers, labels and hashes first (picture_scan.py); then the pictures
+(picture_filling.py).
 """
 
 import json
 import os
 import re
-from collections import Counter
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onefold.core.errors import UserError
-from onefold.core.files import atomic_folder, verify_folder
-from onefold.core.progress import Progress, say
-from onefold.data.picture_files import BadPicture, Channels, decode, encode, fit, normal, with_channels
-from onefold.data.picture_scan import UNLABELLED, Layout, Scan, in_order
-from onefold.data.picture_sources import Picture, open_pictures, picture_stamp
-from onefold.data.pictures import encoded_record, picture_columns
-from onefold.data.records import INDEX, Column, Records, RecordsWriter, find_damage
+from onefold.core.files import MANIFEST, atomic_folder, verify_folder
+from onefold.core.progress import say
+from onefold.data.picture_files import encode
+from onefold.data.picture_filling import SPLITS, Present, Storage, empty_facts, write
+from onefold.data.picture_scan import UNLABELLED, Layout, Scan
+from onefold.data.picture_sources import open_pictures, picture_stamp
+from onefold.data.records import INDEX, Column, Records, find_damage
 
-FACTS = "data.json"
-SPLITS = ("train", "held_out")
+FACTS, PROCESSOR = "data.json", "processor"
 
 
 def build(source: str | Path, out: str | Path, workers: int | None = None, **settings: Any) -> dict[str, Any]:
@@ -42,7 +37,7 @@ def build(source: str | Path, out: str | Path, workers: int | None = None, **set
     """
     layout, target = Layout.from_dict(settings), Path(out)
     if target.exists():
-        raise UserError(f"{out} exists already: name another place, or remove it first")
+        raise UserError(f"{out} exists already: name another place, remove it first, or add to it with --append")
     with atomic_folder(target) as folder:
         facts = fill(folder, source, layout, workers)
         contents = {"stamps": {str(source): picture_stamp(source)}, "facts": facts}
@@ -54,43 +49,56 @@ def fill(folder: Path, source: str | Path, layout: Layout, workers: int | None =
     """Write the records of both splits below `folder`; returns the facts, which the caller keeps."""
     pictures = open_pictures(source, layout.image, layout.label)
     scan = Scan.of(pictures, layout, workers)
-    storage = _Storage.of(scan, layout)
-    places = {name: place for place, name in enumerate(scan.classes)}
-    columns = picture_columns("image", storage.shape) | {"label": Column("int32"), "name": Column("text")}
-    counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    per_class = {split: np.zeros(len(places), np.int64) for split in SPLITS}
-    hashed = blake2b(f"{scan.hash} {storage.shape} {storage.channels} {storage.side}".encode(), digest_size=8)
-    good = ((number, picture) for number, picture in enumerate(pictures) if number not in scan.bad)
-    with ExitStack() as stack:
-        out = {split: stack.enter_context(RecordsWriter(folder / split, columns)) for split in SPLITS}
-        bar = stack.enter_context(Progress("storing pictures", scan.count, "pictures"))
-        for number, picture, record in in_order(partial(_record, storage=storage), good, workers):
-            bar.update()
-            if isinstance(record, BadPicture):
-                scan.reject(number, record)
-                continue
-            split = scan.split(number, picture)
-            hashed.update(f" {number} {split}".encode())
-            label = UNLABELLED if picture.label is None else places[picture.label]
-            out[split].add(**record, label=label, name=picture.name)
-            counts[split].update(images=1, bytes=memoryview(record["image"]).nbytes)
-            if label != UNLABELLED:
-                per_class[split][label] += 1
-    if not counts["train"]["images"]:
-        raise UserError(f"{source}: no picture is left to train on")
-    facts = {
-        "hash": hashed.hexdigest(),  # of contents, labels, splits and how they are stored: all that a run depends on
-        "classes": list(scan.classes),
-        "storage": "raw" if storage.shape else "encoded",
-        "shape": storage.shape and list(storage.shape),
-        "channels": storage.channels,
-        "split": "own" if scan.own_split else "chosen",
-        "bad": list(scan.bad.values()),
-    }
-    for split in SPLITS:
-        facts[split] = {name: counts[split][name] for name in ("images", "bytes")}
-        facts[split]["per_class"] = per_class[split].tolist()
+    storage = Storage.of(scan, layout)
+    facts = write(folder, pictures, scan, storage, empty_facts(scan, storage, layout), Present.nothing(), workers)
     say(describe(facts))
+    return facts
+
+
+def append(
+    source: str | Path,
+    out: str | Path,
+    workers: int | None = None,
+    new_classes: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Add the pictures at `source` to the store at `out`, stored and split as those in it are; returns its facts.
+
+    Pictures that are in it already are left out. Labels keep their numbers; new_classes: classes that the store has
+    not get the next ones. settings: held_out, image, label and skip_bad of `Layout`. A source without a split of its
+    own adds to training alone where the store's split came from its source. Raises UserError when that cannot be, and
+    leaves the store as it was then; whoever has it open goes on reading what it was.
+    """
+    target = Path(os.path.expanduser(out)).resolve()
+    facts, before = _appendable(target, out), (target / FACTS).read_text()
+    if fixed := settings.keys() & {"side", "channels", "raw_bytes", "split_seed"}:
+        raise UserError(f"{min(fixed)} is that of the store: leave it out, or build another store")
+    share = facts["held_out_share"] if facts["split"] == "chosen" else 0.0
+    layout = Layout.from_dict({"held_out": share, "split_seed": facts["split_seed"], **settings})
+    pictures = open_pictures(source, layout.image, layout.label)
+    scan = Scan.of(pictures, layout, workers)
+    facts["classes"] += _added_classes(scan.classes, facts["classes"], source, out, new_classes)
+    storage = Storage(facts["shape"] and tuple(facts["shape"]), facts["channels"], facts["side"])
+    if storage.channels == 1 < scan.channels():
+        say(f"{source} has colours, but {out} is a store of grey pictures, which they become")
+    present = Present.of(target)
+    if not len(np.setdiff1d(np.delete(scan.keys, list(scan.bad)), present.keys)):
+        say(f"{out} is left as it was: all {scan.count:,} pictures of {source} are in it already")
+        return facts
+    shards = {f"{split}/{name}" for split in SPLITS for name in _shards(target / split)}
+    listed = json.loads((target / MANIFEST).read_text())
+    with atomic_folder(target, {name: listed[name] for name in shards & listed.keys()}) as folder:
+        for name in [*shards, *(f"{split}/{INDEX}" for split in SPLITS)]:
+            (folder / name).parent.mkdir(exist_ok=True)
+            _link(target / name, folder / name)
+        images = sum(facts[split]["images"] for split in SPLITS)
+        facts = write(folder, pictures, scan, storage, facts, present, workers)
+        contents = json.loads(before)
+        contents["stamps"][str(source)] = picture_stamp(source)
+        (folder / FACTS).write_text(json.dumps(contents | {"facts": facts}, indent=1))
+        if (target / FACTS).read_text() != before:
+            raise UserError(f"{out} was changed meanwhile: append again")
+    say(f"{sum(facts[split]['images'] for split in SPLITS) - images:,} added; {describe(facts)}")
     return facts
 
 
@@ -166,40 +174,44 @@ def describe(facts: dict[str, Any]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """shape: of raw pixels, where all pictures have one; None: encoded files. side: what shorter sides come down to."""
-
-    shape: tuple[int, int, int] | None
-    channels: Channels
-    side: int | None
-
-    @classmethod
-    def of(cls, scan: Scan, layout: Layout) -> "_Storage":
-        channels = layout.channels or scan.channels()
-        size = scan.size(layout.side)
-        if size and size[0] * size[1] * channels <= layout.raw_bytes:
-            return cls((*size, channels), channels, layout.side)
-        return cls(None, channels, layout.side)
+def _appendable(target: Path, out: str | Path) -> dict[str, Any]:
+    """The facts of a store that can be added to."""
+    if not is_store(target):
+        raise UserError(f"{out} is no store: build one first, without --append")
+    if (target / PROCESSOR).exists():
+        raise UserError(f"{out} was prepared for a run: append to a store that `onefold data build` made")
+    facts = _facts(target)
+    if "sources" not in facts:
+        raise UserError(f"{out} was built by an older Onefold, which kept too little to add to it: build it anew")
+    return facts
 
 
-def _record(picture: Picture, storage: _Storage) -> dict[str, Any] | BadPicture:
-    """What a picture adds to its record; what is wrong with a bad one is returned, so that the others go on."""
+def _added_classes(
+    found: tuple[str, ...], known: list[str], source: str | Path, out: str | Path, wanted: bool
+) -> list[str]:
+    """Those that get the next numbers. Raises UserError when they are not wanted, or one side has no labels at all."""
+    if bool(found) != bool(known):
+        has, has_not = (source, out) if found else (out, source)
+        raise UserError(f"the pictures of {has} have labels, those of {has_not} none: they cannot be one store")
+    added = [name for name in found if name not in known]
+    if added and not wanted:
+        named = ", ".join(added[:5]) + (f" and {len(added) - 5} more" if len(added) > 5 else "")
+        raise UserError(
+            f"{source} has classes that {out} has not: {named}. Rename their folders, or give --new-classes to add them"
+        )
+    return added
+
+
+def _shards(folder: Path) -> list[str]:
+    return [shard["file"] for shard in json.loads((folder / INDEX).read_text())["shards"]]
+
+
+def _link(file: Path, to: Path) -> None:
+    """The same file in another folder, without a copy where the disk can do that. Stores never change a shard."""
     try:
-        if storage.shape is None:
-            data = picture.data if picture.pixels is None else encode(picture.pixels)
-            opacity = storage.channels if storage.channels == 4 else None  # everything else is up to who decodes it
-            encoded, found = normal(data or b"", picture.where, opacity, storage.side)
-            return encoded_record("image", [encoded], (found.height, found.width, found.channels))
-        if picture.pixels is None:
-            pixels = decode(picture.data or b"", picture.where, storage.channels, storage.side)
-        else:
-            pixels = fit(with_channels(picture.pixels, storage.channels), storage.side)
-        if pixels.shape != storage.shape:
-            raise BadPicture(f"{picture.where} changed while it was read")
-        return {"image": pixels}
-    except BadPicture as error:
-        return error
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)
 
 
 def _stores(path: Path) -> dict[str, Path]:

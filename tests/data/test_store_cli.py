@@ -32,6 +32,20 @@ def test_the_verbs_from_build_to_sample(tmp_path):
     assert "00000.arrow" in damaged.stdout
 
 
+def test_a_store_is_added_to(tmp_path):
+    store = tmp_path / "store"
+    assert call("build", class_folders(tmp_path / "a", each=10), store).exit_code == 0
+    more = class_folders(tmp_path / "b", ("ape",), each=5, size=(9, 7, 1))
+    assert "--append" in str(call("build", more, store).exception)
+    assert "--new-classes" in str(call("build", more, store, "--append").exception)
+    assert isinstance(call("build", more, tmp_path / "other", "--new-classes").exception, UserError)
+    assert call("build", more, store, "held_out=0", "--append", "--new-classes").exit_code == 0
+    facts = json.loads(call("info", store).stdout)["facts"]
+    assert facts["classes"] == ["cat", "dog", "ape"]
+    assert facts["sources"][-1] == {"path": str(more), "train": 5, "held_out": 0}
+    assert "is whole" in call("verify", store).stdout
+
+
 def test_mistakes_reach_the_command_line_as_user_errors(tmp_path):
     assert isinstance(call("build", "digits", tmp_path / "s", "sides=3").exception, UserError)
     assert isinstance(call("build", tmp_path / "nowhere", tmp_path / "s").exception, UserError)
