@@ -93,7 +93,7 @@ def kill_once(run: dict, moment: random.Random, when: str, startup: float) -> st
 def compare(one: Path, other: Path, steps: int) -> list[str]:
     """What differs between two finished runs."""
     problems = []
-    timing = {"seconds", "tokens_per_second", "mfu", "waiting"}
+    timing = {"seconds", "tokens_per_second", "mfu", "waiting", "resumed"}
     logs = [[{k: v for k, v in r.items() if k not in timing} for r in records(out)] for out in (one, other)]
     if logs[0] != logs[1]:
         problems.append(f"logs differ ({len(logs[0])} and {len(logs[1])} records)")

@@ -25,12 +25,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 class Log:
     """Appends records to RUN/log.jsonl, from the main process only.
 
-    Opened at step s it first drops records of later steps, so that a resumed run's log is that of one never stopped.
+    Opened at step s it first drops records of later steps, so that a resumed run's log is that of one never stopped,
+    but for times and for `resumed`, s, in the record that comes next.
     """
 
     def __init__(self, out: Path, step: int, tensorboard: bool = False):
         self.path, self.file, self.writer = out / "log.jsonl", None, None
         self.step, self.tensorboard = step, tensorboard
+        self.mark = {"resumed": step} if step else {}
 
     def __enter__(self) -> Self:
         if not dist.is_main():
@@ -56,10 +58,11 @@ class Log:
         if self.file is None:
             return
         try:
-            self.file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            self.file.write(json.dumps(_finite(record | self.mark), allow_nan=False) + "\n")
             self.file.flush()
         except OSError as error:
             raise disk_error(self.path, error) from error
+        self.mark = {}
         if self.writer is not None:
             for name, value in _flat(record):
                 self.writer.add_scalar(name, value, record["step"])

@@ -211,7 +211,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(make_run, monkeypatch, numb
     second = train(make_run({"trainer.evaluate_every": 5}))
     assert (second.status, second.step) == ("finished", 12)
     assert "from step 6 of 12" in capsys.readouterr().err
-    timing = {"seconds", "tokens_per_second", "mfu", "waiting"}
+    assert [(r["step"], r["resumed"]) for r in second.log if "resumed" in r] == [(7, 6)]
+    timing = {"seconds", "tokens_per_second", "mfu", "waiting", "resumed"}
     plain = [[{k: v for k, v in r.items() if k not in timing} for r in result.log] for result in (whole, second)]
     assert plain[0] == plain[1]
     for file in ("model.safetensors", "state/optimizer.safetensors"):
