@@ -71,12 +71,13 @@ def test_a_model_of_text_cannot_begin_one_of_pictures(make_run, tmp_path):
 @pytest.mark.parametrize("kind", SMALL)
 def test_two_processes_evaluate_and_save_one_model(kind, tmp_path):
     """What each finds on its share of the held-out pictures is what the saved model finds on all of them."""
-    one, two = (run_of(kind, tmp_path / name).but({"trainer.micro_batch": 8}) for name in ("one", "two"))
+    changes = {"trainer.micro_batch": 8, "optimizer.lr": 0.01}
+    one, two = (run_of(kind, tmp_path / name).but(changes) for name in ("one", "two"))
     train(one)
     said = train_with_two(two)
     assert "Warning" not in said
     for a, b in zip(log(one), log(two), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)  # the same micro-batches, normalised by themselves
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)  # the same micro-batches, normalised by themselves
     for ended in (one, two):
         held_out = ended.data.prepare(ended.out / "data").evaluation("held_out", 64)
         found = predict(load(ended.out / "checkpoints" / "6").network, held_out)
