@@ -21,7 +21,7 @@ def test_it_is_replaced_in_one_step(tmp_path):
     ("error", "raised", "said"),
     [
         (OSError(28, "No space left on device"), UserError, "could not write .*a.txt: No space left.*is untouched"),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )
 def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, error, raised, said):
