@@ -30,6 +30,7 @@ def example(*lines: str) -> str:
         "onefold data build fashion-mnist/ fashion.store",
         "onefold data build birds.csv birds.store image=file label=species skip_bad=true",
         "onefold data build more-birds/ birds.store --append",
+        "onefold data build gestures/ gestures.store frames=16 side=64",
     )
 )
 def build(
@@ -47,6 +48,7 @@ def build(
     Settings: [bold]side[/bold] to bring pictures down to; [bold]raw_bytes[/bold] up to which pictures of one size are
     kept as raw pixels (65536), others stay encoded; [bold]channels[/bold] 1, 3 or 4; [bold]held_out[/bold] share (0.1)
     where the source has no split of its own; [bold]image[/bold] and [bold]label[/bold], columns of a table;
+    [bold]frames[/bold] to keep animated GIF, PNG and WebP and TIFF of several pages as clips of up to so many frames;
     [bold]skip_bad[/bold] to list bad pictures instead of stopping.
 
     With [bold]--append[/bold] pictures join a store, stored as those in it are; labels keep their numbers, and what is
@@ -96,7 +98,7 @@ def sample(
     split: Annotated[str | None, typer.Option(help="train or held_out (default: the first there is)")] = None,
     seed: Annotated[int, typer.Option(help="Another one shows other records", min=0)] = 0,
 ):
-    """Write some records as files to look at: pictures, or texts."""
+    """Write some records as files to look at: pictures, clips frame by frame on one sheet, or texts."""
     from onefold.data import store
 
     print(f"wrote {len(store.sample(path, out, count, split, seed))} files to {out}")

@@ -68,7 +68,9 @@ class ImageData(Config):
 
     def layout(self, channels: int | None) -> Layout:
         """How the pictures are stored."""
-        settings = {name: getattr(self, name) for name in Layout.model_fields if name not in ("side", "channels")}
+        settings = {
+            name: getattr(self, name) for name in Layout.model_fields if name not in ("side", "channels", "frames")
+        }
         return Layout(side=self.store_side, channels=channels, **settings)
 
     def prepare(self, folder: Path, reader: PictureReader | None = None, keep: bool = False) -> "ImageDataset":
@@ -98,6 +100,8 @@ class ImageDataset:
 
     def __init__(self, folder: Path, config: ImageData, reader: PictureReader | None = None):
         self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())["facts"]
+        if self.facts.get("frames"):
+            raise UserError(f"{folder} holds clips, but these models see stills: build a store of them without frames=")
         self.config = config
         self._records = {split: Records(folder / split) for split in SPLITS}
         if "mean" not in self.facts:  # a store that somebody built

@@ -16,8 +16,9 @@ from PIL import Image
 from onefold.core.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 64 << 20  # decoded: 192 MB in colour
+MAX_CLIP_PIXELS = 4 << 30  # of all its frames, each of which must be gone through: 1,000 of 2,000 × 2,000
 MAX_BYTES = 256 << 20
 MIN_SIDE = 4  # what is smaller is a tracking pixel or a mistake
 ORIENTATION = 0x0112  # of EXIF: 1 is upright, 5 to 8 lie on their side
@@ -44,7 +45,8 @@ class BadPicture(UserError):
 class Header:
     """What a file says of itself. `kind`: "jpeg", "png" or "other"; size as seen, turned as EXIF demands.
 
-    plain: any JPEG or PNG decoder gives these pixels: 8 bits, grey or RGB, upright, nothing transparent.
+    plain: any JPEG or PNG decoder gives these pixels: 8 bits, grey or RGB, upright, nothing transparent. frames: more
+    than one where it is an animated GIF, PNG or WebP, or a TIFF of several pages.
     """
 
     height: int
@@ -52,6 +54,7 @@ class Header:
     channels: int
     kind: str
     plain: bool
+    frames: int = 1
 
 
 def read_file(path: Path) -> bytes:
@@ -77,7 +80,7 @@ def header(data: bytes | memoryview, name: str) -> Header:
         kind = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}.get(image.format or "", "other")
         plain = kind != "other" and image.mode in ("L", "RGB") and turned == 1 and "transparency" not in image.info
         size = (width, height) if turned >= 5 else (height, width)
-        return Header(*size, 1 if image.mode in GREY else 3, kind, plain)
+        return Header(*size, 1 if image.mode in GREY else 3, kind, plain, _frames(image))
 
 
 def decode(
@@ -108,6 +111,38 @@ def normal(data: bytes, name: str, channels: Channels | None, shorter: int | Non
         pixels = _pixels(image, name, channels, shorter)
     encoded = encode(pixels, "jpeg" if found.kind == "jpeg" and pixels.shape[-1] != 4 else "png")
     return encoded, header(encoded, name) if pixels.shape[-1] != 4 else Header(*pixels.shape, "png", False)
+
+
+def clip(data: bytes, name: str, channels: Channels, side: int | None, most: int) -> tuple[list[bytes], Header]:
+    """(its frames as PNG, the first one's header); `most` of them, evenly spread over all, where there are more.
+
+    What has one frame only is a `normal` picture. The pixels of one frame are in memory at a time. Raises BadPicture
+    for pages of different sizes, too.
+    """
+    with _open(data, name) as image:
+        count, size, encoded = _frames(image), image.size, []
+        if count == 1:
+            still, found = normal(data, name, channels if channels == 4 else None, side)
+            return [still], found
+        if count * size[0] * size[1] > MAX_CLIP_PIXELS:
+            said = f"{name} has {count:,} frames of {size[0]:,} × {size[1]:,} pixels"
+            raise BadPicture(f"{said}, more than {MAX_CLIP_PIXELS:,} in all: make it shorter or smaller first")
+        for number in spread(count, most):
+            try:
+                image.seek(number)
+            except Exception as error:
+                raise BadPicture(f"{name} is damaged in frame {number}: {error}") from None
+            if image.size != size:
+                (width, height), (wide, tall) = image.size, size
+                raise BadPicture(f"{name} has pages of {wide} × {tall} and of {width} × {height} pixels")
+            pixels = _pixels(image, name, channels, side)
+            encoded.append(encode(pixels))
+    return encoded, Header(*pixels.shape, "png", channels != 4, count)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """The places 0…count - 1, or `most` of them from the first to the last where there are more."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def encode(pixels: np.ndarray, kind: Literal["jpeg", "png"] = "png") -> bytes:
@@ -198,6 +233,16 @@ def _in_channels(image: Image.Image, channels: int) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _frames(image: Image.Image) -> int:
+    """How many there are; 1 where nobody can tell."""
+    if image.format in ("JPEG", "MPO"):  # what some cameras add are views and previews of the same
+        return 1
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # Pillow raises whatever its parser stumbled on
+        return 1
 
 
 def _orientation(image: Image.Image) -> int:

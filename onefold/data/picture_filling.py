@@ -11,7 +11,7 @@ import numpy as np
 
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
-from onefold.data.picture_files import BadPicture, Channels, decode, encode, fit, normal, with_channels
+from onefold.data.picture_files import BadPicture, Channels, clip, decode, encode, fit, normal, with_channels
 from onefold.data.picture_scan import UNLABELLED, Layout, Scan, in_order
 from onefold.data.picture_sources import Picture, PictureSource
 from onefold.data.pictures import encoded_record, picture_columns
@@ -22,33 +22,42 @@ SPLITS = ("train", "held_out")
 
 @dataclass(frozen=True)
 class Storage:
-    """shape: of raw pixels, where all pictures have one; None: encoded files. side: what shorter sides come down to."""
+    """shape: of raw pixels, where all pictures have one; None: encoded files. side: what shorter sides come down to.
+
+    frames: at most, of clips, which are always encoded; None: stills.
+    """
 
     shape: tuple[int, int, int] | None
     channels: Channels
     side: int | None
+    frames: int | None = None
 
     @classmethod
     def of(cls, scan: Scan, layout: Layout) -> "Storage":
         channels = layout.channels or scan.channels()
         size = scan.size(layout.side)
+        if layout.frames:
+            return cls(None, channels, layout.side, layout.frames)
         if size and size[0] * size[1] * channels <= layout.raw_bytes:
             return cls((*size, channels), channels, layout.side)
         return cls(None, channels, layout.side)
 
     def __str__(self) -> str:
-        return f"{self.shape} {self.channels} {self.side}"
+        return f"{self.shape} {self.channels} {self.side}" + (f" {self.frames}" if self.frames else "")
 
     def columns(self) -> dict[str, Column]:
         """Of the records: picture, label (UNLABELLED: none), name, and the key of the content (UInt64)."""
         rest = {"label": Column("int32"), "name": Column("text"), "key": Column("uint64")}
-        return picture_columns("image", self.shape) | rest
+        return picture_columns("image", self.shape, clip=self.frames is not None) | rest
 
     def record(self, picture: Picture) -> dict[str, Any] | BadPicture:
         """What a picture adds to its record; what is wrong with a bad one is returned, so that the others go on."""
         try:
             if self.shape is None:
                 data = picture.data if picture.pixels is None else encode(picture.pixels)
+                if self.frames:
+                    frames, found = clip(data or b"", picture.where, self.channels, self.side, self.frames)
+                    return encoded_record("image", frames, (found.height, found.width, found.channels), clip=True)
                 opacity = self.channels if self.channels == 4 else None  # everything else is up to who decodes it
                 encoded, found = normal(data or b"", picture.where, opacity, self.side)
                 return encoded_record("image", [encoded], (found.height, found.width, found.channels))
@@ -161,6 +170,7 @@ def empty_facts(scan: Scan, storage: Storage, layout: Layout) -> dict[str, Any]:
         "shape": storage.shape and list(storage.shape),
         "channels": storage.channels,
         "side": storage.side,
+        "frames": storage.frames,
         "split": "own" if scan.own_split else "chosen",
         "held_out_share": layout.held_out,
         "split_seed": layout.split_seed,

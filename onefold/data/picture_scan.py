@@ -20,6 +20,7 @@ from onefold.data.picture_sources import Picture, PictureSource
 from onefold.data.split import choose
 
 UNLABELLED = -1
+MOST_FRAMES = 1024  # that may be kept of a clip
 TOLD = 20  # bad pictures that are named at once; all are listed in the end
 
 Found = TypeVar("Found")
@@ -35,6 +36,9 @@ class Layout(Config):
     split_seed: int = Field(default=0, ge=0)
     image: str | None = None  # columns of a table: the picture (a path or bytes), its label
     label: str | None = None
+    frames: int | None = Field(
+        default=None, ge=1, le=MOST_FRAMES
+    )  # of a clip, at most; None: stills, of the first frame
     skip_bad: bool = False  # leave bad pictures out and list them, instead of stopping at the first
 
 
@@ -58,13 +62,15 @@ class Scan:
         keys, sizes, labels, splits, unlabelled = array("Q"), array("i"), Counter(), set(), None
         nothing, hashed = np.empty(0, np.uint64), blake2b(digest_size=8)
         empty = np.empty((0, 3), np.int32)
+        moving, longest, most = 0, 0, layout.frames or 1
         scan = cls(nothing, empty, (), {}, False, nothing, layout.split_seed, layout.skip_bad)
         with Progress("looking at pictures", unit="pictures") as bar:
             for number, picture, found in in_order(_look, enumerate(pictures), workers):
                 bar.update()
                 if isinstance(found, BadPicture):
                     scan.reject(number, found)
-                key, size = (0, (0, 0, 0)) if isinstance(found, BadPicture) else found
+                key, size, frames = (0, (0, 0, 0), 1) if isinstance(found, BadPicture) else found
+                moving, longest = moving + (frames > most), max(longest, frames)
                 keys.append(key)
                 sizes.extend(size)
                 if isinstance(found, BadPicture):
@@ -79,6 +85,8 @@ class Scan:
             raise UserError(f"{pictures.path} holds no pictures" + (" that can be read" if keys else ""))
         if labels and unlabelled:
             raise UserError(f"{unlabelled} has no label, and others have: put it into the folder of its class, or away")
+        if moving:
+            say(f"{pictures.path}: {_too_long(moving, longest, layout.frames)}")
         scan.keys, scan.sizes = np.array(keys, np.uint64), np.array(sizes, np.int32).reshape(-1, 3)
         scan.classes, scan.own_split = _classes(pictures, labels), splits != {None}
         scan.hash = hashed.hexdigest()
@@ -147,20 +155,28 @@ def in_order(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _look(picture: Picture) -> tuple[int, tuple[int, int, int]] | BadPicture:
-    """(key, size); what is wrong with a bad picture is returned, so that the others go on."""
+def _too_long(moving: int, longest: int, most: int | None) -> str:
+    if most is None:
+        return (
+            f"{moving:,} pictures have several frames, of which the first counts (a store with frames=16 keeps clips)"
+        )
+    return f"of {moving:,} clips {most:,} frames are kept, evenly spread; the longest has {longest:,}"
+
+
+def _look(picture: Picture) -> tuple[int, tuple[int, int, int], int] | BadPicture:
+    """(key, size, frames); what is wrong with a bad picture is returned, so that the others go on."""
     try:
         if picture.pixels is not None:
-            size, data = picture.pixels.shape, picture.pixels.tobytes()
+            size, data, frames = picture.pixels.shape, picture.pixels.tobytes(), 1
             if min(size[:2]) < MIN_SIDE:
                 raise BadPicture(f"{picture.where} has only {size[1]} × {size[0]} pixels")
         else:
             data = picture.data or b""
             found = header(data, picture.where)
-            size = (found.height, found.width, found.channels)
+            size, frames = (found.height, found.width, found.channels), found.frames
     except BadPicture as error:
         return error
-    return int.from_bytes(blake2b(data, digest_size=8).digest()), (size[0], size[1], size[2])
+    return int.from_bytes(blake2b(data, digest_size=8).digest()), (size[0], size[1], size[2]), frames
 
 
 def _classes(pictures: PictureSource, labels: Counter[str]) -> tuple[str, ...]:

@@ -8,10 +8,11 @@ Building goes through the source twice: headers, labels and hashes first (pictur
 """
 
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ import numpy as np
 from onefold.core.errors import UserError
 from onefold.core.files import MANIFEST, atomic_folder, verify_folder
 from onefold.core.progress import say
-from onefold.data.picture_files import encode
+from onefold.data.picture_files import decode, encode, fit, spread, with_channels
 from onefold.data.picture_filling import SPLITS, Present, Storage, empty_facts, write
 from onefold.data.picture_scan import UNLABELLED, Layout, Scan
 from onefold.data.picture_sources import open_pictures, picture_stamp
+from onefold.data.pictures import ENDS, Pictures
 from onefold.data.records import INDEX, Column, Records, find_damage
 
 FACTS, PROCESSOR = "data.json", "processor"
+SHEET, SHEET_SIDE = 64, 128  # frames of a clip that a sample shows at most, and their shorter side
 
 
 def build(source: str | Path, out: str | Path, workers: int | None = None, **settings: Any) -> dict[str, Any]:
@@ -71,14 +74,16 @@ def append(
     """
     target = Path(os.path.expanduser(out)).resolve()
     facts, before = _appendable(target, out), (target / FACTS).read_text()
-    if fixed := settings.keys() & {"side", "channels", "raw_bytes", "split_seed"}:
+    if fixed := settings.keys() & {"side", "channels", "raw_bytes", "split_seed", "frames"}:
         raise UserError(f"{min(fixed)} is that of the store: leave it out, or build another store")
     share = facts["held_out_share"] if facts["split"] == "chosen" else 0.0
-    layout = Layout.from_dict({"held_out": share, "split_seed": facts["split_seed"], **settings})
+    layout = Layout.from_dict(
+        {"held_out": share, "split_seed": facts["split_seed"], "frames": facts["frames"], **settings}
+    )
     pictures = open_pictures(source, layout.image, layout.label)
     scan = Scan.of(pictures, layout, workers)
     facts["classes"] += _added_classes(scan.classes, facts["classes"], source, out, new_classes)
-    storage = Storage(facts["shape"] and tuple(facts["shape"]), facts["channels"], facts["side"])
+    storage = Storage(facts["shape"] and tuple(facts["shape"]), facts["channels"], facts["side"], facts["frames"])
     if storage.channels == 1 < scan.channels():
         say(f"{source} has colours, but {out} is a store of grey pictures, which they become")
     present = Present.of(target)
@@ -120,7 +125,7 @@ def info(path: str | Path) -> dict[str, Any]:
             "rows": len(records),
             "pages": len(records.pages) - 1,
             "bytes": sum(f.stat().st_size for f in folder.glob("*.arrow")),
-            "columns": {name: _type(column) for name, column in records.columns.items()},
+            "columns": {name: _type(name, records.columns) for name in records.columns},
         }
     return {"facts": _facts(Path(path)), "records": described}
 
@@ -135,6 +140,8 @@ def verify(path: str | Path) -> list[str]:
 
 def sample(path: str | Path, out: str | Path, count: int = 16, split: str | None = None, seed: int = 0) -> list[Path]:
     """Write some records for a person to look at: pictures as PNG or as they came, texts as .txt. Returns the files.
+
+    A clip is one picture of its frames side by side, in rows.
 
     split: which of the records; None: the first. Raises UserError when there is nothing to show.
     """
@@ -155,10 +162,10 @@ def sample(path: str | Path, out: str | Path, count: int = 16, split: str | None
         label = int(records["label"][row]) if "label" in records.columns else UNLABELLED
         named = f"{row:06}" + (f"-{_plain(classes[label])}" if 0 <= label < len(classes) else "")
         for column in shown:
-            for part, content, suffix in _shown(records, column, row):
-                file = Path(out) / f"{named}{'' if len(shown) == 1 else '-' + _plain(column)}{part}{suffix}"
-                file.write_bytes(content)
-                written.append(file)
+            content, suffix = _shown(records, column, row)
+            file = Path(out) / f"{named}{'' if len(shown) == 1 else '-' + _plain(column)}{suffix}"
+            file.write_bytes(content)
+            written.append(file)
     return written
 
 
@@ -168,8 +175,9 @@ def describe(facts: dict[str, Any]) -> str:
     classes = f"{len(facts['classes']):,} classes" if facts["classes"] else "no labels"
     size = " × ".join(map(str, facts["shape"])) if facts["shape"] else "of their own sizes"
     left_out = f"; {len(facts['bad']):,} bad ones left out" if facts["bad"] else ""
+    kind = "clips" if facts["frames"] else "pictures"
     return (
-        f"pictures: {train['images']:,} to train on, {held_out['images']:,} held out, {classes}; {facts['storage']}, "
+        f"{kind}: {train['images']:,} to train on, {held_out['images']:,} held out, {classes}; {facts['storage']}, "
         f"{size}, {(train['bytes'] + held_out['bytes']) / 1e6:.1f} MB, hash {facts['hash']}{left_out}"
     )
 
@@ -233,26 +241,41 @@ def _facts(path: Path) -> dict[str, Any]:
         raise UserError(f"{path / FACTS} is damaged") from None
 
 
-def _type(column: Column) -> str:
+def _type(name: str, columns: Mapping[str, Column]) -> str:
+    column = columns[name]
     if column.dtype == "image":
-        return "raw pixels " + " × ".join(map(str, column.shape)) if column.shape else "encoded pictures"
+        encoded = "encoded clips" if name + ENDS in columns else "encoded pictures"
+        return "raw pixels " + " × ".join(map(str, column.shape)) if column.shape else encoded
     return column.dtype + (" of any length" if column.ragged else f" {list(column.shape)}" if column.shape else "")
 
 
-def _shown(records: Records, column: str, row: int) -> Iterator[tuple[str, bytes, str]]:
-    """(what its name ends with, the content, the suffix) of the files that show a value: each frame of a clip."""
+def _shown(records: Records, column: str, row: int) -> tuple[bytes, str]:
+    """(the content, the suffix) of the file that shows a value."""
     if records.columns[column].dtype == "text":
-        yield "", str(records[column][row]).encode(), ".txt"
-        return
+        return str(records[column][row]).encode(), ".txt"
     view = records.pictures(column)
-    for frame in range(count := view.frames(row)):
-        part = f"-{frame:04}" if count > 1 else ""
-        if view.shape is None:
-            data = bytes(view.encoded(row, frame))
-            yield part, data, ".jpg" if data[:2] == b"\xff\xd8" else ".png"
-        else:
-            pixels = view.gather(np.array([row]))[0]
-            yield part, encode(pixels[frame] if len(view.shape) == 4 else pixels), ".png"
+    if view.frames(row) > 1:
+        return encode(_sheet(view, row)), ".png"
+    if view.shape is None:
+        data = bytes(view.encoded(row))
+        return data, ".jpg" if data[:2] == b"\xff\xd8" else ".png"
+    pixels = view.gather(np.array([row]))[0]
+    return encode(pixels[0] if len(view.shape) == 4 else pixels), ".png"
+
+
+def _sheet(view: Pictures, row: int) -> np.ndarray:
+    """Frames of a clip in rows, from left to right: UInt8[H, W, C]. Of a long one some, evenly spread."""
+    numbers = spread(view.frames(row), SHEET)
+    if view.shape is None:
+        frames = [decode(view.encoded(row, n), f"frame {n} of row {row}", None, SHEET_SIDE) for n in numbers]
+        frames = [with_channels(frame, max(f.shape[-1] for f in frames)) for frame in frames]
+    else:
+        clip = view.gather(np.array([row]))[0]
+        frames = [fit(clip[n], SHEET_SIDE) for n in numbers]
+    across = math.ceil(math.sqrt(len(frames)))
+    frames += [np.zeros_like(frames[0])] * (-len(frames) % across)
+    lines = [np.concatenate(frames[i : i + across], axis=1) for i in range(0, len(frames), across)]
+    return np.concatenate(lines, axis=0)
 
 
 def _plain(name: str) -> str:

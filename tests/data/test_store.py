@@ -306,14 +306,14 @@ def test_samples_of_clips_masks_and_texts(tmp_path):
         out.add(clip=clip, mask=mask, **encoded_record("film", frames, (5, 6, 3), clip=True))
     names = {file.name: file for file in sample(tmp_path / "moving", tmp_path / "out")}
     assert sorted(names) == [
-        "000000-clip-0000.png",
-        "000000-clip-0001.png",
-        "000000-clip-0002.png",
-        "000000-film-0000.jpg",
-        "000000-film-0001.png",
+        "000000-clip.png",
+        "000000-film.png",
         "000000-mask.png",
     ]
-    assert np.array_equal(np.asarray(Image.open(names["000000-clip-0001.png"])), clip[1, ..., 0])
+    sheet = np.asarray(Image.open(names["000000-clip.png"]))  # frames from left to right, in rows
+    assert np.array_equal(sheet[:5], np.concatenate((clip[0, ..., 0], clip[1, ..., 0]), axis=1))
+    assert np.array_equal(sheet[5:], np.concatenate((clip[2, ..., 0], np.zeros((5, 6), np.uint8)), axis=1))
+    assert np.array_equal(np.asarray(Image.open(names["000000-film.png"]))[:, 6:], smooth(5, 6))
     assert np.array_equal(np.asarray(Image.open(names["000000-mask.png"])), mask)
     with RecordsWriter(tmp_path / "text", {"name": Column("text"), "text": Column("text")}) as out:
         out.add(name="a.txt", text="héllo")
