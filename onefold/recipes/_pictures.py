@@ -61,8 +61,9 @@ def convnet(image: int, channels: int) -> ConvNeXtConfig:
     )
 
 
-def few_digits(folder: Path, each: int) -> Path:
+def some_digits(each: int) -> Path:
     """A folder of the digits by class: `each` of every one to learn from, always the same others to be judged by."""
+    folder = Path("runs/check/pictures") / str(each)
     if (folder / "train").is_dir():
         return folder
     by_class: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -98,14 +99,20 @@ def seeded(run: Run, name: str) -> list[Result]:
     return [train(run.but({"seed": seed, "out": f"runs/check/{name}/{seed}"})) for seed in SEEDS]
 
 
+def pretrained() -> list[Result]:
+    """Masked autoencoders of many digits, which the checks of two recipes begin with."""
+    from onefold.recipes import mae
+
+    return seeded(mae.tiny().but({"data.path": str(some_digits(130))}), "mae")
+
+
 def convolutions_lead_less_with_more_pictures(report: Report) -> None:
     """Error of a small ViT less that of a convnet of its size, learning from few and from all digits."""
     from onefold.recipes import vit
 
     leads = {}
     for each in (10, 130):
-        folder = few_digits(Path("runs/check/pictures") / str(each), each)
-        scores = {}
+        folder, scores = some_digits(each), {}
         for name, model in (("vit", vit.shape(8, 1)), ("convnet", convnet(8, 1))):
             run = vit.tiny().but({"data.path": str(folder), "model": model.to_dict()})
             scores[name] = [accuracy(result) for result in seeded(run, f"vit/{name}-{each}")]
@@ -118,13 +125,11 @@ def convolutions_lead_less_with_more_pictures(report: Report) -> None:
 
 def pretraining_saves_labels(report: Report) -> None:
     """A ViT that filled in masked digits without labels first, and one from scratch: both learn ten of each digit."""
-    from onefold.recipes import mae, vit
+    from onefold.recipes import vit
 
-    few, many = (few_digits(Path("runs/check/pictures") / str(each), each) for each in (10, 130))
-    fresh = vit.tiny().but({"data.path": str(few)})
+    fresh = vit.tiny().but({"data.path": str(some_digits(10))})
     scratch, tuned = [], []
-    pretrained = seeded(mae.tiny().but({"data.path": str(many)}), "vit/mae")
-    for before, after in zip(pretrained, seeded(fresh, "vit/scratch")):
+    for before, after in zip(pretrained(), seeded(fresh, "vit/vit-10")):
         seed = before.run.seed
         changes = {"start": str(before.out), "seed": seed, "out": f"runs/check/vit/tuned/{seed}"}
         tuned.append(accuracy(train(fresh.but(changes))))
