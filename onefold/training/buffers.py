@@ -22,13 +22,13 @@ class Buffers:
         self._kept = [buffer.clone() for buffer in self._all]
 
     def keep(self) -> None:
-        for kept, buffer in zip(self._kept, self._all):
-            kept.copy_(buffer)
+        if self._all:
+            torch._foreach_copy_(self._kept, self._all)
 
     def undo(self) -> None:
         """As they were before the step: one that saw numbers that are not finite would never come back from them."""
-        for kept, buffer in zip(self._kept, self._all):
-            buffer.copy_(kept)
+        if self._all:
+            torch._foreach_copy_(self._all, self._kept)
 
     def share(self) -> None:
         """Each becomes its average over the processes, in one exchange."""

@@ -13,7 +13,6 @@ process), so that nothing but the step needs to be remembered.
 
 import json
 import shutil
-from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -140,14 +139,12 @@ class Checkpoints:
         own = path / "state" / "weights.safetensors"
         files = [own] if own.is_file() else find_safetensors(path) or []
         copy_tensors(SafetensorFiles(files), own_weights(model), path)
-        steps: list[int] = _read_state(path)["optimizer"]
-        memory: Mapping[str, Tensor] = SafetensorFiles([path / "state" / "optimizer.safetensors"])
+        memory, steps = optimizer.named_state(), _read_state(path)["optimizer"]
         if len(steps) == len(optimizer.param_groups) - 1:  # format 2: as if the buffers had always been what they are
             group, steps = optimizer.param_groups[-1], [*steps, steps[0]]
-            share = 1 - group["ema"] ** steps[0]
-            added = {f"{name}.average": share * buffer for name, buffer in zip(group["names"], group["params"])}
-            memory = ChainMap(added, memory)
-        copy_tensors(memory, optimizer.named_state(), path)
+            for name, buffer in zip(group["names"], group["params"]):
+                memory.pop(f"{name}.average").copy_((1 - group["ema"] ** steps[0]) * buffer)
+        copy_tensors(SafetensorFiles([path / "state" / "optimizer.safetensors"]), memory, path)
         for group, done in zip(optimizer.param_groups, steps, strict=True):
             group["steps"] = done
 
