@@ -2,6 +2,7 @@
 
     python benchmarks/loader.py                          # all four tasks, in CPU seconds
     python benchmarks/loader.py --task jpeg --clock wall --rounds 9
+    python benchmarks/loader.py --open 5                 # instead: what opening a store of 5 GB costs
 
 The tasks are those of onefold/recipes/_feeding.py, which the check of ffcv races in small:
 
@@ -15,11 +16,18 @@ CPU seconds count those of all threads and worker processes: the fewer, the more
 numpy gathering the same rows from a memory map, which does none of the rest. As writing is faster to memory that is
 still in the processor's cache, it is also timed with as many batches held as the loader keeps ready. webdataset, grain,
 datasets and MosaicML's streaming take part where they are installed.
+
+--open: shards of 1 GB of encoded pictures of 100 KB, which are one file under several names. In a process of its own
+each time: milliseconds and resident memory of opening it, of a first row, and of the sizes of all its pictures, with
+the files in the page cache and (where the system lets go of them) not.
 """
 
 import argparse
 import io
+import json
 import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 import warnings
@@ -34,6 +42,8 @@ from race import machine, race
 from torch.utils.data import DataLoader
 
 from onefold.data.ahead import AHEAD
+from onefold.data.pictures import encoded_record, picture_columns
+from onefold.data.records import INDEX, Column, RecordsWriter
 from onefold.recipes._feeding import (
     CONTEXT,
     WORKERS,
@@ -150,13 +160,76 @@ def bare(feed: Feed, held: int) -> Pass:
     return batches
 
 
+def write_large(folder: Path, gigabytes: int) -> None:
+    """A store of that size, on the disk only once."""
+    columns = picture_columns("image") | {"label": Column("int32"), "name": Column("text")}
+    picture = np.random.default_rng(0).bytes(100_000)
+    with RecordsWriter(folder, columns) as out:
+        for i in range(10_000):
+            out.add(**encoded_record("image", [picture], (256, 256, 3)), label=i % 10, name=f"{i}.jpg")
+    index = json.loads((folder / INDEX).read_text())
+    [shard, *_] = index["shards"]
+    index["shards"] = [shard | {"file": f"{number:05}.arrow"} for number in range(gigabytes)]
+    for other in index["shards"][1:]:
+        (folder / other["file"]).unlink(missing_ok=True)
+        os.link(folder / shard["file"], folder / other["file"])
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+OPENING = """
+import sys, time
+import psutil
+from onefold.data.records import Records
+
+def step(name, work):
+    before, began = process.memory_info().rss, time.perf_counter()
+    found = work()
+    milliseconds = 1e3 * (time.perf_counter() - began)
+    print(f"  {name:<24}{milliseconds:9.1f} ms {(process.memory_info().rss - before) / 1e6:9.1f} MB")
+    return found
+
+process = psutil.Process()
+records = step("open", lambda: Records(sys.argv[1]))
+step("open again", lambda: Records(sys.argv[1]))
+step("a first row", lambda: len(records.pictures().encoded(len(records) // 2)))
+step("sizes of all pictures", lambda: records.pictures().sizes)
+"""
+
+
+def opening(gigabytes: int, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_large(Path(folder), gigabytes)
+        print(f"{machine()}; a store of {gigabytes} GB")
+        for number in range(rounds):
+            for cached in (True, False):
+                if not cached and not let_go(Path(folder)):
+                    continue
+                print(f"round {number}, files {'in' if cached else 'not in'} the page cache")
+                subprocess.run([sys.executable, "-c", OPENING, folder], check=True)
+
+
+def let_go(folder: Path) -> bool:
+    """Ask the system to drop these files from its page cache."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=list(COUNTS), action="append")
     parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of our loader of pictures; else as many as it takes by itself")
+    parser.add_argument("--open", type=int, metavar="GB", help="time opening a store of this size, and nothing else")
     options = parser.parse_args()
+    if options.open:
+        opening(options.open, options.rounds)
+        return
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)  # of what is computed outside of loaders
     print(f"{machine()}, {os.cpu_count()} cores; {options.clock} seconds of a pass")

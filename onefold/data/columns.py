@@ -191,9 +191,9 @@ def _offsets(array: pa.Array) -> np.ndarray:
 
 
 def _numbers(array: pa.Array, column: Column) -> np.ndarray:
-    """The numbers of a column's chunk where they lie, without a copy."""
+    """The numbers of a column's chunk where they lie, without a copy. Not `to_numpy`, which imports pandas first."""
     flat = array.values if pa.types.is_fixed_size_list(array.type) else array
-    return flat.to_numpy(zero_copy_only=True)
+    return np.frombuffer(flat.buffers()[1] or b"", column.numpy, len(flat), flat.offset * column.numpy.itemsize)
 
 
 def _bytes(array: pa.Array) -> np.ndarray:

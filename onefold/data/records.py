@@ -265,7 +265,7 @@ def _read_index(path: Path) -> dict[str, Any]:
             for column in _columns(index).values():
                 column.arrow()
             for shard in index["shards"]:
-                shard["file"], shard["bytes"], int(shard["rows"]) + sum(rows for rows, _, _ in shard.get("pages", []))
+                _ = shard["file"], shard["bytes"], shard["rows"], sum(rows for rows, _, _ in shard.get("pages", []))
     except FileNotFoundError:
         raise RecordsDamaged(f"{path}: no {INDEX}; the store is missing or was never finished") from None
     except (ValueError, KeyError, TypeError, pa.ArrowNotImplementedError):

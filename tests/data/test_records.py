@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -184,6 +186,17 @@ def test_five_gigabytes_open_without_a_look_into_them(tmp_path):
     assert bytes(records.pictures().encoded(row)[:4]) == (13).to_bytes(4)
     assert mapped(tmp_path) == {"00077.arrow"}
     assert process.memory_info().rss - before < 8e6
+
+
+def test_reading_does_not_wait_for_pandas(tmp_path):
+    """pyarrow's own way to numpy imports it where it is installed: half a second at the first row."""
+    write(tmp_path, range(10))
+    code = (
+        "import sys; from onefold.data.records import Records; r = Records(sys.argv[1]);"
+        "print([r[name][3] for name in r.columns], r.ragged('tokens').starts, 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(" False\n")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "index", "no index"])
