@@ -137,7 +137,8 @@ def clip(data: bytes, name: str, channels: Channels, side: int | None, most: int
                 raise BadPicture(f"{name} has pages of {wide} × {tall} and of {width} × {height} pixels")
             pixels = _pixels(image, name, channels, side)
             encoded.append(encode(pixels))
-    return encoded, Header(*pixels.shape, "png", channels != 4, count)
+    height, width = pixels.shape[:2]  # of the last, which is as large as the others
+    return encoded, Header(height, width, channels, "png", channels != 4, count)
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -130,7 +130,8 @@ def write(
     hashed = blake2b(f"{facts['hash']}{scan.hash} {storage}".encode(), digest_size=8)
     with ExitStack() as stack:
         out = {s: stack.enter_context(RecordsWriter(folder / s, storage.columns(), append=True)) for s in SPLITS}
-        bar = stack.enter_context(Progress("storing pictures", scan.count, "pictures"))
+        new = scan.count - int(np.isin(scan.keys, present.keys).sum())
+        bar = stack.enter_context(Progress("storing pictures", new, "pictures"))
         for number, picture, record in in_order(storage.record, _new(pictures, scan, present, places), workers):
             bar.update()
             if isinstance(record, BadPicture):

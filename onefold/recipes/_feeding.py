@@ -34,7 +34,7 @@ Task = Literal["tokens", "small", "jpeg", "raw"]
 Pass = Callable[[], Iterable[Any]]  # goes through all batches once
 WORKERS, CONTEXT = 2, 1024
 ROWS: dict[Task, int] = {"tokens": 32, "small": 256, "jpeg": 64, "raw": 128}
-MEAN, STD = np.float32([0.49, 0.48, 0.45]), np.float32([0.25, 0.24, 0.26])
+MEAN, STD = np.array([0.49, 0.48, 0.45], np.float32), np.array([0.25, 0.24, 0.26], np.float32)
 
 
 # --- what one item is, as users of DataLoader write it ---

@@ -10,10 +10,10 @@ smoothing 0.1.
 
 Deviations: pictures have 176 pixels from the first epoch to the last and are judged at 224 (theirs grow from 160 to
 192 in the last quarter and are judged at 256); strided convolutions are not blurred (BlurPool); an evaluation reads a
-picture once, not also mirrored; the classifier's bias does not decay; pictures are kept as JPEG, with shorter sides of
-up to 375 pixels (theirs: the longer up to 500, half of them raw); batch norms are those of the whole batch on one GPU.
-All but the last should cost some accuracy, so do not expect theirs. The data path differs, too: NumPy on whole batches
-instead of compiled code.
+picture once, not also mirrored. Each of these should cost some accuracy, so do not expect theirs. Besides, the
+classifier's bias does not decay; pictures are kept as JPEG with shorter sides of up to 375 pixels (theirs: the longer up
+to 500, half of them raw); and batch norms see as many pictures as a device takes at a time, which need not be 512. The
+data path is NumPy on whole batches instead of compiled code.
 """
 
 import gc
@@ -53,7 +53,6 @@ COUNTS: dict[feeding.Task, int] = {"small": 10_000, "tokens": 20_000, "jpeg": 1_
 
 def recipe(data: str = "digits", epochs: int = 88, image: int = 176) -> Run:
     """`epochs` of as many pictures as ImageNet has (the paper: 16 to 88), cropped to `image` pixels a side."""
-    steps = epochs * -(-IMAGENET // BATCH)
     judged = round(image * 224 / 176)
     return Run(
         data=ImageData(
@@ -68,10 +67,10 @@ def recipe(data: str = "digits", epochs: int = 88, image: int = 176) -> Run:
         objective=Classification(smoothing=0.1),
         optimizer=SGDConfig(lr=1.7, momentum=0.9, nesterov=False, weight_decay=1e-4),
         trainer=TrainerConfig(
-            steps=steps,
+            steps=epochs * -(-IMAGENET // BATCH),
             batch=BATCH,
             clip=None,
-            schedule=Linear(warmup=steps * 2 // epochs, final=0.0),
+            schedule=Linear(warmup=2 / epochs, final=0.0),
             evaluate_every=1000,
             checkpoint_every=1000,
         ),
