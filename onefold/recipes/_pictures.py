@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from onefold.core.batch import ImageBatch
 from onefold.core.config import Config
 from onefold.core.files import atomic_folder
 from onefold.data.picture_sources import DIGITS, open_pictures
+from onefold.data.store import build, is_store
 from onefold.data.transforms import Flip, RandomResizedCrop
 from onefold.models.convnext import ConvNeXtConfig
+from onefold.objectives.classification import Classification
 from onefold.study.check import Report
 from onefold.study.pictures import png
+from onefold.training.estimate import count_flops
 from onefold.training.run import Result, Run, train
 
 SEEDS = (0, 1, 2)
@@ -84,14 +87,20 @@ def accuracy(result: Result) -> float:
     return next(r["held_out"]["accuracy"] for r in reversed(result.log) if "held_out" in r)
 
 
+def stored(source: str) -> str:
+    """The pictures as a store that all runs of a check read."""
+    place = Path("runs/check/pictures") / Path(source).name
+    if not is_store(place):
+        build(source, place)
+    return str(place)
+
+
 @cache
 def flops(model: Config) -> float:
-    """Operations of one forward pass, for each picture."""
-    with torch.device("meta"):
-        built, pixels = model.build().eval(), torch.empty(1, model.channels, model.image, model.image)
-    with FlopCounterMode(display=False) as counter:
-        built(pixels)
-    return counter.get_total_flops()
+    """Operations of a picture in training, forward and backward."""
+    pixels = torch.zeros(2, model.channels, model.image, model.image, dtype=torch.uint8)
+    batch = ImageBatch(images=pixels, targets=torch.eye(2, model.classes))
+    return count_flops(model, Classification().build(), batch)
 
 
 def seeded(run: Run, name: str) -> list[Result]:

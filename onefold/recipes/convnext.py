@@ -108,18 +108,16 @@ def _costing(cost: float, model: ResidualConfig) -> ResidualConfig:
 
 def from_resnet_to_convnext(report: Report) -> None:
     """Accuracy in per cent after each step, at equal arithmetic, from the same pictures in the same order."""
-    data = pictures.real_pictures()
-    frame = {"path": data, "side": RESNET.image, "channels": 1, "store_side": None, "augment": []}
     run = tiny().but(
         {
-            "data": frame,
+            "data": {"path": pictures.stored(pictures.real_pictures()), "side": RESNET.image},
             "optimizer.ema": None,
             "trainer": {"steps": 200, "evaluate_every": 200, "checkpoint_every": 200},
         }
     )
     for (name, _, paper), (number, model) in zip(LADDER, enumerate(ladder().values())):
         results = pictures.seeded(run.but({"model": model.to_dict()}), f"convnext/ladder/{number}")
-        cost = f"{pictures.flops(model) / 1e6:.1f} M operations, width {model.widths[0]}"
+        cost = f"{pictures.flops(model) / 1e6:.1f} MFLOPs, width {model.widths[0]}"
         report.published(f"{name} ({cost})", paper, [100 * pictures.accuracy(r) for r in results])
 
 

@@ -9,15 +9,10 @@ of training, where the paper's is larger. The learning rate is 0.1 for each 256 
 """
 
 from math import inf
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from onefold.core.batch import ImageBatch
 from onefold.core.config import Config
 from onefold.data.images import ImageData
-from onefold.data.store import build, is_store
 from onefold.data.transforms import Flip, MixupOrCutMix, RandAugment, RandomResizedCrop
 from onefold.models import vision_sizes
 from onefold.models.nfnet import NFNetConfig
@@ -27,7 +22,6 @@ from onefold.recipes import _pictures as pictures
 from onefold.recipes import vit
 from onefold.study.check import Report
 from onefold.study.scaling import Point, fit, power_of_ten, scaling_chart
-from onefold.training.estimate import count_flops
 from onefold.training.optim import SGDConfig
 from onefold.training.run import Result, Run
 from onefold.training.schedule import Cosine
@@ -108,7 +102,7 @@ FAMILIES: dict[str, tuple[Run, dict[str, Any], list[NFNetConfig] | list[ViTConfi
 
 def check(report: Report) -> None:
     """Clipping keeps large batches and learning rates alive; loss falls with compute, in a ViT as in an NFNet."""
-    data = {"path": stored(pictures.real_pictures()), "side": SIDE, "channels": 1, "augment": []}
+    data = {"path": pictures.stored(pictures.real_pictures()), "side": SIDE, "channels": 1, "augment": []}
     clipping(report, data)
     scaling(report, data)
 
@@ -134,7 +128,7 @@ def scaling(report: Report, data: dict[str, Any]) -> None:
     for family, (base, optimizer, models) in FAMILIES.items():
         points = []
         for budget, model in zip(BUDGETS, models):
-            each = flops(model)
+            each = pictures.flops(model)
             steps = round(budget / each / 32)
             name = f"nfnet/scaling/{family.lower()}-{budget:.3g}"
             for result in pictures.seeded(short(base, model, optimizer, data, steps, 32), name):
@@ -170,20 +164,6 @@ def short(base: Run, model: Config, optimizer: dict[str, Any], data: dict[str, A
             **{"optimizer": optimizer, "trainer": trainer},
         }
     )
-
-
-def stored(source: str) -> str:
-    """The pictures as a store that all runs of a check read."""
-    place = Path("runs/check/pictures") / Path(source).name
-    if not is_store(place):
-        build(source, place)
-    return str(place)
-
-
-def flops(model: Config) -> float:
-    """Of a picture in training."""
-    picture = ImageBatch(images=torch.zeros(2, 1, SIDE, SIDE, dtype=torch.uint8), targets=torch.eye(2, 10))
-    return count_flops(model, Classification().build(), picture)
 
 
 def held_out_loss(result: Result) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from onefold.core import dist
 from onefold.core.batch import Batch
@@ -32,13 +32,23 @@ MARGIN = 0.7  # of the free memory that may be planned for: allocators and tempo
 
 
 def count_flops(model: Config, objective: Callable, batch: Batch) -> float:
-    """Operations per token, forward and backward, of `model` (a config) on rows like those of `batch`."""
+    """Operations per token or picture, forward and backward, of `model` (a config) on rows like those of `batch`."""
     with torch.device("meta"):
         built = model.build()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward}
+    ) as counter:
         loss = objective(built, batch.to("meta"), 0)
         sum(term.sum for term in loss.terms.values()).backward()
     return counter.get_total_flops() / batch.size
+
+
+def _conv_backward(
+    gradient, x, weight, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted, **_
+) -> int:
+    """Each gradient costs what the convolution did. torch counts that by the weight once for every group, of as many
+    channels: seven times too much for a ConvNeXt."""
+    return conv_flop_count(x, weight, gradient, transposed) * sum(wanted[:2])
 
 
 def parameter_bytes(model: Config, optimizer: Config) -> int:

@@ -7,7 +7,7 @@ from onefold.core.batch import ImageBatch, TokenBatch
 from onefold.core.errors import UserError
 from onefold.models.families import gpt2
 from onefold.models.transformer import count_parameters
-from onefold.models.vision_sizes import resnet
+from onefold.models.vision_sizes import convnext, nfnet, resnet
 from onefold.objectives.classification import Classification
 from onefold.objectives.language import NextToken
 from onefold.training import estimate
@@ -24,6 +24,14 @@ def test_flops_of_gpt2_small():
     counted = estimate.count_flops(gpt2("small"), NextToken().build(), batch(1, 1024, 50257))
     blocks, head = 12 * 12 * 768**2, 50257 * 768
     assert counted == 6 * (blocks + head) + 12 * 12 * 768 * 1024
+
+
+@pytest.mark.parametrize(("config", "published"), [(resnet(), 4.1), (convnext("t"), 4.5), (nfnet("f0", 256), 12.38)])
+def test_flops_of_convolutional_networks(config, published):
+    """The papers' billions of multiplications of a forward pass; the backward pass costs two of those, groups or not."""
+    pixels = torch.zeros(2, 3, config.image, config.image, dtype=torch.uint8)
+    batch = ImageBatch(images=pixels, targets=torch.eye(2, 1000))
+    assert estimate.count_flops(config, Classification().build(), batch) / 6e9 == pytest.approx(published, rel=0.03)
 
 
 @pytest.fixture
