@@ -28,7 +28,7 @@ def test_flops_of_gpt2_small():
 
 @pytest.mark.parametrize(("config", "published"), [(resnet(), 4.1), (convnext("t"), 4.5), (nfnet("f0", 256), 12.38)])
 def test_flops_of_convolutional_networks(config, published):
-    """The papers' billions of multiplications of a forward pass; the backward pass costs two of those, groups or not."""
+    """The papers' billions of multiplications of a forward pass; the backward pass costs twice that, groups or not."""
     pixels = torch.zeros(2, 3, config.image, config.image, dtype=torch.uint8)
     batch = ImageBatch(images=pixels, targets=torch.eye(2, 1000))
     assert estimate.count_flops(config, Classification().build(), batch) / 6e9 == pytest.approx(published, rel=0.03)
