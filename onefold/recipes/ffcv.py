@@ -11,7 +11,7 @@ smoothing 0.1.
 Deviations: pictures have 176 pixels from the first epoch to the last and are judged at 224 (theirs grow from 160 to
 192 in the last quarter and are judged at 256); strided convolutions are not blurred (BlurPool); an evaluation reads a
 picture once, not also mirrored. Each of these should cost some accuracy, so do not expect theirs. Besides, the
-classifier's bias does not decay; pictures are kept as JPEG with shorter sides of up to 375 pixels (theirs: the longer up
+classifier's bias does not decay; pictures are kept as JPEG, shorter sides up to 375 pixels (theirs: the longer ones up
 to 500, half of them raw); and batch norms see as many pictures as a device takes at a time, which need not be 512. The
 data path is NumPy on whole batches instead of compiled code.
 """
