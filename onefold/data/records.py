@@ -275,41 +275,48 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _check_size(file: Path, expected: Mapping[str, Any]) -> None:
+def _check_size(file: Path, expected: Mapping[str, Any]) -> int:
+    """When the file was written, in nanoseconds. Raises RecordsDamaged when it has another size, or is not there."""
     if not file.is_file():
         raise RecordsDamaged(f"{file} is missing")
-    size = file.stat().st_size
-    if size != expected["bytes"]:
-        raise RecordsDamaged(f"{file} has {size:,} bytes instead of {expected['bytes']:,} (truncated?)")
+    status = file.stat()
+    if status.st_size != expected["bytes"]:
+        raise RecordsDamaged(f"{file} has {status.st_size:,} bytes instead of {expected['bytes']:,} (truncated?)")
+    return status.st_mtime_ns
 
 
 class _Shard:
     """A file of the store, mapped when a page of it is asked for. `rows`: of each of its pages."""
 
     def __init__(self, file: Path, expected: Mapping[str, Any], columns: Mapping[str, Column]):
-        _check_size(file, expected)
-        self._file, self._columns, self._lock = file, columns, threading.Lock()
+        self._written = _check_size(file, expected)
+        self._file, self._expected, self._columns, self._lock = file, expected, columns, threading.Lock()
         self._reader: pa.RecordBatchFileReader | None = None
         if "pages" in expected:
             self.rows = [rows for rows, _, _ in expected["pages"]]
         else:  # stores of older versions do not say
             reader = self._open()
-            self.rows = [len(reader.get_batch(i)) for i in range(reader.num_record_batches)]
+            self.rows = [len(self._batch(reader, i)) for i in range(reader.num_record_batches)]
         if sum(self.rows) != expected["rows"]:
             raise self._not_as_said()
 
     def page(self, number: int) -> pa.RecordBatch:
         with self._lock:  # a reader is for one thread at a time
-            reader = self._reader = self._reader or self._open()
-            try:
-                found = reader.get_batch(number)
-            except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: it has fewer
-                raise RecordsDamaged(f"{self._file} is damaged: {error}") from None
+            self._reader = self._reader or self._open()
+            found = self._batch(self._reader, number)
         if len(found) != self.rows[number]:
             raise self._not_as_said()
         return found
 
+    def _batch(self, reader: pa.RecordBatchFileReader, number: int) -> pa.RecordBatch:
+        try:
+            return reader.get_batch(number)
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: it has fewer
+            raise RecordsDamaged(f"{self._file} is damaged: {error}") from None
+
     def _open(self) -> pa.RecordBatchFileReader:
+        if _check_size(self._file, self._expected) != self._written:
+            raise RecordsDamaged(f"{self._file} was written anew since the store was opened: open it again")
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(self._file)))
         except (pa.ArrowException, OSError) as error:

@@ -219,7 +219,7 @@ def _link(file: Path, to: Path) -> None:
     try:
         os.link(file, to)
     except OSError:
-        shutil.copyfile(file, to)
+        shutil.copy2(file, to)  # its time, too, which says that it is the same
 
 
 def _stores(path: Path) -> dict[str, Path]:

@@ -306,6 +306,22 @@ def test_a_shard_of_other_columns_is_damage_when_it_is_read(tmp_path):
         Records(tmp_path / "a")["id"][0]
 
 
+@pytest.mark.parametrize("what", ["rewritten", "removed"])
+def test_a_shard_that_changes_after_the_store_was_opened_is_never_mixed_in(tmp_path, what):
+    write(tmp_path, range(30), chunk_bytes=100, shard_bytes=2000)
+    records, other = Records(tmp_path), Records(tmp_path)
+    assert other["id"][29] == 29
+    for file in sorted(tmp_path.glob("*.arrow"))[1:]:
+        file.unlink()
+    if what == "rewritten":
+        write(tmp_path, range(30), chunk_bytes=100, shard_bytes=2000)
+        for file in tmp_path.glob("*.arrow"):
+            os.utime(file, ns=(1, 1))
+    assert other["id"][29] == 29  # what was read from once is there until it is let go
+    with pytest.raises(RecordsDamaged, match=r"arrow (was written anew|is missing)"):
+        records["id"][29]
+
+
 def test_threads_that_open_a_store_at_once_read_the_same(tmp_path):
     write(tmp_path, range(60), chunk_bytes=100, shard_bytes=2000)
     expected = [(i, record(i)["name"]) for i in range(60)]
