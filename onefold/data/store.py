@@ -89,13 +89,15 @@ def append(
     present = Present.of(target)
     if not len(np.setdiff1d(np.delete(scan.keys, list(scan.bad)), present.keys)):
         say(f"{out} is left as it was: all {scan.count:,} pictures of {source} are in it already")
-        return facts
+        return _facts(target)
     shards = {f"{split}/{name}" for split in SPLITS for name in _shards(target / split)}
-    listed = json.loads((target / MANIFEST).read_text())
+    listed = json.loads((target / MANIFEST).read_text()) if (target / MANIFEST).is_file() else {}
     with atomic_folder(target, {name: listed[name] for name in shards & listed.keys()}) as folder:
-        for name in [*shards, *(f"{split}/{INDEX}" for split in SPLITS)]:
-            (folder / name).parent.mkdir(exist_ok=True)
-            _link(target / name, folder / name)
+        for file in sorted(f for f in target.rglob("*") if f.is_file()):
+            name = file.relative_to(target).as_posix()
+            if name in shards or (file.suffix != ".arrow" and name not in (FACTS, MANIFEST)):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                _link(file, folder / name)
         images = sum(facts[split]["images"] for split in SPLITS)
         facts = write(folder, pictures, scan, storage, facts, present, workers)
         contents = json.loads(before)

@@ -64,7 +64,10 @@ def test_new_pictures_join_and_the_others_stay_where_they_were(tmp_path, birds):
 def test_old_shards_are_neither_copied_nor_read(tmp_path, birds):
     shard = tmp_path / "store" / "train" / "00000.arrow"
     before = shard.stat()
+    (tmp_path / "store" / "README").write_text("whose birds these are")
+    (shard.parent / "00001.arrow").write_bytes(b"left by nobody knows whom")
     append(more(tmp_path / "b"), tmp_path / "store")
+    assert (tmp_path / "store" / "README").read_text() == "whose birds these are"
     assert (shard.stat().st_ino, shard.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(f.name for f in shard.parent.glob("*.arrow")) == ["00000.arrow", "00001.arrow"]
     append(more(tmp_path / "c", seed=2000), tmp_path / "store")
