@@ -110,7 +110,7 @@ def scaling_chart(
         compute, loss = np.asarray(points, float).T
         along = np.geomspace(compute.min(), compute.max(), 60)
         band = law.band(along) if np.isfinite(law.high) else None
-        label = f"{name} ∝ C{superscript(f'{-law.exponent:.2f}')}"
+        label = f"{name} ∝ C^{-law.exponent:.2f}".replace("^-", "^−")
         curves.append(Curve(along, law.loss(along), color, "line", label, band))
         curves.append(Curve(compute, loss, color, "points", marker=MARKERS[number]))
     xs = np.concatenate([curve.x for curve in curves])
@@ -121,11 +121,8 @@ def scaling_chart(
 
 
 def power_of_ten(value: float) -> str:
-    """20000000000.0 → "2·10¹⁰"."""
-    digits, power = f"{value:.0e}".split("e")
-    raised = f"10{superscript(str(int(power)))}"
+    """12500000000.0 → "1.25·10¹⁰"."""
+    digits, power = f"{value:.2e}".split("e")
+    digits = digits.rstrip("0").rstrip(".")
+    raised = "10" + str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return raised if digits == "1" else f"{digits}·{raised}"
-
-
-def superscript(number: str) -> str:
-    return number.translate(str.maketrans("-.0123456789", "⁻·⁰¹²³⁴⁵⁶⁷⁸⁹"))
