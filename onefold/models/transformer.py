@@ -248,6 +248,10 @@ class Decoder(nn.Module):
         """Logits of the next token."""
         return self.unembed(features)
 
+    def readout(self, features: Float[Tensor, "*batch D"]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `head` multiplies, with which matrix [V, D], and the bias it adds: for losses that need no logits."""
+        return features, self.unembed.weight, self.unembed.bias
+
     def forward(self, tokens: Int[Tensor, "B T"], *args: Any, **kwargs: Any) -> Float[Tensor, "B T V"]:
         return self.head(self.features(tokens, *args, **kwargs))
 

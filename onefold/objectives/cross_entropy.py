@@ -20,28 +20,30 @@ def linear_cross_entropy(
     targets: Int[Tensor, "*batch"],
     weights: Float[Tensor, "*batch"],
     z_loss: float = 0.0,
+    bias: Float[Tensor, " V"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Σ weight · (-log softmax(head · features)[target]), and Σ weight · z_loss · logsumexp² to look at.
+    """Σ weight · (-log softmax(head · features + bias)[target]), and Σ weight · z_loss · logsumexp² to look at.
 
     The second keeps the softmax's normaliser near one (PaLM, arXiv 2204.02311, section 5). Both are fp32 scalars;
     the gradient of the first already contains that of the second, which itself carries none.
     """
     flat = features.reshape(-1, features.shape[-1])
-    return _LinearCrossEntropy.apply(flat, head, targets.reshape(-1), weights.reshape(-1).float(), z_loss)
+    return _LinearCrossEntropy.apply(flat, head, targets.reshape(-1), weights.reshape(-1).float(), z_loss, bias)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, head, targets, weights, z_loss):
-        wanted = any(ctx.needs_input_grad[:2])
+    def forward(ctx, features, head, targets, weights, z_loss, bias):
+        wanted = any(ctx.needs_input_grad)
         d_features = torch.empty_like(features) if wanted else None
         d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if wanted else None
+        d_bias = torch.zeros_like(d_head[:, 0]) if wanted and bias is not None else None
         nll, z = features.new_zeros((), dtype=torch.float32), features.new_zeros((), dtype=torch.float32)
         size = max(1, CHUNK.get(features.device.type, CHUNK_ELSEWHERE) // head.shape[0])
         for start in range(0, len(features), size):
             part = slice(start, start + size)
             x, y, w = features[part], targets[part, None], weights[part, None]
-            logits = linear(x, head).float()
+            logits = linear(x, head, bias).float()
             largest, chosen = logits.amax(-1, keepdim=True), logits.gather(1, y)
             exponentials = logits.sub_(largest).exp_()  # taken once, for the loss and its gradient
             total = exponentials.sum(-1, keepdim=True)
@@ -55,12 +57,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_logits = d_logits.to(x.dtype)
                 d_features[part] = linear(d_logits, head.T)
                 d_head += d_logits.T @ x
+                if d_bias is not None:
+                    d_bias += d_logits.sum(0)
         if wanted:
-            ctx.save_for_backward(d_features, d_head.to(head.dtype))
+            ctx.save_for_backward(d_features, d_head.to(head.dtype), None if bias is None else d_bias.to(bias.dtype))
         ctx.mark_non_differentiable(z)
         return nll, z
 
     @staticmethod
     def backward(ctx, d_nll, _):
-        d_features, d_head = ctx.saved_tensors
-        return d_features * d_nll, d_head * d_nll, None, None, None
+        d_features, d_head, d_bias = ctx.saved_tensors
+        d_bias = None if d_bias is None else d_bias * d_nll
+        return d_features * d_nll, d_head * d_nll, None, None, None, d_bias

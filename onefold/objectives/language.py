@@ -23,8 +23,8 @@ class NextToken(Config):
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, TokenBatch, int], Loss]:
         def loss(model: nn.Module, batch: TokenBatch, step: int) -> Loss:
             features = model.features(batch.tokens, batch.positions, batch.segments)
-            head = model.unembed.weight
-            nll, z = linear_cross_entropy(features, head, batch.targets, batch.weights, self.z_loss)
+            read, head, bias = model.readout(features)
+            nll, z = linear_cross_entropy(read, head, batch.targets, batch.weights, self.z_loss, bias)
             count = batch.weights.sum()
             return Loss({"ce": Term(nll, count)}, {"z": Term(z, count)} if self.z_loss else {})
 

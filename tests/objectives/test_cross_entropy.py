@@ -10,24 +10,28 @@ from onefold.objectives import cross_entropy
 from onefold.objectives.language import NextToken
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-def test_equals_plain_cross_entropy_with_gradients(monkeypatch, z_loss):
+def test_equals_plain_cross_entropy_with_gradients(monkeypatch, z_loss, biased):
     monkeypatch.setitem(cross_entropy.CHUNK, "cpu", 50)  # several chunks, the last one short
     torch.manual_seed(0)
     features, head = torch.randn(3, 5, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
+    bias = torch.randn(13, requires_grad=True) if biased else None
+    leaves = (features, head, bias) if biased else (features, head)
     targets, weights = torch.randint(0, 13, (3, 5)), torch.rand(3, 5)
-    nll, z = cross_entropy.linear_cross_entropy(features, head, targets, weights, z_loss)
+    nll, z = cross_entropy.linear_cross_entropy(features, head, targets, weights, z_loss, bias)
     (nll * 0.3).backward()
-    got = features.grad.clone(), head.grad.clone()
-    features.grad = head.grad = None
+    got = [leaf.grad.clone() for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
 
-    logits = features @ head.T
+    logits = features @ head.T + (bias if biased else 0)
     plain = (F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") * weights.flatten()).sum()
     plain_z = z_loss * (logits.logsumexp(-1).square() * weights).sum()
     ((plain + plain_z) * 0.3).backward()
     torch.testing.assert_close(nll, plain)
     torch.testing.assert_close(z, plain_z.detach())
-    torch.testing.assert_close(got, (features.grad, head.grad))
+    torch.testing.assert_close(got, [leaf.grad for leaf in leaves])
 
 
 def test_next_token_counts_only_weighted_targets():
