@@ -20,10 +20,15 @@ from onefold.core.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+ENCODER_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's
+FRAMED_TOGETHER = 1024  # texts, which are short where they are framed
 BATCH_BYTES = 4 << 20  # text encoded at once: bounds memory, still feeds every core
 
-# What published tokenizers call the end of a document, and the end of a turn.
-_DOCUMENT_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>")
+# What published tokenizers call a document's beginning and end, padding, a hidden token, and the end of a turn.
+_DOCUMENT_STARTS = ("<s>", "[CLS]", "<cls>")
+_DOCUMENT_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "[SEP]", "<eos>")
+_PADS = ("<pad>", "[PAD]")
+_MASKS = ("<mask>", "[MASK]")
 _TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end_of_turn|>", "<|return|>")
 
 
@@ -56,7 +61,8 @@ class Tokenizer:
     ) -> Self:
         """Byte-level BPE (Sennrich 2016; words cut as in GPT-2) of at most `vocab` tokens, `special` first.
 
-        Merges that occur fewer than `minimum` times are not made, so a small corpus gives a smaller vocabulary.
+        Merges that occur fewer than `minimum` times are not made, so a small corpus gives a smaller vocabulary. The
+        first special token begins and ends documents and pads, unless others are named as published tokenizers do it.
         """
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         if vocab < len(alphabet) + len(special):
@@ -75,10 +81,12 @@ class Tokenizer:
                 show_progress=False,
             ),
         )
-        end = special[0] if special else None
-        if end is not None:
-            _frame(backend, end)
-        return cls(backend, bos=end, eos=end, pad=end)  # no chat template: it comes with conversations
+        names = (_DOCUMENT_STARTS, _DOCUMENT_ENDS, _PADS)
+        first = special[0] if special else None
+        start, end, pad = (next((name for name in some if name in special), first) for some in names)
+        if start is not None and end is not None:
+            _frame(backend, start, end)
+        return cls(backend, bos=start, eos=end, pad=pad)  # no chat template: it comes with conversations
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -94,7 +102,10 @@ class Tokenizer:
         """
         folder = Path(folder)
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        for name, token in (("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad)):
+        named = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+        if self.mask is not None:
+            named |= {"mask_token": self.mask, "cls_token": self.start, "sep_token": self.end}
+        for name, token in named.items():
             if token is not None:
                 config[name] = self._literal.id_to_token(token)
         if self.chat_template is not None:
@@ -115,6 +126,25 @@ class Tokenizer:
         found: list[list[int]] = []
         for some in _portions(texts):
             found += [e.ids for e in backend.encode_batch_fast(some, add_special_tokens=False)]
+        return found
+
+    def encode_framed(
+        self, texts: Sequence[str], others: Sequence[str] | None = None, length: int | None = None
+    ) -> list[tuple[list[int], list[int]]]:
+        """(ids, types) of each text, or pair of texts, with the special tokens that this tokenizer puts around them.
+
+        types: 0, and 1 where a tokenizer tells the second text so. length: of ids at most; then the longer one of a
+        pair loses its end.
+        """
+        backend = self.backend
+        backend.encode_special_tokens = True
+        if length is not None:
+            backend.enable_truncation(length)
+        inputs = list(texts) if others is None else list(zip(texts, others))
+        found: list[tuple[list[int], list[int]]] = []
+        for start in range(0, len(inputs), FRAMED_TOGETHER):
+            encoded = backend.encode_batch(inputs[start : start + FRAMED_TOGETHER])
+            found += [(e.ids, e.type_ids) for e in encoded]
         return found
 
     def prompt(self, text: str) -> list[int]:
@@ -178,7 +208,14 @@ class Tokenizer:
     @property
     def start(self) -> int:
         """The id that begins a document."""
-        return self.end if self.bos is None else self.bos
+        if self.bos is not None:
+            return self.bos
+        return next((self.special[name] for name in _DOCUMENT_STARTS if name in self.special), self.end)
+
+    @cached_property
+    def mask(self) -> int | None:
+        """The id that hides a token; None where the tokenizer has none."""
+        return next((self.special[name] for name in _MASKS if name in self.special), None)
 
     @cached_property
     def stops(self) -> set[int]:
@@ -234,11 +271,16 @@ class TextStream:
         return rest
 
 
-def _frame(backend: Backend, start: str) -> None:
-    """Let other programs that use the file put the token before every text, too."""
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A", pair=f"{start} $A $B", special_tokens=[(start, backend.token_to_id(start))]
-    )
+def _frame(backend: Backend, start: str, end: str) -> None:
+    """Let other programs that use the file put the tokens around every text, too."""
+    if start == end:  # between documents
+        single, pair = f"{start} $A", f"{start} $A $B"
+    elif start == "[CLS]":
+        single, pair = f"{start} $A {end}", f"{start} $A {end} $B:1 {end}:1"
+    else:
+        single, pair = f"{start} $A {end}", f"{start} $A {end} {end} $B {end}"
+    special = [(name, backend.token_to_id(name)) for name in {start, end}]
+    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
 
 
 def _portions(texts: Sequence[str]) -> Iterator[list[str]]:

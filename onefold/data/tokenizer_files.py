@@ -76,7 +76,9 @@ def _vocab_and_merges(file: Path) -> Backend:
         raise UserError(f"{file} and {merges.name} are not a readable byte-level BPE: {error}") from None
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    special = [t for t in ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>") if backend.token_to_id(t) is not None]
+    special = [
+        t for t in ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>") if backend.token_to_id(t) is not None
+    ]
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return backend
 

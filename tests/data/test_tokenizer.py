@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from onefold.core.errors import UserError
 from onefold.data.chat import with_chat
 from onefold.data.template import DEFAULT_TEMPLATE
-from onefold.data.tokenizer import CHAT_TOKENS, END_OF_TEXT, Tokenizer
+from onefold.data.tokenizer import CHAT_TOKENS, ENCODER_TOKENS, END_OF_TEXT, Tokenizer
 from tests.data.conftest import prose
 
 SAMPLES = ["", "a", " lead", "two  spaces \n\n\ttab", "héllo 東京 🙂🙂", "<|end|> <|endoftext|>", "x" * 500, "\x00\x7f"]
@@ -177,3 +177,31 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
 def test_only_conversations_bring_a_chat_template():
     """A model that was only pre-trained is not mistaken for one that answers."""
     assert Tokenizer.train(["some text"] * 3, 300).chat_template is None
+
+
+def test_an_encoders_tokenizer_frames_texts_and_pairs_as_others_read_it(tmp_path):
+    tokenizer = Tokenizer.train([prose(i, 100) for i in range(5)], 300, ENCODER_TOKENS)
+    start, pad, end, _, mask = range(5)
+    assert (tokenizer.start, tokenizer.pad, tokenizer.end, tokenizer.mask) == (start, pad, end, mask)
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id) == (start, end, mask)
+    a, b = tokenizer.encode_batch(["a model", "the river runs <mask>"])
+    assert mask not in b
+    [(alone, types)] = tokenizer.encode_framed(["a model"])
+    assert alone == [start, *a, end] == theirs("a model")["input_ids"]
+    assert not any(types)
+    [(pair, _)] = tokenizer.encode_framed(["a model"], ["the river runs <mask>"])
+    assert pair == [start, *a, end, end, *b, end]
+    [(cut, _)] = tokenizer.encode_framed(["a model"], ["the river runs <mask>"], length=len(a) + 7)
+    assert cut == [start, *a, end, end, *b[:3], end]
+
+
+def test_bert_tells_the_second_text_by_its_type():
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    tokenizer = Tokenizer.train([prose(i, 100) for i in range(5)], 300, special)
+    a, b = tokenizer.encode_batch(["a model", "the river"])
+    [(ids, types)] = tokenizer.encode_framed(["a model"], ["the river"])
+    assert ids == [2, *a, 3, *b, 3]
+    assert types == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    assert (tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.mask) == (2, 3, 0, 4)

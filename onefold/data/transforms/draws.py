@@ -51,7 +51,11 @@ class Draws:
 
     def uniform(self, count: int) -> np.ndarray:
         """Float64[B, count] in [0, 1)"""
-        return (self.bits(count) >> np.uint64(11)) * 2.0**-53
+        return _fractions(self.bits(count))
+
+    def uniform_at(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Float64[N]: number `places[i]` of those that `uniform` draws for the batch's row `rows[i]`, out of turn."""
+        return _fractions(_mixed(self._states[rows] + (places.astype(np.uint64) + np.uint64(1)) * GOLDEN))
 
     def normal(self) -> np.ndarray:
         """Float64[B] of mean 0 and variance 1 (Box and Muller 1958)"""
@@ -61,6 +65,10 @@ class Draws:
     def which(self, probability: float) -> np.ndarray:
         """Int64[n]: the places in the batch of rows chosen with this probability each."""
         return np.flatnonzero(self.uniform(1)[:, 0] < probability)
+
+
+def _fractions(bits: np.ndarray) -> np.ndarray:
+    return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:

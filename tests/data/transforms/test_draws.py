@@ -30,6 +30,12 @@ def test_a_row_draws_the_same_in_any_company(seed, epoch, rows):
         assert np.array_equal(Draws(seed, epoch, np.array([row]), 2).uniform(3)[0], found)
 
 
+def test_numbers_out_of_turn_are_those_that_come_in_turn():
+    draws = Draws(1, 2, np.array([30, 40]))
+    rows, places = np.array([1, 0, 1, 1]), np.array([2, 0, 5, 2])
+    assert np.array_equal(draws.uniform_at(rows, places), draws.uniform(6)[rows, places])
+
+
 def test_seeds_epochs_rows_and_streams_all_differ():
     found = [Draws(s, e, np.arange(5), k).uniform(1) for s in range(5) for e in range(5) for k in range(5)]
     assert len(np.unique(found)) == 5**4
