@@ -7,7 +7,7 @@ from typing import Any, Literal
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.interop.family import Keys
-from onefold.interop.vision.names import Names
+from onefold.interop.names import Names
 
 Library = Literal["huggingface", "timm"]
 

@@ -1,7 +1,8 @@
-"""Tables of names for picture models: which tensor of a format becomes which parameter of ours, and back.
+"""Tables of names, tensor by tensor: which one of a format becomes which parameter of ours, and back.
 
-A row speaks of tensors. `{i}` and `{j}` are numbers (a stage, a block), `*` stands for `weight` or `bias`, the same on
-both sides; in their names `{i1}` is i + 1. Every tensor of a file is consumed, or named as ignorable, or refused.
+For pictures and encoders; decoders, whose attention layers may differ in shape, have `table.Table`. `{i}` and `{j}` are
+numbers (a stage, a block), `*` stands for `weight` or `bias`, the same on both sides; in their names `{i1}` is i + 1.
+Every tensor of a file is consumed, or named as ignorable, or refused.
 """
 
 import re
@@ -16,7 +17,7 @@ from onefold.core.errors import UserError
 from onefold.interop.table import Heads, Reading, Same, Transform
 
 _NUMBERS = re.compile(r"\\\{([ij])\\\}")
-_NO_HEADS = Heads(0, 0, 0)  # tables of decoders have to know them
+_NO_HEADS = Heads(0, 0, 0)  # Table's transforms have to know them
 
 
 @dataclass(frozen=True)
