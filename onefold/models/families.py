@@ -69,7 +69,7 @@ QWEN3 = {
 
 def gpt2(size: str = "small") -> DecoderConfig:
     """Learned positions, LayerNorm before each branch, GELU, tied head."""
-    depth, width, heads = _pick(GPT2, size, "GPT-2")
+    depth, width, heads = pick(GPT2, size, "GPT-2")
     norm = LayerNormConfig()
     return DecoderConfig(
         vocab=50257,
@@ -88,7 +88,7 @@ def gpt2(size: str = "small") -> DecoderConfig:
 
 def pythia(size: str = "160m") -> DecoderConfig:
     """GPT-NeoX: parallel branches, a quarter of each head rotary, untied head."""
-    depth, width, heads, vocab = _pick(PYTHIA, size, "Pythia")
+    depth, width, heads, vocab = pick(PYTHIA, size, "Pythia")
     norm = LayerNormConfig()
     return DecoderConfig(
         vocab=vocab,
@@ -108,7 +108,7 @@ def pythia(size: str = "160m") -> DecoderConfig:
 
 def llama2(size: str = "7b") -> DecoderConfig:
     """RMSNorm, rotary positions, SwiGLU, no biases; grouped heads at 70B."""
-    depth, width, heads, kv_heads, ffn = _pick(LLAMA2, size, "Llama 2")
+    depth, width, heads, kv_heads, ffn = pick(LLAMA2, size, "Llama 2")
     norm = RMSNormConfig(eps=1e-5)
     return DecoderConfig(
         vocab=32000,
@@ -129,7 +129,7 @@ def llama2(size: str = "7b") -> DecoderConfig:
 
 def llama3(size: str = "8b") -> DecoderConfig:
     """Llama 2 with grouped heads everywhere, a larger vocabulary and rotary base; from 3.1 on with scaled rotary."""
-    depth, width, heads, kv_heads, ffn, factor, tied = _pick(LLAMA3, size, "Llama 3")
+    depth, width, heads, kv_heads, ffn, factor, tied = pick(LLAMA3, size, "Llama 3")
     scaling = Llama3Scaling(factor=factor) if factor else None
     return llama2().but(
         {
@@ -147,7 +147,7 @@ def llama3(size: str = "8b") -> DecoderConfig:
 
 def mistral(size: str = "7b") -> DecoderConfig:
     """Llama with 8 key-value heads and a sliding window of 4096; "7b-v0.3" has none and three more control tokens."""
-    window, vocab, theta, context = _pick(
+    window, vocab, theta, context = pick(
         {"7b": (4096, 32000, 1e4, 8192), "7b-v0.3": (None, 32768, 1e6, 32768)}, size, "Mistral"
     )
     return llama2().but(
@@ -163,7 +163,7 @@ def mistral(size: str = "7b") -> DecoderConfig:
 
 def qwen2(size: str = "0.5b") -> DecoderConfig:
     """Llama with biases on queries, keys and values; Qwen 2.5 has the same shapes."""
-    depth, width, heads, kv_heads, ffn, vocab, tied = _pick(QWEN2, size, "Qwen 2")
+    depth, width, heads, kv_heads, ffn, vocab, tied = pick(QWEN2, size, "Qwen 2")
     return llama2().but(
         {
             "vocab": vocab,
@@ -182,7 +182,7 @@ def qwen2(size: str = "0.5b") -> DecoderConfig:
 
 def qwen3(size: str = "0.6b") -> DecoderConfig:
     """Qwen 2 without biases, each query and key head normalised before it turns."""
-    depth, width, heads, kv_heads, ffn, tied = _pick(QWEN3, size, "Qwen 3")
+    depth, width, heads, kv_heads, ffn, tied = pick(QWEN3, size, "Qwen 3")
     return qwen2().but(
         {
             "vocab": 151936,
@@ -197,7 +197,7 @@ def qwen3(size: str = "0.6b") -> DecoderConfig:
     )
 
 
-def _pick(sizes: Mapping[str, T], size: str, family: str) -> T:
+def pick(sizes: Mapping[str, T], size: str, family: str) -> T:
     if size not in sizes:
         raise UserError(f"{family}: {unknown_name(size, sizes).replace('setting', 'size')}")
     return sizes[size]

@@ -26,10 +26,24 @@ from onefold.nn.position import LearnedPositionConfig, SinusoidalPositionConfig
 Norm = Annotated[LayerNormConfig | RMSNormConfig, Slot()]
 
 
+class TokenDropoutConfig(Config):
+    """Masked tokens are zeros, and the others of their text larger, so that the mean stays that of training.
+
+    Vectors are scaled by (1 - rate) / (1 - share of the text that is masked), as ESM-1b does (Rives et al. 2021).
+    """
+
+    mask: int  # id of the mask token
+    rate: float = 0.12  # what is masked in training: 0.15, of which 0.8 become the mask token
+
+
 class EmbedConfig(Config):
-    """Token vectors, and what is added to them before the first block."""
+    """Token vectors, and what is added to them before the first block: (token + position + type), norm, projection."""
 
     position: Annotated[LearnedPositionConfig | SinusoidalPositionConfig, Slot()] | None = None
+    types: int = 0  # kinds of tokens told apart (first and second sentence); 0: none
+    norm: Norm | None = None
+    width: int | None = None  # of the vectors before they are projected to the model's (ALBERT, arXiv 1909.11942)
+    token_dropout: TokenDropoutConfig | None = None
     dropout: float = 0.0
 
 
@@ -80,6 +94,8 @@ class DecoderConfig(Config):
         learned = self.embed.position
         if isinstance(learned, LearnedPositionConfig) and learned.context < self.context:
             raise ValueError(f"context ({self.context}) exceeds the learned positions ({learned.context})")
+        if self.tied and self.embed.width not in (None, self.width):
+            raise ValueError(f"a tied head needs embed.width to be the model's width ({self.width})")
         return self
 
     def blocks(self, trusted: bool = True) -> list[BlockConfig]:
@@ -158,15 +174,41 @@ class Block(nn.Module):
 class Embed(nn.Module):
     def __init__(self, config: EmbedConfig, vocab: int, width: int):
         super().__init__()
-        self.token = nn.Embedding(vocab, width)
-        self.position = config.position.build(width) if config.position else None
+        inner = config.width or width
+        self.token_dropout = config.token_dropout
+        self.token = nn.Embedding(vocab, inner)
+        self.position = config.position.build(inner) if config.position else None
+        self.token_type = nn.Embedding(config.types, inner) if config.types else None
+        self.norm = config.norm.build(inner) if config.norm else None
         self.dropout = nn.Dropout(config.dropout)
+        self.project = Linear(inner, width) if config.width else None
 
-    def forward(self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, tokens: Int[Tensor, "B T"], layout: Layout, types: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """`types` None: every token is of the first type."""
         x = self.token(tokens)
+        if self.token_dropout is not None:
+            x = _without_masked(x, tokens == self.token_dropout.mask, self.token_dropout.rate, layout)
         if self.position is not None:
-            x = x + self.position(positions)
-        return self.dropout(x)
+            x = x + self.position(layout.positions)
+        if self.token_type is not None:
+            x = x + (self.token_type.weight[0] if types is None else self.token_type(types))
+        if self.norm is not None:
+            x = self.norm(x)
+        x = self.dropout(x)
+        return x if self.project is None else self.project(x)
+
+
+def _without_masked(x: Tensor, masked: Tensor, rate: float, layout: Layout) -> Tensor:
+    """See TokenDropoutConfig; the share that is masked is that of each text of a row."""
+    if layout.segments is None:
+        share = masked.float().mean(1, keepdim=True)
+    else:
+        own = layout.mask(slice(0, layout.length), None, False)[:, 0].float()  # [B, T, T], which attention needs anyway
+        share = (own @ masked[..., None].float())[..., 0] / own.sum(-1)
+    scale = (1 - rate) / (1 - share).clamp(min=1 / layout.length)  # of a text that is all masked, nothing is left
+    return x.masked_fill(masked[..., None], 0) * scale[..., None].to(x.dtype)
 
 
 class Decoder(nn.Module):
@@ -237,7 +279,7 @@ class Decoder(nn.Module):
         else:
             whole = torch.arange(tokens.shape[1], device=tokens.device)[None]
             layout = Layout(whole if positions is None else positions, segments=segments)
-        x = self.embed(tokens, layout.positions)
+        x = self.embed(tokens, layout)
         for i, block in enumerate(self.blocks):
             x = block(x, layout, state.layers[i] if state is not None else None)
         if state is not None:

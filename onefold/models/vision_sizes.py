@@ -4,12 +4,8 @@ Sources: ViT (arXiv 2010.11929, table 1; Ti and S from 2012.12877), ConvNeXt (22
 stride in the 3×3 convolution), NFNet (2102.06171, table 1), MAE (2111.06377). Exact parameter counts are tested.
 """
 
-from collections.abc import Mapping
-from typing import TypeVar
-
-from onefold.core.config import unknown_name
-from onefold.core.errors import UserError
 from onefold.models.convnext import ConvNeXtConfig
+from onefold.models.families import pick
 from onefold.models.mae import MAEConfig
 from onefold.models.nfnet import NFNetConfig
 from onefold.models.resnet import ResNetConfig
@@ -18,8 +14,6 @@ from onefold.models.vit import ViTConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import MLPConfig
 from onefold.nn.norm import LayerNormConfig
-
-T = TypeVar("T")
 
 # layers, width, heads, pixels a side of a patch
 VIT = {
@@ -59,7 +53,7 @@ NFNET = {
 
 def vit(size: str = "b/16", image: int = 224, classes: int = 1000) -> ViTConfig:
     """A vision transformer with class token and learned places."""
-    depth, width, heads, patch = _pick(VIT, size, "ViT")
+    depth, width, heads, patch = pick(VIT, size, "ViT")
     return ViTConfig(
         image=image, patch=patch, classes=classes, width=width, depth=depth, block=_block(heads, 4 * width)
     )
@@ -72,17 +66,17 @@ def mae(size: str = "b/16", image: int = 224) -> MAEConfig:
 
 
 def convnext(size: str = "t", image: int = 224, classes: int = 1000) -> ConvNeXtConfig:
-    blocks, widths = _pick(CONVNEXT, size, "ConvNeXt")
+    blocks, widths = pick(CONVNEXT, size, "ConvNeXt")
     return ConvNeXtConfig(image=image, classes=classes, blocks=blocks, widths=widths)
 
 
 def resnet(size: str = "50", image: int = 224, classes: int = 1000) -> ResNetConfig:
-    return ResNetConfig(image=image, classes=classes, blocks=_pick(RESNET, size, "ResNet"))
+    return ResNetConfig(image=image, classes=classes, blocks=pick(RESNET, size, "ResNet"))
 
 
 def nfnet(size: str = "f0", image: int | None = None, classes: int = 1000) -> NFNetConfig:
     """With the regularisation that the paper trains it with."""
-    times, side, dropout = _pick(NFNET, size, "NFNet")
+    times, side, dropout = pick(NFNET, size, "NFNet")
     blocks = tuple(times * depth for depth in (1, 2, 6, 3))
     return NFNetConfig(image=image or side, classes=classes, blocks=blocks, dropout=dropout, drop_path=0.25)
 
@@ -93,9 +87,3 @@ def _block(heads: int, ffn: int, eps: float = 1e-6) -> BlockConfig:
         mixer=AttentionConfig(heads=heads, causal=False, bias=True, out_bias=True),
         ffn=MLPConfig(width=ffn, activation="gelu"),
     )
-
-
-def _pick(sizes: Mapping[str, T], size: str, family: str) -> T:
-    if size not in sizes:
-        raise UserError(f"{family}: {unknown_name(size, sizes).replace('setting', 'size')}")
-    return sizes[size]

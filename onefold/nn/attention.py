@@ -205,6 +205,26 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B T D"], layout: Layout, state: KVCache | None = None
     ) -> Float[Tensor, "B T D"]:
         B, T, _ = x.shape
+        q, k, v = self._project(x, layout)
+        columns = slice(0, T)
+        if state is not None:
+            k, v, columns = state.extend(k, v, layout.start)
+        y = self._attend(q, k, v, layout, columns)
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
+
+    def weights(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B H T T"]:
+        """How much each token (third axis) takes from each (fourth), head by head; for looking at, without dropout."""
+        q, k, _ = self._project(x, layout)
+        columns = slice(0, x.shape[1])
+        mask = layout.mask(columns, self.config.window, self.config.causal)
+        scores = q @ k.repeat_interleave(self.heads // self.kv_heads, dim=1).mT * self.head_width**-0.5
+        if isinstance(self.config.position, AlibiConfig):
+            scores = scores + self._bias(layout, columns, mask, q.dtype)
+        return scores.masked_fill(~mask, -torch.inf).softmax(-1)
+
+    def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, Dh], keys and values [B, kv_heads, T, Dh]."""
+        B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, self.heads + 2 * self.kv_heads, self.head_width)
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if self.q_norm is not None:
@@ -213,13 +233,7 @@ class Attention(nn.Module):
         if isinstance(self.config.position, RotaryConfig):
             qk = rotate(qk, *layout.rotation(self.config.position, self.rotation, self.head_width, qk.dtype))
         q, k = qk.split((self.heads, self.kv_heads), dim=2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, Dh]
-
-        columns = slice(0, T)
-        if state is not None:
-            k, v, columns = state.extend(k, v, layout.start)
-        y = self._attend(q, k, v, layout, columns)
-        return self.out(y.transpose(1, 2).reshape(B, T, -1))
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, columns: "slice | Tensor") -> Tensor:
         window, causal = self.config.window, self.config.causal

@@ -1,0 +1,242 @@
+"""One encoder for BERT, RoBERTa, ALBERT, MiniLM and ESM: the decoder's blocks, looking both ways.
+
+    tokens → embed → blocks → norm → features
+    features → head: logits of the vocabulary for each token (masked language modelling)
+    features → classify: logits of classes, for a text or for each of its tokens (fine-tuning)
+
+See encoder_families.py for the published settings.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from onefold.core.config import Config
+from onefold.models.depths import depth_of
+from onefold.models.transformer import Block, BlockConfig, Embed, EmbedConfig, Norm
+from onefold.nn.attention import AttentionConfig, Layout
+from onefold.nn.feedforward import Activation, activation
+from onefold.nn.linear import Linear
+from onefold.nn.norm import LayerNormConfig
+from onefold.nn.position import LearnedPositionConfig
+
+_HEADS = ("pooler.", "transform.", "unembed.", "classifier.", "regression.")  # what a new task may have afresh
+
+
+class MaskedHeadConfig(Config):
+    """Which token stood here: dense → activation → norm → the embedding, transposed, and a bias (arXiv 1810.04805)."""
+
+    activation: Activation = "gelu"
+    norm: Norm = LayerNormConfig(eps=1e-12)
+
+
+class EncoderConfig(Config):
+    """A bidirectional transformer: a trunk, and the heads that it has."""
+
+    kind: Literal["encoder"] = "encoder"
+    vocab: int
+    width: int
+    depth: int
+    context: int  # what it is trained on; learned positions end here or later
+    embed: EmbedConfig = EmbedConfig()
+    block: BlockConfig
+    groups: int | None = None  # layers with weights of their own, each applied depth / groups times in a row (ALBERT)
+    norm: Norm | None = None  # after the last block, where blocks normalise what enters them
+    pooler: bool = False  # one vector a text: tanh(dense(first token))
+    masked: MaskedHeadConfig | None = MaskedHeadConfig()
+    classes: int = Field(default=0, ge=0)  # of the classifier; 0: none
+    task: Literal["sequence", "token", "span"] = "sequence"  # what it classifies; "span": where an answer starts, ends
+    dropout: float = 0.0  # before the classifier
+    contacts: bool = False  # which tokens touch, by regression on attention (ESM-1b)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EncoderConfig":
+        if isinstance(self.block.mixer, AttentionConfig):
+            self.block.mixer.widths(self.width)
+            if self.block.mixer.causal:
+                raise ValueError("an encoder looks both ways: block.mixer.causal must be false")
+        if isinstance(self.embed.position, LearnedPositionConfig) and self.embed.position.context < self.context:
+            raise ValueError(f"context ({self.context}) exceeds the learned positions ({self.embed.position.context})")
+        if self.groups is not None and not 1 <= self.groups <= self.depth:
+            raise ValueError(f"groups ({self.groups}) must lie between 1 and depth ({self.depth})")
+        if self.task == "span" and self.classes not in (0, 2):
+            raise ValueError(f"a span has two ends: classes must be 2, not {self.classes}")
+        return self
+
+    def blocks(self) -> list[BlockConfig]:
+        """The config of every layer with weights of its own, in order."""
+        return [self.block] * (self.groups or self.depth)
+
+    def build(self) -> "Encoder":
+        """The model with fresh weights from torch's current generator; under `torch.device("meta")`, shapes only."""
+        return Encoder(self)
+
+
+class MaskedTransform(nn.Module):
+    """What the masked head does before it compares with the embedding."""
+
+    def __init__(self, config: MaskedHeadConfig, width: int, inner: int):
+        super().__init__()
+        self.dense = Linear(width, inner)
+        self.activation = activation(config.activation)
+        self.norm = config.norm.build(inner)
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
+        return self.norm(self.activation(self.dense(x)))
+
+
+class Encoder(nn.Module):
+    """`features` reads tokens, `head` and `classify` make logits of features.
+
+    Rows may hold several texts: attention stays inside a segment, and `positions` restart with it. Padding is a segment
+    of its own, at any valid position. Calling the model gives the vocabulary's logits, else those of the classes, else
+    the features, whichever it has first.
+    """
+
+    entry_points = ("features", "head", "classify")  # what a parallel plan has to wrap
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed = Embed(config.embed, config.vocab, config.width)
+        self.blocks = nn.ModuleList(block.build(config.width) for block in config.blocks())
+        self.norm = config.norm.build(config.width) if config.norm else None
+        self.pooler = Linear(config.width, config.width) if config.pooler else None
+        self.transform = self.unembed = None
+        if config.masked is not None:
+            inner = config.embed.width or config.width
+            self.transform = MaskedTransform(config.masked, config.width, inner)
+            self.unembed = Linear(inner, config.vocab)
+            self.unembed.weight = self.embed.token.weight
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = Linear(config.width, config.classes) if config.classes else None
+        heads = config.depth * config.block.mixer.heads if config.contacts else 0
+        self.regression = Linear(heads, 1) if config.contacts else None
+        self.depths = len(self.blocks) + 1
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Fresh weights: N(0, 0.02) everywhere, as BERT's."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(1)
+            elif name.endswith("_scale"):
+                pass  # as its block made it
+            else:
+                parameter.normal_(std=0.02)
+
+    def layers(self) -> Iterator[Block]:
+        """The blocks in the order in which they are applied."""
+        for i in range(self.config.depth):
+            yield self.blocks[i * len(self.blocks) // self.config.depth]
+
+    def features(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+        types: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """What the model makes of each token: the input of all heads. `types` None: all are of the first type."""
+        layout = self._layout(tokens, positions, segments)
+        x = self.embed(tokens, layout, types)
+        for block in self.layers():
+            x = block(x, layout)
+        return x if self.norm is None else self.norm(x)
+
+    def head(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
+        """Logits of the token that stands here."""
+        return self.unembed(self.transform(features))
+
+    def readout(self, features: Float[Tensor, "*batch D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """What `head` multiplies, with which matrix [V, E], and the bias it adds: for losses that need no logits."""
+        return self.transform(features), self.unembed.weight, self.unembed.bias
+
+    def pool(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+        """One vector a row: its first token's, through the pooler where there is one."""
+        first = features[:, 0]
+        return first if self.pooler is None else self.pooler(first).tanh()
+
+    def classify(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B C"] | Float[Tensor, "B T C"]:
+        """Logits of the classes of each row, or of each token."""
+        x = self.pool(features) if self.config.task == "sequence" else features
+        return self.classifier(self.dropout(x))
+
+    def forward(self, tokens: Int[Tensor, "B T"], *args: Any, **kwargs: Any) -> Float[Tensor, "..."]:
+        features = self.features(tokens, *args, **kwargs)
+        if self.unembed is not None:
+            return self.head(features)
+        return features if self.classifier is None else self.classify(features)
+
+    def contacts(
+        self,
+        tokens: Int[Tensor, "B T"],
+        residues: Bool[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T T"]:
+        """How probably two tokens touch: logistic regression on all heads' attention, symmetrised and corrected.
+
+        The average product of rows and columns is taken off (APC), as ESM does (Rao et al. 2020, 2020.12.15.422761).
+        `residues`: the tokens of a protein, without those that begin and end it; only their entries mean something.
+        """
+        attention = torch.cat(list(self.attention(tokens, positions, segments)), dim=1)  # [B, depth · heads, T, T]
+        attention = attention * (residues[:, None, :, None] & residues[:, None, None, :])
+        both = attention + attention.mT
+        rows, columns = both.sum(-1, keepdim=True), both.sum(-2, keepdim=True)
+        corrected = both - rows * columns / both.sum((-1, -2), keepdim=True)
+        return self.regression(corrected.movedim(1, -1))[..., 0].sigmoid()
+
+    def attention(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+        types: Int[Tensor, "B T"] | None = None,
+    ) -> Iterator[Float[Tensor, "B H T T"]]:
+        """Layer after layer, how much each token (third axis) takes from each (fourth)."""
+        layout = self._layout(tokens, positions, segments)
+        x = self.embed(tokens, layout, types)
+        for block in self.layers():
+            yield block.mixer.weights(x if block.residual == "post" else block.mixer_norm(x), layout)
+            x = block(x, layout)
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of another encoder as this one takes them.
+
+        Heads that it lacks, or of another shape, stay fresh here; those that this model lacks are left out. Tokens that
+        this model adds begin as the mean of the others.
+        """
+        own = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        given = dict(weights)
+        if self.transform is None and "transform.dense.weight" in given:
+            # Classes of pre-training (is this the next sentence?) are not those of a task, even if as many.
+            given = {name: tensor for name, tensor in given.items() if not name.startswith("classifier.")}
+        for name in ("embed.token.weight", "unembed.bias"):
+            new = self.config.vocab - len(given.get(name, ()))
+            if name in given and new > 0:
+                mean = given[name].mean(0, keepdim=True)
+                given[name] = torch.cat((given[name], mean.expand(new, *mean.shape[1:])))
+        adopted = {name: tensor for name, tensor in given.items() if name in own or not name.startswith(_HEADS)}
+        fresh = {
+            name: tensor
+            for name, tensor in own.items()
+            if name.startswith(_HEADS) and (name not in given or given[name].shape != tensor.shape)
+        }
+        return adopted | fresh
+
+    def depth_of(self, name: str) -> int:
+        """Of the parameter `name`, from 0 (embedding) to `depths` (norm and heads)."""
+        return depth_of(name, (len(self.blocks),))
+
+    @staticmethod
+    def _layout(tokens: Tensor, positions: Tensor | None, segments: Tensor | None) -> Layout:
+        whole = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        return Layout(whole if positions is None else positions, segments=segments)
