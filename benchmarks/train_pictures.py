@@ -69,8 +69,8 @@ def by_dataloader(dataset: ImageDataset, seed: int) -> Iterator[ImageBatch]:
 
 def train(
     feed: Iterator[ImageBatch], dataset: ImageDataset, config: ResidualConfig, target: float, steps: int, seed: int
-) -> tuple[float | None, float, float]:
-    """(seconds until `target`, or None; share of them spent waiting; accuracy in the end)"""
+) -> tuple[bool, int, float, float, float]:
+    """(whether `target` was reached, steps, seconds, share of them spent waiting, accuracy in the end)"""
     torch.manual_seed(seed)
     model, objective, schedule = config.build(), Classification().build(), Linear(warmup=0.1)
     optimizer = AdamWConfig(lr=4e-3, weight_decay=0.05).build(model)
@@ -89,8 +89,8 @@ def train(
         if (step + 1) % EVERY == 0 or step + 1 == steps:
             accuracy = predict(model, dataset.evaluation("held_out", 500)).accuracy
             if accuracy >= target:
-                return seconds, waited / seconds, accuracy
-    return None, waited / seconds, accuracy
+                break
+    return accuracy >= target, step + 1, seconds, waited / seconds, accuracy
 
 
 def main() -> None:
@@ -114,15 +114,16 @@ def main() -> None:
         found: dict[str, list[float]] = {}
         for seed in range(options.rounds):
             for name, feed in (("onefold", by_onefold), ("DataLoader", by_dataloader)):
-                seconds, waiting, accuracy = train(
+                reached, steps, seconds, waiting, accuracy = train(
                     feed(dataset, seed), dataset, config, options.target, options.steps, seed
                 )
-                told = f"{seconds:.1f} s" if seconds else f"not reached ({accuracy:.1%})"
+                told = f"{accuracy:.1%} after {steps} steps, {seconds:.1f} s, {1e3 * seconds / steps:.1f} ms a step"
                 print(f"seed {seed}, {name}: {told}, waiting for data {waiting:.1%}", flush=True)
-                if seconds:
+                if reached:
                     found.setdefault(name, []).append(seconds)
         for name, times in found.items():
-            print(f"{name}: median {statistics.median(times):.1f} s ({min(times):.1f}-{max(times):.1f})")
+            spread = f"median {statistics.median(times):.1f} s ({min(times):.1f}-{max(times):.1f})"
+            print(f"{name}: {options.target:.0%} in {len(times)} of {options.rounds} rounds, {spread}")
 
 
 if __name__ == "__main__":
