@@ -26,6 +26,10 @@ class Batch:
         """The same batch on `device`; pinned memory is copied without waiting."""
         return self._map(lambda t: t.to(device, non_blocking=True))
 
+    def inputs(self) -> dict[str, Tensor | None]:
+        """What `model.features` reads, by the names of its arguments."""
+        raise NotImplementedError
+
     @property
     def rows(self) -> int:
         return next(len(t) for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor))
@@ -41,10 +45,13 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch(Batch):
-    """Tokens and what should follow each of them.
+    """Tokens and what is to be predicted at each of them: what follows, or what a mask hides.
 
-    `segments` None means that every row is one piece of one document at positions 0…T-1, so plain causal attention
-    serves. Otherwise a row holds several documents: attention stays inside a segment and positions restart with it.
+    `segments` None means that every row is one piece of one document at positions 0…T-1, so plain attention serves.
+    Otherwise a row holds several documents: attention stays inside a segment and positions restart with it.
+
+    `asked`, where few tokens count: columns of each row that hold all of its weights that are not 0, so that a loss
+    need not look at the others.
     """
 
     unit = "tokens"
@@ -53,10 +60,14 @@ class TokenBatch(Batch):
     weights: Tensor  # Float[B, T]: 0 where nothing is to be learned (padding, prompts)
     positions: Tensor | None = None  # Long[B, T]
     segments: Tensor | None = None  # Long[B, T]
+    asked: Tensor | None = None  # Long[B, K], different columns
 
     @property
     def size(self) -> int:
         return self.tokens.numel()
+
+    def inputs(self) -> dict[str, Tensor | None]:
+        return {"tokens": self.tokens, "positions": self.positions, "segments": self.segments}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +80,9 @@ class ImageBatch(Batch):
     rows_of: Tensor | None = None  # Long[B]: the record that each picture is
     mean: tuple[float, ...] = (0.5,)  # of each channel, or one for all, of values from 0 to 1
     std: tuple[float, ...] = (0.5,)
+
+    def inputs(self) -> dict[str, Tensor | None]:
+        return {"pixels": self.pixels()}
 
     def pixels(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """What a model sees: Float[B, C, H, W] = (images / 255 - mean) / std."""

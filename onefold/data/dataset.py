@@ -37,6 +37,7 @@ class Dataset:
     """
 
     unit = "tokens"
+    frame = 0  # places around every piece of a document
 
     def __init__(self, folder: Path, context: int, shares: Sequence[float] | None = None):
         """shares: of all training tokens, one for each source; None: every document once in an epoch."""
@@ -61,16 +62,16 @@ class Dataset:
         or every row may hold several documents.
         """
         self._check(split)
-        return Loader(partial(self.plan, split, rows, seed), self._gather(split), rows, rank, world, state)
+        return Loader(partial(self.plan, split, rows, seed), self._gather(split, seed), rows, rank, world, state)
 
     def plan(self, split: Split, rows: int, seed: int, epoch: int) -> Plan:
         """What the loader reads in an epoch."""
         lengths = self._lengths(split)
         if self._shares is None or split != "train":
-            return plan_rows(lengths, self.context, rows, seed, epoch)
+            return plan_rows(lengths, self.context, rows, seed, epoch, self.frame)
         records = self._records[split]
         sources = records.strided("source").gather(np.arange(len(records)))
-        return plan_mixture(lengths, sources, self._shares, self.context, rows, seed, epoch)
+        return plan_mixture(lengths, sources, self._shares, self.context, rows, seed, epoch, self.frame)
 
     def evaluation(self, split: Split, rows: int, stride: int | None = None) -> Evaluation[Plan, TokenBatch]:
         """Every token of the split exactly once, always in the same order, of which any beginning is a fair sample.
@@ -78,7 +79,7 @@ class Dataset:
         stride: windows overlap and each predicts its last `stride` tokens, so that these see a long context.
         """
         self._check(split)
-        plan = plan_evaluation(self._lengths(split), self.context, rows, stride)
+        plan = plan_evaluation(self._lengths(split), self.context, rows, stride, self.frame)
         return Evaluation(plan, self._gather(split), len(plan.first) - 1, rows)
 
     def size(self, split: Split) -> int:
@@ -124,7 +125,8 @@ class Dataset:
     def _lengths(self, split: Split) -> np.ndarray:
         return np.maximum(self._records[split].ragged("tokens").lengths - 1, 0)
 
-    def _gather(self, split: Split) -> Callable[[Plan, slice], TokenBatch]:
+    def _gather(self, split: Split, seed: int | None = None) -> Callable[[Plan, slice], TokenBatch]:
+        """What makes a batch of some rows of a plan. seed: of what is random in training; None: an evaluation."""
         records = self._records[split]
         learned = records.ragged("learned") if "learned" in records.columns else None
         return partial(gather, tokens=records.ragged("tokens"), pad=self._pad, learned=learned)

@@ -1,16 +1,15 @@
 """Batches from records, ready before they are asked for; where a loader stands is two integers."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
-import torch
 
 from onefold.core.batch import Batch, TokenBatch
 from onefold.core.errors import UserError
 from onefold.data.ahead import Ahead, to_tensor
+from onefold.data.layout import Layout
 from onefold.data.plan import Plan
 from onefold.data.records import Ragged
 
@@ -148,41 +147,20 @@ def gather(plan: Plan, rows: slice, tokens: Ragged, pad: int, learned: Ragged | 
     tokens: start, text, end of every document; input t predicts target t + 1. learned: for each token 1 if it is to be
     predicted; None: all are. Places that the plan leaves empty are `pad` with weight 0, in a segment of their own.
     """
-    first = plan.first[rows.start : rows.stop + 1]
-    pieces, counts = plan.pieces.take(np.arange(first[0], first[-1])), np.diff(first)
-    lengths, context = pieces.length, plan.context
-    if learned is None and (counts == 1).all() and (lengths == context).all() and not pieces.skip.any():
-        return _windows(tokens, tokens.starts[pieces.document] + pieces.offset, context)
-    row = np.repeat(np.arange(len(counts)), counts)
-    before = np.cumsum(lengths) - lengths  # tokens of all pieces before this one
-    filled = np.bincount(row, lengths, len(counts)).astype(np.int64)
-    column = before - (np.cumsum(filled) - filled)[row]  # where in its row a piece begins
-    inside = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
-    place = np.repeat(row * context + column, lengths) + inside
-
-    def laid(values: np.ndarray, empty: np.ndarray) -> torch.Tensor:
-        """Values at their places, `empty` elsewhere: [B, T]."""
-        empty.reshape(-1)[place] = values
-        return to_tensor(empty)
-
-    shape = (len(counts), context)
+    layout = Layout(plan, rows)
+    pieces, lengths, context = layout.pieces, layout.lengths, plan.context
     starts = tokens.starts[pieces.document] + pieces.offset
-    weights = inside >= np.repeat(pieces.skip, lengths)
+    alone = (layout.counts == 1).all() and (lengths == context).all()
+    if alone and learned is None and not pieces.skip.any():
+        return _windows(tokens, starts, context)
+    weights = layout.inside >= pieces.skip[layout.piece]
     if learned is not None:
         weights = weights * learned.gather(starts + 1, lengths)
-    batch = TokenBatch(
-        tokens=laid(tokens.gather(starts, lengths), np.full(shape, pad, np.int64)),
-        targets=laid(tokens.gather(starts + 1, lengths), np.full(shape, pad, np.int64)),
-        weights=laid(weights, np.zeros(shape, np.float32)),
-    )
-    if plan.pure[rows.start // plan.rows]:
-        return batch
-    number = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]  # of a piece in its row
-    padding = np.arange(context) - filled[:, None]  # below 0: none
-    return replace(
-        batch,
-        positions=laid(inside, np.maximum(padding, 0)),
-        segments=laid(np.repeat(number, lengths), np.repeat(counts[:, None], context, axis=1)),
+    return TokenBatch(
+        tokens=layout.filled(tokens.gather(starts, lengths), pad, np.int64),
+        targets=layout.filled(tokens.gather(starts + 1, lengths), pad, np.int64),
+        weights=layout.filled(weights, 0, np.float32),
+        **layout.packed(),
     )
 
 

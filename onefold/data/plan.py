@@ -45,14 +45,17 @@ class Pieces:
 class Plan:
     """Rows of one epoch in order: row r holds pieces [first[r], first[r + 1]); batch b the rows [b·rows, (b+1)·rows).
 
+    Each piece takes up its length and `frame` places more (for special tokens around it), together at most `context`.
     `pure` [batches] says of which batches every row is one full piece (or, at the very end, empty).
     """
 
     context: int
     rows: int
+    frame: int
     pieces: Pieces
     first: np.ndarray
     pure: np.ndarray
+    epoch: int = 0
 
     @property
     def batches(self) -> int:
@@ -64,16 +67,23 @@ class Plan:
         return int((self.pieces.length - self.pieces.skip).sum())
 
 
-def plan_rows(lengths: np.ndarray, context: int, rows: int, seed: int, epoch: int) -> Plan:
+def plan_rows(lengths: np.ndarray, context: int, rows: int, seed: int, epoch: int, frame: int = 0) -> Plan:
     """One epoch over documents of these lengths (Int[N], targets each): every target once.
 
-    rows: of a batch, over all processes. The last batch of either kind is filled up with empty rows.
+    rows: of a batch, over all processes. The last batch of either kind is filled up with empty rows. frame: see Plan.
     """
-    return plan_mixture(lengths, np.zeros(len(lengths), np.int64), [1], context, rows, seed, epoch)
+    return plan_mixture(lengths, np.zeros(len(lengths), np.int64), [1], context, rows, seed, epoch, frame)
 
 
 def plan_mixture(
-    lengths: np.ndarray, sources: np.ndarray, shares: Sequence[float], context: int, rows: int, seed: int, epoch: int
+    lengths: np.ndarray,
+    sources: np.ndarray,
+    shares: Sequence[float],
+    context: int,
+    rows: int,
+    seed: int,
+    epoch: int,
+    frame: int = 0,
 ) -> Plan:
     """One epoch of a mixture: source s (sources: Int[N], of each document) gives `shares[s]` of all tokens.
 
@@ -86,7 +96,7 @@ def plan_mixture(
     exact = [Fraction(share) if size else Fraction(0) for share, size in zip(shares, sizes)]
     total = sum(exact)
     if not total:
-        return _lay_out([], context, rows, default_rng((seed, epoch)))
+        return _lay_out([], context, rows, frame, default_rng((seed, epoch)), epoch)
     alone = len(parts) == 1
     budget = sizes[0] if alone else max(sum(sizes), MIXTURE_ROWS * context)
     chosen = []
@@ -95,33 +105,36 @@ def plan_mixture(
             amount = budget * share / total
             low, high = int(amount * epoch), int(amount * (epoch + 1))
             repeat = 1 if alone else -(-SMALL_ROWS * context // size)
-            chosen.append(_stretch(np.tile(part, repeat), lengths, size * repeat, (low, high), context, (seed, s)))
-    return _lay_out(chosen, context, rows, default_rng((seed, epoch)))
+            chosen.append(
+                _stretch(np.tile(part, repeat), lengths, size * repeat, (low, high), (context, frame), (seed, s))
+            )
+    return _lay_out(chosen, context, rows, frame, default_rng((seed, epoch)), epoch)
 
 
-def plan_evaluation(lengths: np.ndarray, context: int, rows: int, stride: int | None = None) -> Plan:
+def plan_evaluation(lengths: np.ndarray, context: int, rows: int, stride: int | None = None, frame: int = 0) -> Plan:
     """Every target once, in an order that is always the same and of which every beginning is a fair sample.
 
     stride: documents longer than the context are read by windows that advance so many tokens; each predicts only its
     last `stride` targets, and so sees at least context - stride tokens before them. None: windows do not overlap.
     """
     lengths = np.asarray(lengths, np.int64)
-    step = context if stride is None else stride
-    if not 0 < step <= context:
-        raise ValueError(f"stride {stride} is not between 1 and the context {context}")
-    further = np.maximum(0, -(-(lengths - context) // step))  # windows after the first
+    longest = context - frame  # piece
+    step = longest if stride is None else stride
+    if not 0 < step <= longest:
+        raise ValueError(f"stride {stride} is not between 1 and the context {longest}")
+    further = np.maximum(0, -(-(lengths - longest) // step))  # windows after the first
     count = np.where(lengths > 0, 1 + further, 0)
     document = np.repeat(np.arange(len(lengths)), count)
     window = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
-    begin = np.where(window == 0, 0, context + (window - 1) * step)  # the first target that counts
-    end = np.minimum(context + window * step, lengths[document])
+    begin = np.where(window == 0, 0, longest + (window - 1) * step)  # the first target that counts
+    end = np.minimum(longest + window * step, lengths[document])
     # An overlapping window is filled with what lies before it; without overlap the last one stays short.
-    offset = begin if step == context else np.maximum(0, end - context)
+    offset = begin if step == longest else np.maximum(0, end - longest)
     pieces = Pieces(document, offset, end - offset, begin - offset)
     generator = default_rng(0)
-    order, first = pack(pieces.length, context)
+    order, first = pack(pieces.length + frame, context)
     packed = _Rows(pieces.take(order), first)
-    return _lay_out([packed.take(generator.permutation(len(packed)))], context, rows, generator)
+    return _lay_out([packed.take(generator.permutation(len(packed)))], context, rows, frame, generator)
 
 
 def cut(lengths: np.ndarray, context: int, generator: Generator) -> Pieces:
@@ -220,9 +233,9 @@ class _Rows:
     def tokens(self) -> np.ndarray:
         return np.diff(np.concatenate([[0], np.cumsum(self.pieces.length)])[self.first])
 
-    def pure(self, context: int) -> np.ndarray:
+    def pure(self, longest: int) -> np.ndarray:
         """Bool[R]: one piece that fills the row."""
-        return (np.diff(self.first) == 1) & (self.tokens() == context)
+        return (np.diff(self.first) == 1) & (self.tokens() == longest)
 
 
 def _join(parts: Sequence[_Rows]) -> _Rows:
@@ -232,16 +245,25 @@ def _join(parts: Sequence[_Rows]) -> _Rows:
 
 
 def _stretch(
-    documents: np.ndarray, lengths: np.ndarray, size: int, span: tuple[int, int], context: int, key: tuple[int, ...]
+    documents: np.ndarray,
+    lengths: np.ndarray,
+    size: int,
+    span: tuple[int, int],
+    room: tuple[int, int],
+    key: tuple[int, ...],
 ) -> _Rows:
-    """The rows of one source's endless repetition whose first token is in `span`; `size`: tokens of one repetition."""
+    """The rows of one source's endless repetition whose first token is in `span`; `size`: tokens of one repetition.
+
+    room: (context, frame).
+    """
     low, high = span
+    context, frame = room
     found = []
     for repetition in range(low // size, -(-high // size)):
         generator = default_rng((*key, repetition))
-        pieces = cut(lengths[documents], context, generator)
+        pieces = cut(lengths[documents], context - frame, generator)
         pieces = pieces.take(generator.permutation(len(pieces)))
-        order, first = pack(pieces.length, context)
+        order, first = pack(pieces.length + frame, context)
         named = Pieces(documents[pieces.document], pieces.offset, pieces.length, pieces.skip)
         rows = _Rows(named.take(order), first)
         rows = rows.take(generator.permutation(len(rows)))
@@ -250,13 +272,13 @@ def _stretch(
     return _join(found)
 
 
-def _lay_out(parts: Sequence[_Rows], context: int, rows: int, generator: Generator) -> Plan:
+def _lay_out(parts: Sequence[_Rows], context: int, rows: int, frame: int, generator: Generator, epoch: int = 0) -> Plan:
     """Batches of the rows of all sources, each source spread evenly."""
     if not parts or not sum(map(len, parts)):
         nothing = np.empty(0, np.int64)
-        return Plan(context, rows, Pieces(*[nothing] * 4), np.zeros(1, np.int64), np.empty(0, bool))
+        return Plan(context, rows, frame, Pieces(*[nothing] * 4), np.zeros(1, np.int64), np.empty(0, bool), epoch)
     every = _join(parts)
-    pure = every.pure(context)
+    pure = every.pure(context - frame)
     source = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
     full = _spread(np.flatnonzero(pure), source, generator)
     packed = _spread(np.flatnonzero(~pure), source, generator)
@@ -269,7 +291,7 @@ def _lay_out(parts: Sequence[_Rows], context: int, rows: int, generator: Generat
     places = np.concatenate(kinds)[order].reshape(-1)
     rows_with_none = _join([every, _Rows(every.pieces.take(np.empty(0, np.int64)), np.zeros(2, np.int64))])
     laid = rows_with_none.take(np.where(places < 0, len(every), places))
-    return Plan(context, rows, laid.pieces, laid.first, kind[order] == 0)
+    return Plan(context, rows, frame, laid.pieces, laid.first, kind[order] == 0, epoch)
 
 
 def _batches(chosen: np.ndarray, rows: int) -> np.ndarray:

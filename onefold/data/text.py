@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -97,13 +97,16 @@ class TextData(Config):
         target = Path(folder) / folder_name("text", what)
         new = prepared(target, self._stamps(), keep, lambda folder: self._build(folder, tokenizer))
         weights = [s.weight for s in self.sources if s.weight is not None]
-        dataset = Dataset(target, self.context, weights if len(weights) > 1 else None)
+        dataset = self._open(target, weights if len(weights) > 1 else None)
         if new:
             say(describe(dataset))
         tokens = dataset.facts["train"]["tokens"]
         if tokens < self.context:
             say(f"the training text has only {tokens} tokens, less than one context of {self.context}: rows are padded")
         return dataset
+
+    def _open(self, folder: Path, shares: Sequence[float] | None) -> Dataset:
+        return Dataset(folder, self.context, shares)
 
     def _stamps(self) -> dict[str, str | None]:
         paths = [s.path for s in self.sources] + ([self.validation] if self.validation else [])

@@ -28,7 +28,7 @@ BATCH_BYTES = 4 << 20  # text encoded at once: bounds memory, still feeds every 
 _DOCUMENT_STARTS = ("<s>", "[CLS]", "<cls>")
 _DOCUMENT_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "[SEP]", "<eos>")
 _PADS = ("<pad>", "[PAD]")
-_MASKS = ("<mask>", "[MASK]")
+MASKS = ("<mask>", "[MASK]")
 _TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end_of_turn|>", "<|return|>")
 
 
@@ -215,7 +215,7 @@ class Tokenizer:
     @cached_property
     def mask(self) -> int | None:
         """The id that hides a token; None where the tokenizer has none."""
-        return next((self.special[name] for name in _MASKS if name in self.special), None)
+        return next((self.special[name] for name in MASKS if name in self.special), None)
 
     @cached_property
     def stops(self) -> set[int]:

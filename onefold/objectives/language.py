@@ -22,9 +22,12 @@ class NextToken(Config):
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, TokenBatch, int], Loss]:
         def loss(model: nn.Module, batch: TokenBatch, step: int) -> Loss:
-            features = model.features(batch.tokens, batch.positions, batch.segments)
+            features, targets, weights = model.features(**batch.inputs()), batch.targets, batch.weights
+            if (asked := batch.asked) is not None:  # the others would cost as much and add nothing
+                features = features.gather(1, asked[..., None].expand(-1, -1, features.shape[-1]))
+                targets, weights = targets.gather(1, asked), weights.gather(1, asked)
             read, head, bias = model.readout(features)
-            nll, z = linear_cross_entropy(read, head, batch.targets, batch.weights, self.z_loss, bias)
+            nll, z = linear_cross_entropy(read, head, targets, weights, self.z_loss, bias)
             count = batch.weights.sum()
             return Loss({"ce": Term(nll, count)}, {"z": Term(z, count)} if self.z_loss else {})
 

@@ -25,6 +25,7 @@ from onefold.core.progress import clock, say
 from onefold.data.conversations import ChatData
 from onefold.data.dataset import Dataset
 from onefold.data.images import ImageData, ImageDataset
+from onefold.data.masked import MaskedTextData
 from onefold.data.picture_reader import PictureReader
 from onefold.data.text import TextData
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
@@ -49,7 +50,7 @@ PROCESSOR = "processor"
 class Run(Config):
     """The root of all configs: one training."""
 
-    data: Annotated[TextData | ChatData | ImageData, Slot()]
+    data: Annotated[TextData | MaskedTextData | ChatData | ImageData, Slot()]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
     objective: Annotated[NextToken | Classification | Reconstruction, Slot()] = NextToken()
     optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig, Slot()] = AdamWConfig()
