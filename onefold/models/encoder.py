@@ -151,9 +151,11 @@ class Encoder(nn.Module):
             x = block(x, layout)
         return x if self.norm is None else self.norm(x)
 
-    def head(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
-        """Logits of the token that stands here."""
-        return self.unembed(self.transform(features))
+    def head(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "..."]:
+        """Logits of the token that stands here; of the classes where it has no masked head; else the features."""
+        if self.unembed is not None:
+            return self.unembed(self.transform(features))
+        return features if self.classifier is None else self.classify(features)
 
     def readout(self, features: Float[Tensor, "*batch D"]) -> tuple[Tensor, Tensor, Tensor]:
         """What `head` multiplies, with which matrix [V, E], and the bias it adds: for losses that need no logits."""
@@ -170,10 +172,7 @@ class Encoder(nn.Module):
         return self.classifier(self.dropout(x))
 
     def forward(self, tokens: Int[Tensor, "B T"], *args: Any, **kwargs: Any) -> Float[Tensor, "..."]:
-        features = self.features(tokens, *args, **kwargs)
-        if self.unembed is not None:
-            return self.head(features)
-        return features if self.classifier is None else self.classify(features)
+        return self.head(self.features(tokens, *args, **kwargs))
 
     def contacts(
         self,
