@@ -83,8 +83,8 @@ def small_vit(width: int, depth: int) -> ViTConfig:
     return vit.shape(SIDE, 1, width, depth).but({"patch": SIDE // 4, "classes": 10})
 
 
-# Models for four budgets, as large as leaves both families about as many pictures to see, with the best of two to four
-# learning rates, tried with one seed at the second budget and above. The paper, too, clips less at small batches.
+# Models for four budgets, as large as leaves both families about as many pictures to see, with one of two to four
+# learning rates that did well with one seed at the second budget or above. The paper, too, clips less at small batches.
 BUDGETS = (1.25e10, 5e10, 2e11, 8e11)  # FLOPs of a training, forward and backward
 Sized = tuple[NFNetConfig | ViTConfig, float]
 FAMILIES: dict[str, tuple[Run, dict[str, Any], list[Sized]]] = {
