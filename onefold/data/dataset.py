@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder, verify_folder
 from onefold.core.progress import say
 from onefold.data.loader import Evaluation, Loader, gather
-from onefold.data.picture_reader import PictureReader
 from onefold.data.plan import Plan, plan_evaluation, plan_mixture, plan_rows
 from onefold.data.records import Column, Records, RecordsWriter
 from onefold.data.sources import Document
@@ -37,6 +36,7 @@ class Dataset:
     """
 
     unit = "tokens"
+    classes: tuple[str, ...] = ()  # of what a model names
     frame = 0  # places around every piece of a document
 
     def __init__(self, folder: Path, context: int, shares: Sequence[float] | None = None):
@@ -95,19 +95,7 @@ class Dataset:
 
         Errors: UserError when it is no language model, lacks room, or rows are longer than its context.
         """
-        vocab, context = getattr(model, "vocab", None), getattr(model, "context", None)
-        if vocab is None or context is None:
-            raise UserError(f"text needs a language model, not a {getattr(model, 'kind', 'model of another kind')}")
-        if self.context > context:
-            raise UserError(f"data.context={self.context} is longer than model.context={context}")
-        if self.tokenizer.size <= vocab:
-            return model
-        if not grow:
-            raise UserError(
-                f"the tokenizer has {self.tokenizer.size} tokens, the model room for {vocab}: "
-                f"set model.vocab={self.tokenizer.size}"
-            )
-        return model.but({"vocab": self.tokenizer.size})
+        return fit_tokens(model, self.tokenizer, self.context, grow)
 
     def bytes(self, split: Split) -> int:
         """UTF-8 bytes of the text that the split's targets spell, for bits per byte.
@@ -137,6 +125,26 @@ class Dataset:
         if not self.facts[split]["tokens"]:
             reason = "set held_out above 0, or give a validation file" if split == "held_out" else "give more text"
             raise UserError(f"the {split} split of the data is empty: {reason}")
+
+
+def fit_tokens(model: Config, tokenizer: Tokenizer, length: int, grow: bool) -> Config:
+    """The model's config, if it reads rows of `length` of these tokens; with `grow`, with room for all of them.
+
+    Errors: UserError when it is no language model, lacks room, or rows are longer than its context.
+    """
+    vocab, context = getattr(model, "vocab", None), getattr(model, "context", None)
+    if vocab is None or context is None:
+        raise UserError(f"text needs a language model, not a {getattr(model, 'kind', 'model of another kind')}")
+    if length > context:
+        raise UserError(f"data.context={length} is longer than model.context={context}")
+    if tokenizer.size <= vocab:
+        return model
+    if not grow:
+        raise UserError(
+            f"the tokenizer has {tokenizer.size} tokens, the model room for {vocab}: "
+            f"set model.vocab={tokenizer.size}"
+        )
+    return model.but({"vocab": tokenizer.size})
 
 
 class SplitWriter:
@@ -173,6 +181,12 @@ class SplitWriter:
         counts["tokens"] += max(0, len(record["tokens"]) - 1)
 
 
+class Saves(Protocol):
+    """How a model reads the data: Tokenizer, PictureReader, Vocabulary."""
+
+    def save(self, folder: Path) -> None: ...
+
+
 def folder_name(kind: str, what: Mapping[str, Any]) -> str:
     """A name that is the same for the same settings only."""
     return f"{kind}-{hashlib.sha256(json.dumps([LAYOUT, what], sort_keys=True).encode()).hexdigest()[:16]}"
@@ -182,7 +196,7 @@ def prepared(
     target: Path,
     stamps: Mapping[str, str | None],
     keep: bool,
-    build: Callable[[Path], tuple[Tokenizer | PictureReader, dict[str, Any]]],
+    build: Callable[[Path], tuple[Saves, dict[str, Any]]],
 ) -> bool:
     """Fill `target` by `build` unless it is there, whole, and made from the same sources; whether it had to.
 
