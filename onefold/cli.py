@@ -9,6 +9,7 @@ import typer
 from onefold import recipes
 from onefold.cli_data import app as data_verbs
 from onefold.cli_data import example
+from onefold.cli_words import app as word_verbs
 from onefold.core.errors import UserError
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
@@ -242,6 +243,7 @@ def list_recipes():
 
 
 app.add_typer(data_verbs, name="data")
+app.add_typer(word_verbs, name="words")
 
 
 @app.callback(invoke_without_command=True)

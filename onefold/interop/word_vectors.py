@@ -1,9 +1,9 @@
 """Word vectors on disk: word2vec's text and binary files, GloVe's text, all of them also as .gz, and our own folder.
 
     word2vec  text     "COUNT WIDTH", then a line for each word: word, WIDTH numbers, parted by spaces
-              binary   the same first line, then for each word: word, space, WIDTH little-endian float32, maybe a newline
+              binary   that first line, then for each word: it, a space, WIDTH little-endian float32, maybe a newline
     glove     text     the lines without the first one; a word may hold spaces itself (". . .")
-    onefold            artifact.json, model.safetensors, words.txt
+    onefold            artifact.json, model.safetensors, words.json
 
 A file is read from front to back in bounded memory beside the vectors themselves: what its first line claims is
 believed as far as the rows go.
@@ -12,10 +12,10 @@ believed as far as the rows go.
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast, get_args, Literal
+from typing import IO, Any, Literal, cast, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -28,10 +28,11 @@ from onefold.interop.artifact import FILE, FORMAT, VERSION, read_card
 from onefold.models.word_vectors import WordVectors
 
 Format = Literal["word2vec", "text", "glove", "onefold"]
-KIND, WEIGHTS, WORDS = "word_vectors", "model.safetensors", "words.txt"
+KIND, WEIGHTS, WORDS = "word_vectors", "model.safetensors", "words.json"
 LONGEST_WORD = 1 << 16  # bytes
 WIDEST = 1 << 16
 LONGEST_LINE = LONGEST_WORD + 40 * WIDEST
+CHUNK = 1 << 20  # bytes read at once
 GROWTH = 1.5
 
 
@@ -110,11 +111,151 @@ def _load_folder(folder: Path) -> WordVectors:
 
 
 def _read(file: IO[bytes], path: Path, limit: int | None) -> WordVectors:
-    first = file.readline(LONGEST_LINE)
+    first = _line(file, path, 1)
     header = first.split()
-    if len(header) == 2 and all(part.isdigit() for part in header):
-        count, width = int(header[0]), int(header[1])
-        if not 1 <= width <= WIDEST:
-            raise UserError(f"{path}:1: vectors of {width} numbers; up to {WIDEST:,} are read")
-        start = file.read1(LONGEST_LINE) if hasattr(file, "read1") else file.read(LONGEST_LINE)  # type: ignore
-    raise NotImplementedError
+    if len(header) != 2 or not all(part.isdigit() for part in header):
+        return _read_text(file, first, 1, path, _width(first, path), None, limit)
+    count, width = int(header[0]), int(header[1])
+    if not 1 <= width <= WIDEST:
+        raise UserError(f"{path}:1: vectors of {width} numbers; from 1 to {WIDEST:,} can be read")
+    second = file.readline(LONGEST_LINE)
+    try:
+        _row(second, width, spaces=False)
+    except ValueError:
+        # What is not text must be binary, unless it is text that is wrong.
+        if len(second) <= 4 * width and second.isascii() and second.strip() and second.endswith(b"\n"):
+            return _read_text(file, second, 2, path, width, count, limit)
+        return _read_binary(file, second, path, width, count, limit)
+    return _read_text(file, second, 2, path, width, count, limit)
+
+
+def _read_text(
+    file: IO[bytes], line: bytes, number: int, path: Path, width: int, count: int | None, limit: int | None
+) -> WordVectors:
+    """From `line`, the one of that number, on. count: how many words there must be; None: as many as there are."""
+    rows, found = _Rows(width), 0
+    while line:
+        if line.strip():
+            if count is not None and found == count:
+                raise UserError(f"{path}:{number}: one word more than the {count:,} that the first line says")
+            try:
+                rows.add(*_row(line, width, spaces=count is None))
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: {error}") from None
+            found += 1
+            if len(rows.words) == limit:
+                return rows.finish(path)
+        number += 1
+        line = _line(file, path, number)
+    if count is not None and found < count:
+        raise UserError(f"{path}:{number}: ends after {found:,} words; the first line says {count:,} (truncated?)")
+    return rows.finish(path)
+
+
+def _read_binary(file: IO[bytes], buffer: bytes, path: Path, width: int, count: int, limit: int | None) -> WordVectors:
+    """From the bytes `buffer` on, which follow the first line."""
+    rows, at = _Rows(width), 0
+    for number in range(1, count + 1):
+        while (space := buffer.find(b" ", at)) < 0 or len(buffer) <= space + 4 * width:
+            if (space < 0 and len(buffer) - at > LONGEST_WORD) or not (more := file.read(CHUNK)):
+                what = "ends" if space >= 0 or len(buffer) - at <= LONGEST_WORD else "makes no sense"
+                raise UserError(f"{path}: {what} in word {number:,} of the {count:,} that its first line says")
+            buffer, at = buffer[at:] + more, 0
+        try:
+            rows.add(buffer[at:space].lstrip(b"\n"), np.frombuffer(buffer, "<f4", width, space + 1))
+        except ValueError as error:
+            raise UserError(f"{path}: word {number:,}: {error}") from None
+        at = space + 1 + 4 * width
+        if len(rows.words) == limit:
+            return rows.finish(path)
+    if buffer[at:].strip(b"\n") or file.read(1):
+        raise UserError(f"{path}: goes on after the {count:,} words of {width} numbers that its first line says")
+    return rows.finish(path)
+
+
+def _row(line: bytes, width: int, spaces: bool) -> tuple[bytes, np.ndarray]:
+    """(word, vector) of a line.
+
+    spaces: a word may hold some. Errors: ValueError when it is anything else than a word and `width` numbers.
+    """
+    word, *numbers = line.rstrip().rsplit(b" ", width)
+    last = word.rsplit(b" ", 1)
+    if len(numbers) != width or (len(last) > 1 and (not spaces or _is_number(last[1]))):
+        raise ValueError(f"expected a word and {width} numbers, found {len(line.split())} fields")
+    try:
+        return word, np.array([float(number) for number in numbers], np.float32)
+    except ValueError:
+        wrong = next(number for number in numbers if not _is_number(number))
+        raise ValueError(f"{wrong[:40].decode(errors='replace')!r} is not a number") from None
+
+
+def _width(line: bytes, path: Path) -> int:
+    """How many numbers end GloVe's first line. All but the first field may be numbers."""
+    fields = line.split()
+    wide = next((n for n, field in enumerate(reversed(fields)) if not _is_number(field)), len(fields) - 1)
+    if not 1 <= wide <= WIDEST:
+        raise UserError(
+            f"{path}:1: neither word2vec's first line (COUNT WIDTH) nor a word with its vector, as GloVe has"
+        )
+    return wide
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _line(file: IO[bytes], path: Path, number: int) -> bytes:
+    line = file.readline(LONGEST_LINE)
+    if len(line) == LONGEST_LINE:
+        raise UserError(f"{path}:{number}: longer than {LONGEST_LINE:,} bytes: no line of word vectors")
+    return line
+
+
+class _Rows:
+    """Vectors as they come. The matrix grows by reallocation, so that no second one stands beside it."""
+
+    def __init__(self, width: int):
+        self.words: dict[str, None] = {}
+        self.matrix = np.empty((max(1, CHUNK // (4 * width)), width), np.float32)
+        self.again = 0
+
+    def add(self, word: bytes, row: np.ndarray) -> None:
+        text = word.decode("utf-8", "replace")
+        if not np.isfinite(row).all():
+            raise ValueError(f"the vector of {text!r} has numbers that are not finite")
+        if text in self.words:
+            self.again += 1
+            return
+        at = len(self.words)
+        if at == len(self.matrix):
+            self.matrix.resize((int(GROWTH * at) + 1, row.shape[0]), refcheck=False)
+        self.matrix[at] = row
+        self.words[text] = None
+
+    def finish(self, path: Path) -> WordVectors:
+        if not self.words:
+            raise UserError(f"{path} holds no words")
+        if self.again:
+            say(f"{path}: {self.again:,} words came again; their first vectors are kept")
+        self.matrix.resize((len(self.words), self.matrix.shape[1]), refcheck=False)
+        return WordVectors(list(self.words), self.matrix)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        yield cast("IO[bytes]", file)
+
+
+@contextmanager
+def _written(path: Path, compressed: bool) -> Iterator[IO[bytes]]:
+    with path.open("wb") as file:
+        if not compressed:
+            yield file
+            return
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as inner:  # no time, so that equal vectors are equal files
+            yield cast("IO[bytes]", inner)

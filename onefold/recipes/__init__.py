@@ -5,9 +5,11 @@ A recipe module has
     tiny(…) -> Run        the same idea in minutes on two cores
     check(report)         what must hold if it is implemented right, and what it showed
 Both functions take a few typed parameters of their own (`data=`, `size=`); dotted paths edit the Run they return.
+Those of word vectors return a WordRun, which is trained by a loop of its own and lies in a folder of the same kind.
 """
 
 import inspect
+import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +20,7 @@ from onefold.core.errors import UserError
 
 if TYPE_CHECKING:
     from onefold.training.run import Result, Run
+    from onefold.training.words import WordResult, WordRun
 
 
 def names() -> list[str]:
@@ -33,12 +36,15 @@ def find(name: str) -> ModuleType:
     return import_module(f"onefold.recipes.{name}")
 
 
-def resolve(what: "str | Path | Run", overrides: Mapping[str, Any] | None = None, tiny: bool = False) -> "Run":
-    """A recipe's name, a config file (or a run's folder), or a Run; with overrides applied."""
+def resolve(
+    what: "str | Path | Run | WordRun", overrides: Mapping[str, Any] | None = None, tiny: bool = False
+) -> "Run | WordRun":
+    """A recipe's name, a config file (or a run's folder), or a run; with overrides applied."""
     from onefold.training.run import Run
+    from onefold.training.words import WordRun
 
     overrides = dict(overrides or {})
-    if isinstance(what, Run):
+    if isinstance(what, Run | WordRun):
         return what.but(overrides)
     path = Path(what)
     if path.suffix == ".json" or path.is_dir():
@@ -47,10 +53,20 @@ def resolve(what: "str | Path | Run", overrides: Mapping[str, Any] | None = None
             text = file.read_text()
         except OSError as error:
             raise UserError(f"could not read {file}: {error.strerror}") from None
-        return Run.from_json(text, source=str(file)).but(overrides)
+        root = WordRun if _kind(text) == WordRun.model_fields["kind"].default else Run
+        return root.from_json(text, source=str(file)).but(overrides)
     module = find(str(what))
     make = module.tiny if tiny else module.recipe
     return make(**_own(make, overrides)).but(overrides)
+
+
+def _kind(text: str) -> Any:
+    """Which root of configs a file holds; None where it does not say, as a Run does not."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    return content.get("kind") if isinstance(content, dict) else None
 
 
 def _own(make, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -58,8 +74,8 @@ def _own(make, overrides: dict[str, Any]) -> dict[str, Any]:
     return {name: overrides.pop(name) for name in inspect.signature(make).parameters if name in overrides}
 
 
-def train(what: "str | Path | Run", /, *, tiny: bool = False, **overrides: Any) -> "Result":
-    """Train a recipe, a config file or a Run, write its report.html, and return the finished run.
+def train(what: "str | Path | Run | WordRun", /, *, tiny: bool = False, **overrides: Any) -> "Result | WordResult":
+    """Train a recipe, a config file or a run, write its report.html (none of word vectors), and return the result.
 
         onefold.train("gpt2", tiny=True, data="notes/", out="runs/notes", **{"trainer.steps": 200})
 
@@ -67,9 +83,12 @@ def train(what: "str | Path | Run", /, *, tiny: bool = False, **overrides: Any) 
     """
     from onefold.core import dist
     from onefold.study.review import review
-    from onefold.training.run import train as run
+    from onefold.training import run, words
 
-    result = run(resolve(what, overrides, tiny))
+    root = resolve(what, overrides, tiny)
+    if isinstance(root, words.WordRun):
+        return words.train(root)
+    result = run.train(root)
     if result.status != "interrupted" and dist.is_main():
         review(result)
     return result

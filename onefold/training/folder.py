@@ -18,7 +18,7 @@ from onefold.core.files import atomic_write, disk_error
 FREE = {"out"}
 FREE_OF_TRAINER = {
     *("steps", "time_limit", "patience"),
-    *("device", "parallel", "micro_batch", "compile"),
+    *("device", "parallel", "micro_batch", "compile", "threads"),
     *("log_every", "tensorboard", "split", "metric", "evaluate_every", "evaluate_batches"),
     *("checkpoint_every", "keep", "history"),
 }
