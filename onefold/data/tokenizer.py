@@ -129,15 +129,19 @@ class Tokenizer:
         return found
 
     def encode_framed(
-        self, texts: Sequence[str], others: Sequence[str] | None = None, length: int | None = None
+        self,
+        texts: Sequence[str],
+        others: Sequence[str] | None = None,
+        length: int | None = None,
+        special: bool = False,
     ) -> list[tuple[list[int], list[int]]]:
         """(ids, types) of each text, or pair of texts, with the special tokens that this tokenizer puts around them.
 
         types: 0, and 1 where a tokenizer tells the second text so. length: of ids at most; then the longer one of a
-        pair loses its end.
+        pair loses its end. special: as in `encode`.
         """
         backend = self.backend
-        backend.encode_special_tokens = True
+        backend.encode_special_tokens = not special
         if length is not None:
             backend.enable_truncation(length)
         inputs = list(texts) if others is None else list(zip(texts, others))
