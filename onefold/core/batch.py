@@ -26,8 +26,8 @@ class Batch:
         """The same batch on `device`; pinned memory is copied without waiting."""
         return self._map(lambda t: t.to(device, non_blocking=True))
 
-    def inputs(self) -> dict[str, Tensor | None]:
-        """What `model.features` reads, by the names of its arguments."""
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """The arguments of `model.features`, in order."""
         raise NotImplementedError
 
     @property
@@ -66,8 +66,26 @@ class TokenBatch(Batch):
     def size(self) -> int:
         return self.tokens.numel()
 
-    def inputs(self) -> dict[str, Tensor | None]:
-        return {"tokens": self.tokens, "positions": self.positions, "segments": self.segments}
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        return self.tokens, self.positions, self.segments
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTextBatch(Batch):
+    """Texts and what they are. `segments` tells padding (1) from text (0); None: there is none."""
+
+    unit = "tokens"
+    tokens: Tensor  # Long[B, T]
+    targets: Tensor  # Float[B, classes]: probabilities
+    segments: Tensor | None = None  # Long[B, T]
+    types: Tensor | None = None  # Long[B, T]: which of two texts, where the tokenizer tells them apart; None: one type
+
+    @property
+    def size(self) -> int:
+        return self.tokens.numel()
+
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        return self.tokens, None, self.segments, self.types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +99,8 @@ class ImageBatch(Batch):
     mean: tuple[float, ...] = (0.5,)  # of each channel, or one for all, of values from 0 to 1
     std: tuple[float, ...] = (0.5,)
 
-    def inputs(self) -> dict[str, Tensor | None]:
-        return {"pixels": self.pixels()}
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        return (self.pixels(),)
 
     def pixels(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """What a model sees: Float[B, C, H, W] = (images / 255 - mean) / std."""

@@ -141,8 +141,7 @@ def fit_tokens(model: Config, tokenizer: Tokenizer, length: int, grow: bool) -> 
         return model
     if not grow:
         raise UserError(
-            f"the tokenizer has {tokenizer.size} tokens, the model room for {vocab}: "
-            f"set model.vocab={tokenizer.size}"
+            f"the tokenizer has {tokenizer.size} tokens, the model room for {vocab}: set model.vocab={tokenizer.size}"
         )
     return model.but({"vocab": tokenizer.size})
 

@@ -9,6 +9,7 @@ from numpy.random import default_rng
 Kind = Literal["sequential", "pages", "random"]
 # Rows are shuffled among so many pages at a time: what must be in memory while an epoch goes through a larger file.
 BUFFER_PAGES = 32
+BUFFER_BATCHES = 64  # that are sorted by length together
 
 
 def order(count: int, kind: Kind, seed: int = 0, epoch: int = 0, page_rows: int = 64) -> np.ndarray:
@@ -29,6 +30,22 @@ def order(count: int, kind: Kind, seed: int = 0, epoch: int = 0, page_rows: int 
     for start in range(0, count, BUFFER_PAGES * page_rows):
         generator.shuffle(rows[start : start + BUFFER_PAGES * page_rows])
     return rows
+
+
+def order_by_length(lengths: np.ndarray, rows: int, seed: int = 0, epoch: int = 0) -> np.ndarray:
+    """All rows (lengths: Int[N]) in random order, so that each batch of `rows` has similar lengths: Int64[N].
+
+    Rows are sorted by length among BUFFER_BATCHES batches at a time, ties at random, and the batches shuffled; a last
+    one that is not full stays the last.
+    """
+    generator = default_rng((seed, epoch))
+    found = generator.permutation(len(lengths))
+    for start in range(0, len(found), BUFFER_BATCHES * rows):
+        some = found[start : start + BUFFER_BATCHES * rows]
+        found[start : start + len(some)] = some[np.argsort(lengths[some], kind="stable")]
+    full = len(found) // rows * rows
+    shuffled = generator.permutation(found[:full].reshape(-1, rows)).reshape(-1)
+    return np.concatenate((shuffled, found[full:]))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from onefold.core.batch import ImageBatch
+from onefold.core.batch import ImageBatch, LabelledTextBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.objectives.base import Loss, Term
@@ -17,20 +17,20 @@ FEW = 5  # classes up to which being among the first five says nothing
 
 
 class Classification(Config):
-    """Mean cross-entropy of each picture, in nats: -Σ_c target_c · log softmax(logits)_c.
+    """Mean cross-entropy of each row (a picture, a text), in nats: -Σ_c target_c · log softmax(logits)_c.
 
-    Metrics: `accuracy`, and `top5` where there are more than five classes: the share of pictures whose likeliest
-    target is the first, or among the first five, of the model's classes.
+    Metrics: `accuracy`, and `top5` where there are more than five classes: the share of rows whose likeliest target is
+    the first, or among the first five, of the model's classes.
     """
 
     kind: Literal["classification"] = "classification"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each target, spread over all classes; in training only
 
-    def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, ImageBatch, int], Loss]:
-        def loss(model: nn.Module, batch: ImageBatch, step: int) -> Loss:
+    def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, Any, int], Loss]:
+        def loss(model: nn.Module, batch: ImageBatch | LabelledTextBatch, step: int) -> Loss:
             if batch.targets is None:
-                raise UserError("objective classification needs pictures with classes; these data have none")
-            logits = model.head(model.features(batch.pixels())).float()
+                raise UserError("objective classification needs data with classes; these have none")
+            logits = model.head(model.features(*batch.inputs())).float()
             return soft_cross_entropy(logits, batch.targets, self.smoothing if model.training else 0.0)
 
         return loss

@@ -22,7 +22,7 @@ class NextToken(Config):
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, TokenBatch, int], Loss]:
         def loss(model: nn.Module, batch: TokenBatch, step: int) -> Loss:
-            features, targets, weights = model.features(**batch.inputs()), batch.targets, batch.weights
+            features, targets, weights = model.features(*batch.inputs()), batch.targets, batch.weights
             if (asked := batch.asked) is not None:  # the others would cost as much and add nothing
                 features = features.gather(1, asked[..., None].expand(-1, -1, features.shape[-1]))
                 targets, weights = targets.gather(1, asked), weights.gather(1, asked)

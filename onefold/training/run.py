@@ -25,6 +25,7 @@ from onefold.core.progress import clock, say
 from onefold.data.conversations import ChatData
 from onefold.data.dataset import Dataset
 from onefold.data.images import ImageData, ImageDataset
+from onefold.data.labelled_text import LabelledTextData, LabelledTextDataset
 from onefold.data.masked import MaskedTextData
 from onefold.data.picture_reader import PictureReader
 from onefold.data.text import TextData
@@ -45,12 +46,13 @@ from onefold.training.state import Checkpoints, TrainState, copy_tensors
 from onefold.training.trainer import Objective, Trainer, TrainerConfig, is_over
 
 PROCESSOR = "processor"
+Prepared = Dataset | LabelledTextDataset | ImageDataset
 
 
 class Run(Config):
     """The root of all configs: one training."""
 
-    data: Annotated[TextData | MaskedTextData | ChatData | ImageData, Slot()]
+    data: Annotated[TextData | MaskedTextData | LabelledTextData | ChatData | ImageData, Slot()]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
     objective: Annotated[NextToken | Classification | Reconstruction, Slot()] = NextToken()
     optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig, Slot()] = AdamWConfig()
@@ -69,7 +71,7 @@ class Result:
     status: str  # "finished", "stopped early" or "interrupted"
     step: int
     best: dict[str, Any] | None  # {"step", "metric", "value"} of the best evaluation
-    dataset: Dataset | ImageDataset | None = field(default=None, repr=False)  # None where nothing was left to do
+    dataset: Prepared | None = field(default=None, repr=False)  # None where nothing was left to do
 
     @property
     def out(self) -> Path:
@@ -138,6 +140,7 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
 
     def artifact(folder: Path, tensors: dict[str, Tensor]) -> None:
         card = {"step": state.step, dataset.unit: state.read, "best": state.best, "run": run.to_dict(), **facts}
+        card |= {"classes": list(dataset.classes)} if dataset.classes else {}
         write_artifact(folder, config, tensors, dataset.processor, card)
 
     return Trainer(
@@ -185,7 +188,7 @@ def first_processor(run: Run, start: Loaded | None) -> Processor | None:
     return load_processor(place) if run.start and place.is_dir() else None
 
 
-def model_config(run: Run, dataset: Dataset | ImageDataset, start: Loaded | None) -> ModelConfig:
+def model_config(run: Run, dataset: Prepared, start: Loaded | None) -> ModelConfig:
     """The model's config; that of `start`, fitted to the data, where none is given.
 
     Errors: UserError when it does not fit the data.
@@ -198,7 +201,7 @@ def model_config(run: Run, dataset: Dataset | ImageDataset, start: Loaded | None
     if isinstance(config, MAEConfig) and not isinstance(run.objective, Reconstruction):
         config = config.encoder  # all that is kept of a masked autoencoder
     if isinstance(run.objective, Classification) and getattr(config, "classes", None) == 0:
-        config = config.but({"classes": len(dataset.processor.classes)})
+        config = config.but({"classes": len(dataset.classes)})
     return dataset.fit(config, grow=True)
 
 
@@ -207,7 +210,7 @@ def weigh(
     config: ModelConfig,
     model: nn.Module,
     objective: Objective,
-    dataset: Dataset | ImageDataset,
+    dataset: Prepared,
     device: torch.device,
     memory: tuple[int, int],
 ) -> dict[str, Any]:
