@@ -24,7 +24,6 @@ from safetensors.numpy import save_file
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_file, atomic_folder, verify_folder
 from onefold.core.progress import say
-from onefold.interop.artifact import FILE, FORMAT, VERSION, read_card
 from onefold.models.word_vectors import WordVectors
 
 Format = Literal["word2vec", "text", "glove", "onefold"]
@@ -83,6 +82,8 @@ def save_vectors(vectors: WordVectors, path: "str | Path", format: Format = "wor
 
 def write_artifact(folder: Path, vectors: WordVectors, card: Mapping[str, Any] | None = None) -> None:
     """Write an artifact's files into a folder that the caller finishes."""
+    from onefold.interop.artifact import FILE, FORMAT, VERSION  # with torch, which takes seconds; files need none
+
     save_file({"vectors": np.ascontiguousarray(vectors.matrix)}, folder / WEIGHTS)
     (folder / WORDS).write_text(json.dumps(vectors.words, ensure_ascii=False, indent=0), "utf-8")
     model = {"kind": KIND, "words": len(vectors), "width": vectors.width}
@@ -92,6 +93,8 @@ def write_artifact(folder: Path, vectors: WordVectors, card: Mapping[str, Any] |
 
 def _load_folder(folder: Path) -> WordVectors:
     """An artifact, or the newest one of a run."""
+    from onefold.interop.artifact import FILE, read_card
+
     if not (folder / FILE).is_file():
         steps = [f for f in (folder / "checkpoints").glob("*") if f.name.isdigit() and (f / FILE).is_file()]
         if not steps:

@@ -63,20 +63,22 @@ class Glove:
 
     def step(self, number: int) -> tuple[float, int, int]:
         """→ (loss, entries of the matrix that it was taken of, and again). May run in several threads at once."""
+        pairs, t, config = self.pairs(number), self.tensors, self.config
+        loss, seen = self._kernel(
+            *(np.ascontiguousarray(pairs[name]) for name in ("first", "second", "count")),
+            *(t["vectors"], t["contexts"], t["vectors_memory"], t["contexts_memory"]),
+            *(config.rate, config.ceiling, config.power),
+        )
+        return loss, seen, seen
+
+    def pairs(self, number: int) -> np.ndarray:
+        """What a step reads, PAIR [N], in its order."""
         epoch, piece = divmod(number, int(self._pieces.sum()))
         order = np.random.default_rng((self.seed, epoch)).permutation(BUCKETS)
         ends = np.cumsum(self._pieces[order])
         place = int(np.searchsorted(ends, piece, "right"))
         inside = piece - int(ends[place] - self._pieces[order[place]])
-        pairs = self._bucket(epoch, int(order[place]))[inside * PIECE : (inside + 1) * PIECE]
-        columns = (np.ascontiguousarray(pairs[name]) for name in ("first", "second", "count"))
-        t, config = self.tensors, self.config
-        loss, seen = self._kernel(
-            *columns,
-            *(t["vectors"], t["contexts"], t["vectors_memory"], t["contexts_memory"]),
-            *(config.rate, config.ceiling, config.power),
-        )
-        return loss, seen, seen
+        return self._bucket(epoch, int(order[place]))[inside * PIECE : (inside + 1) * PIECE]
 
     def vectors(self) -> np.ndarray:
         """float32 [V, D]: the sum of both vectors of a word, without biases."""

@@ -6,6 +6,7 @@ folder, log, checkpoints, Ctrl-C, and going on where it stopped.
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -86,6 +87,8 @@ def train(run: WordRun) -> WordResult:
 
     Errors: UserError for what the user can mend; whatever is in `run.out` by then stays there.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("word vectors are trained by the threads of one process: start it without torchrun")
     with claimed(run.out, run) as before:
         checkpoints = Checkpoints(run.out / "checkpoints", run.trainer.keep)
         good = checkpoints.newest_good()
