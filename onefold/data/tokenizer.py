@@ -90,7 +90,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read tokenizer.json, GPT-2's vocab.json + merges.txt, or a SentencePiece .model: a file, or their folder."""
+        """Read tokenizer.json, vocab.json + merges.txt, vocab.txt or a SentencePiece .model: a file, or their folder."""
         from onefold.data.tokenizer_files import load
 
         return cls(**load(Path(path)))

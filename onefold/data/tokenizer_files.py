@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from onefold.core.errors import UserError
 from onefold.data.sentencepiece import read_sentencepiece
 
-_NAMES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_NAMES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+_ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+_BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_ESM = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -24,10 +27,9 @@ def load(path: Path) -> dict[str, Any]:
     if file.suffix == ".model":
         backend, roles = read_sentencepiece(file)
     elif file.name.endswith("vocab.json"):
-        backend = _vocab_and_merges(file)
-        roles = dict.fromkeys(
-            ("bos", "eos"), "<|endoftext|>" if backend.token_to_id("<|endoftext|>") is not None else None
-        )
+        backend, roles = _vocab_and_merges(file)
+    elif file.suffix == ".txt":
+        backend, roles = _vocabulary_lines(file, settings)
     else:
         backend = _tokenizer_json(file)
     _add_tokens(backend, file.parent, settings)
@@ -65,8 +67,8 @@ def _tokenizer_json(file: Path) -> Backend:
         raise UserError(f"{file} is not a readable tokenizer: {error}") from None
 
 
-def _vocab_and_merges(file: Path) -> Backend:
-    """GPT-2's pair of files (also RoBERTa's, BART's)."""
+def _vocab_and_merges(file: Path) -> tuple[Backend, dict[str, str | None]]:
+    """GPT-2's pair of files, and those of RoBERTa and BART, which frame their texts: the tokenizer and its roles."""
     merges = file.with_name(file.name.replace("vocab.json", "merges.txt"))
     if not merges.is_file():
         raise UserError(f"{file} needs {merges.name} beside it")
@@ -76,11 +78,60 @@ def _vocab_and_merges(file: Path) -> Backend:
         raise UserError(f"{file} and {merges.name} are not a readable byte-level BPE: {error}") from None
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    special = [
-        t for t in ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>") if backend.token_to_id(t) is not None
-    ]
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    return backend
+    if None not in map(backend.token_to_id, _ROBERTA):
+        return backend, _framed(backend, _ROBERTA, "<s>", "</s>", "<s> $A </s> </s> $B </s>")
+    end = "<|endoftext|>" if backend.token_to_id("<|endoftext|>") is not None else None
+    _add_special(backend, ("<|endoftext|>", *_ROBERTA))
+    return backend, {"bos": end, "eos": end}
+
+
+def _vocabulary_lines(file: Path, settings: dict[str, Any]) -> tuple[Backend, dict[str, str | None]]:
+    """A token a line: WordPiece (BERT), or the letters of proteins (ESM). The tokenizer and its roles."""
+    try:
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not a readable vocabulary: {error}") from None
+    vocabulary = {line: i for i, line in enumerate(lines)}
+    if set(_ESM) <= set(vocabulary):
+        return _letters(vocabulary)
+    if missing := [token for token in _BERT[1:4] if token not in vocabulary]:
+        raise UserError(f"{file} is no vocabulary of WordPiece: it lacks {', '.join(missing)}")
+    backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    # Words with capitals would never be found if texts were made small.
+    cased = any(token != token.lower() for token in vocabulary if not token.startswith("["))
+    backend.normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", not cased),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend, _framed(backend, _BERT, "[CLS]", "[SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
+
+
+def _letters(vocabulary: dict[str, int]) -> tuple[Backend, dict[str, str | None]]:
+    """A token a letter, whatever blanks stand between them."""
+    backend = Backend(models.WordLevel(vocabulary, unk_token="<unk>"))
+    each = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), each])
+    backend.decoder = decoders.Fuse()
+    return backend, _framed(backend, _ESM, "<cls>", "<eos>", "<cls> $A <eos> $B <eos>")
+
+
+def _framed(backend: Backend, special: tuple[str, ...], start: str, end: str, pair: str) -> dict[str, str | None]:
+    """Let texts begin and end with these tokens where special ones are asked for; the roles of the tokens."""
+    _add_special(backend, special)
+    ids = [(token, backend.token_to_id(token)) for token in (start, end)]
+    backend.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", pair=pair, special_tokens=ids)
+    return {"bos": start, "eos": end, "pad": next(token for token in special if "pad" in token.lower())}
+
+
+def _add_special(backend: Backend, tokens: tuple[str, ...]) -> None:
+    """Those of `tokens` that there are. Where blanks belong to words, a hidden word takes the one before it along."""
+    present, words = [t for t in tokens if backend.token_to_id(t) is not None], isinstance(backend.model, models.BPE)
+    backend.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False, lstrip=words and t == "<mask>") for t in present]
+    )
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from onefold.core.errors import UserError
 from onefold.data.tokenizer import Tokenizer
 from onefold.models.transformer import DecoderConfig
 
-_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 
 
 def load_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
