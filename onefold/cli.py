@@ -43,13 +43,10 @@ def _open(path: str, device: str):
 
 
 def _open_text(path: str, device: str):
-    """The same for verbs that only a model of text can do."""
-    from onefold.infer.model import Model
+    """The same for verbs that only a model that writes text can do."""
+    from onefold.infer.model import as_writer
 
-    model = _open(path, device)
-    if not isinstance(model, Model):
-        raise UserError(f"{path} is a model of pictures: try onefold classify {path} PICTURE")
-    return model
+    return as_writer(_open(path, device), path)
 
 
 def _settings(given: list[str] | None) -> dict[str, Any]:
@@ -168,11 +165,15 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
     """How good a model is on your data ([bold]data=[/bold]): bits per byte of text, accuracy on pictures by class."""
     from onefold.infer.classify import Classifier, evaluate_pictures
     from onefold.infer.evaluate import evaluate_text
+    from onefold.infer.model import as_writer
 
     loaded, given = _open(model, device), _settings(settings)
     if "data" not in given:
         raise UserError(f"evaluate needs data=: onefold evaluate {model} data=FOLDER")
-    (evaluate_pictures if isinstance(loaded, Classifier) else evaluate_text)(loaded, **given)
+    if isinstance(loaded, Classifier):
+        evaluate_pictures(loaded, **given)
+    else:
+        evaluate_text(as_writer(loaded, model), **given)
 
 
 @app.command(epilog=example("onefold classify runs/vit photo.jpg", "onefold classify runs/vit photos/*.jpg --top 1"))
@@ -187,7 +188,7 @@ def classify(
 
     loaded = _open(model, device)
     if not isinstance(loaded, Classifier):
-        raise UserError(f"{model} is a model of text: try onefold generate {model} PROMPT")
+        raise UserError(f"{model} is a model of text, not of pictures")
     for picture, found in zip(pictures, loaded.best(pictures, top)):
         print(f"{picture}: " + ", ".join(f"{name} {share:.1%}" for name, share in found))
 

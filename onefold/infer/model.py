@@ -17,9 +17,11 @@ from onefold.infer.beam import beam_search
 from onefold.infer.classify import Classifier
 from onefold.infer.continuation import Continuation, Decodes
 from onefold.infer.few_rows import for_decoding
-from onefold.infer.opened import Opened
+from onefold.infer.opened import OpenedText
 from onefold.infer.sampling import Sampling, randomness
+from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.loaded import Loaded
+from onefold.models.encoder import EncoderConfig
 from onefold.models.transformer import DecoderConfig
 from onefold.nn.position import LearnedPositionConfig
 
@@ -30,19 +32,31 @@ Prompt = str | Sequence[int]  # text, or ids as they are
 
 def load(
     path: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
-) -> "Model | Classifier":
+) -> "Model | TextEncoder | Classifier":
     """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf file, or org/name.
 
-    Returns a `Model` of text, or a `Classifier` of pictures. `dtype` None: fp32 on the CPU, as stored elsewhere. Raises
-    UserError for what is not a model or is damaged.
+    Returns a `Model` that writes text, a `TextEncoder` that reads it, or a `Classifier` of pictures. `dtype` None: fp32
+    on the CPU, as stored elsewhere. Raises UserError for what is not a model or is damaged.
     """
     from onefold.interop.open import open_model
 
     loaded = open_model(path, device, dtype)
-    return Model(loaded) if isinstance(loaded.config, DecoderConfig) else Classifier(loaded)
+    kinds = {DecoderConfig: Model, EncoderConfig: TextEncoder}
+    return kinds.get(type(loaded.config), Classifier)(loaded)
 
 
-class Model(Opened):
+def as_writer(model: "Model | TextEncoder | Classifier", name: str | Path) -> "Model":
+    """`model`, which has to write text. Raises UserError saying what it does instead."""
+    if isinstance(model, TextEncoder):
+        raise UserError(
+            f"{name} reads text and writes none: onefold.load({str(name)!r}) has embed, fill_mask, classify"
+        )
+    if not isinstance(model, Model):
+        raise UserError(f"{name} is a model of pictures: try onefold classify {name} PICTURE")
+    return model
+
+
+class Model(OpenedText):
     """A loaded model. Options of `generate`, `stream` and `chat` are the fields of `onefold.infer.sampling.Sampling`:
 
     max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop,
@@ -52,12 +66,6 @@ class Model(Opened):
     def __init__(self, loaded: Loaded):
         super().__init__(loaded)
         self._decoder = for_decoding(self.network)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        if self._loaded.tokenizer is None:
-            raise UserError("this model came without a tokenizer; give token ids, or put its tokenizer.json beside it")
-        return self._loaded.tokenizer
 
     @property
     def context(self) -> int | None:

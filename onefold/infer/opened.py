@@ -7,6 +7,8 @@ from typing import Any, Literal
 from torch import nn
 
 from onefold.core.config import Config
+from onefold.core.errors import UserError
+from onefold.data.tokenizer import Tokenizer
 from onefold.interop.loaded import Loaded
 
 
@@ -42,3 +44,13 @@ class Opened:
         from onefold.interop.save import save
 
         save(self._loaded, path, format, **options)
+
+
+class OpenedText(Opened):
+    """A loaded model of text."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._loaded.tokenizer is None:
+            raise UserError("this model came without a tokenizer; give token ids, or put its tokenizer.json beside it")
+        return self._loaded.tokenizer

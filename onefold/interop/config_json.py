@@ -1,6 +1,6 @@
 """config.json of a published model, read as our config and written from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,12 +9,18 @@ from onefold.core.config import differences, explain
 from onefold.core.errors import UserError
 from onefold.interop.families import FAMILIES
 from onefold.interop.family import Family, Keys
+from onefold.models.encoder import EncoderConfig
 from onefold.models.transformer import DecoderConfig
 
+TextConfig = DecoderConfig | EncoderConfig
 
-def read_config(data: Mapping[str, Any], where: str) -> tuple[Family, DecoderConfig, list[str]]:
+
+def read_config(
+    data: Mapping[str, Any], where: str, tensors: Iterable[str] = ()
+) -> tuple[Family, TextConfig, list[str]]:
     """The family and our config of a config.json, and the keys in it that are not understood.
 
+    tensors: the names of those beside it, which tell what older files leave unsaid.
     Raises UserError for an unknown architecture (naming the known ones) and for settings that we have no model for.
     """
     family = FAMILIES.get(str(data.get("model_type")))
@@ -26,7 +32,7 @@ def read_config(data: Mapping[str, Any], where: str) -> tuple[Family, DecoderCon
         raise UserError(f"{where}: the architecture {shown!r} is not supported; supported are {', '.join(FAMILIES)}")
     if data.get("quantization_config"):
         raise UserError(f"{where}: quantized weights are only read from GGUF files; use the original model")
-    keys = Keys(data, where)
+    keys = Keys(data, where, tensors)
     try:
         return family, family.read(keys), keys.unknown()
     except ValidationError as error:
@@ -35,7 +41,7 @@ def read_config(data: Mapping[str, Any], where: str) -> tuple[Family, DecoderCon
         raise UserError(f"{where}: a setting has the wrong type for {family.name}") from None
 
 
-def write_config(config: DecoderConfig, prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
+def write_config(config: TextConfig, prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
     """The first family (`prefer` before all) whose config.json can say exactly this, and that file's content.
 
     Found by writing and reading back. Raises UserError naming what the nearest family cannot say.
@@ -63,7 +69,7 @@ def write_config(config: DecoderConfig, prefer: str | None = None) -> tuple[Fami
     )
 
 
-def canonical(config: DecoderConfig) -> dict[str, Any]:
+def canonical(config: TextConfig) -> dict[str, Any]:
     """What a config computes, as plain values: layers spelled out, defaults resolved, initialisation left out."""
     plain = config.to_dict() | {"block": None, "pattern": None, "init": None}
     for i, block in enumerate(config.blocks()):

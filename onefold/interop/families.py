@@ -1,4 +1,4 @@
-"""The published families: what their config.json says, as our config and back, and their tables of names.
+"""The published families; of decoders, what their config.json says, as our config and back, and their tables of names.
 
 Sources: the configuration and modelling files of Hugging Face transformers. Where config.json is silent, its class's
 default holds, which is not always what the published files say.
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onefold.core.errors import UserError
+from onefold.interop.encoders import ENCODERS
 from onefold.interop.family import THEIR_ACTIVATION, Family, Keys, need
 from onefold.interop.rope import read_rope, write_rope
 from onefold.interop.table import GateUp, HeadByHead, QueryKeyValue, Row, Table, Transposed
@@ -287,5 +288,6 @@ FAMILIES: Mapping[str, Family] = {
         _llama_like("qwen3", "Qwen3ForCausalLM"),
         Family("gpt2", "GPT2LMHeadModel", _GPT2, _read_gpt2, _write_gpt2),
         Family("gpt_neox", "GPTNeoXForCausalLM", _NEOX, _read_neox, _write_neox),
+        *ENCODERS,
     )
 }

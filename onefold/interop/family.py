@@ -1,12 +1,14 @@
 """What a family of published models is, and the reading of its config.json key by key."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
 
 from onefold.core.errors import UserError
-from onefold.interop.table import Table
-from onefold.models.transformer import DecoderConfig
+from onefold.interop.table import Reading
 from onefold.nn.feedforward import Activation
 
 T = TypeVar("T")
@@ -31,10 +33,13 @@ SILENT = frozenset(_SILENT.split())
 
 
 class Keys:
-    """A config.json that remembers which of its keys were asked for."""
+    """A config.json that remembers which of its keys were asked for.
 
-    def __init__(self, data: Mapping[str, Any], where: str):
-        self.data, self.where, self.used = data, where, set[str]()
+    tensors: the names of those that lie beside it, where they are known.
+    """
+
+    def __init__(self, data: Mapping[str, Any], where: str, tensors: Iterable[str] = ()):
+        self.data, self.where, self.used, self.tensors = data, where, set[str](), tuple(tensors)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value, or its class's default where the file is silent."""
@@ -58,20 +63,31 @@ class Keys:
             raise UserError(f"{self.where}: the activation {value!r} is not supported; known: {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
+    def holds(self, pattern: str, default: bool) -> bool:
+        """Whether a tensor has this in its name; `default` where their names are not known."""
+        return any(re.search(pattern, name) for name in self.tensors) if self.tensors else default
+
     def unknown(self) -> list[str]:
         """Keys that nobody asked for and that are not known to be silent."""
         return sorted(k for k, v in self.data.items() if k not in self.used | SILENT and v not in (None, False, [], {}))
 
 
+class FamilyTable(Protocol):
+    """Which tensor of a family's files becomes which parameter of the model of a config, and back."""
+
+    def read(self, config: Any, names: Iterable[str], source: Mapping[str, Tensor], where: str) -> Reading: ...
+    def write(self, config: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Family:
-    """One architecture: its name in config.json, its class, its table, and its config both ways."""
+    """One architecture: its name in config.json, its class unless `write` says another, table, and config both ways."""
 
     name: str
     architecture: str
-    table: Table
-    read: Callable[[Keys], DecoderConfig]
-    write: Callable[[DecoderConfig], dict[str, Any]]
+    table: FamilyTable
+    read: Callable[[Keys], Any]
+    write: Callable[[Any], dict[str, Any]]
 
 
 def need(part: Any, kind: type[T]) -> T:
@@ -79,3 +95,9 @@ def need(part: Any, kind: type[T]) -> T:
     if not isinstance(part, kind):
         raise UserError(f"has {type(part).__name__} where {kind.__name__} is wanted")
     return part
+
+
+def labels(count: int) -> dict[str, Any]:
+    """The keys that say how many classes there are, with names that say nothing."""
+    names = {str(i): f"LABEL_{i}" for i in range(count)}
+    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}

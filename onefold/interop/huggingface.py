@@ -12,6 +12,7 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.core.progress import say
 from onefold.interop.config_json import read_config, write_config
+from onefold.interop.encoders import class_names
 from onefold.interop.loaded import Loaded, dtype_named, fill, name_of
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import (
@@ -33,13 +34,13 @@ def load_folder(folder: Path, device: "str | torch.device" = "cpu", dtype: "str 
     """
     where = str(folder)
     data = read_json(folder / "config.json")
-    family, config, unknown = read_config(data, f"{folder / 'config.json'}")
+    source = open_weights(folder)
+    family, config, unknown = read_config(data, f"{folder / 'config.json'}", source)
     if unknown:
         say(f"{folder / 'config.json'}: settings not understood and left out: {', '.join(unknown)}")
     generation = read_json(folder / "generation_config.json", optional=True)
     tokenizer = load_tokenizer(folder, data)
     check_vocabulary(tokenizer, config, where)
-    source = open_weights(folder)
     model = fill(
         config,
         lambda names: family.table.read(config, names, source, where),
@@ -49,6 +50,8 @@ def load_folder(folder: Path, device: "str | torch.device" = "cpu", dtype: "str 
     )
     stored = data.get("dtype") or data.get("torch_dtype")
     card = {"source": where, "format": "huggingface", "family": family.name, "dtype": stored, "generation": generation}
+    if names := class_names(data, config):
+        card["classes"] = names
     return Loaded(config, model, tokenizer, card)
 
 
@@ -63,8 +66,11 @@ def save_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None" 
     kind = dtype_named(dtype) or next(iter(weights.values())).dtype
     tokenizer = loaded.tokenizer
     tokens = token_ids(tokenizer) if tokenizer else {}
+    if (names := loaded.card.get("classes")) and "id2label" in written and len(names) == len(written["id2label"]):
+        written["id2label"] = {str(i): name for i, name in enumerate(names)}
+        written["label2id"] = {name: i for i, name in enumerate(names)}
     with atomic_folder(Path(folder)) as temporary:
-        content = {**written, **tokens, "torch_dtype": name_of(kind)}
+        content = {**tokens, **written, "torch_dtype": name_of(kind)}
         (temporary / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         write_safetensors(temporary, weights, dtype_named(dtype))
         if tokenizer is not None:

@@ -9,7 +9,6 @@ from onefold.interop.gguf.model import save_gguf
 from onefold.interop.huggingface import save_folder
 from onefold.interop.loaded import Loaded
 from onefold.interop.vision.folder import save_vision
-from onefold.models.transformer import DecoderConfig
 
 
 def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: Any) -> None:
@@ -18,15 +17,16 @@ def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: A
     "hf" writes timm's folder where transformers does not know the architecture. options: `dtype=` other than the
     model's; `kind="F16"` of a .gguf file. Raises UserError for a format that cannot hold the model.
     """
-    path, text = Path(path), isinstance(loaded.config, DecoderConfig)
+    path, kind = Path(path), loaded.config.kind
+    text = kind in ("decoder", "encoder")
     if format == "onefold":
         save_artifact(path, loaded.model, loaded.config, loaded.processor, loaded.card, **options)
     elif format == "hf":
         (save_folder if text else save_vision)(path, loaded, **options)
-    elif format == "gguf" and text:
+    elif format == "gguf" and kind == "decoder":
         save_gguf(path, loaded, **options)
     elif format == "timm" and not text:
         save_vision(path, loaded, library="timm", **options)
     else:
-        formats = "onefold, hf or gguf" if text else "onefold, hf or timm"
-        raise UserError(f"no format named {format!r} for a {loaded.config.kind}; use {formats}")
+        formats = {"decoder": "onefold, hf or gguf", "encoder": "onefold or hf"}.get(kind, "onefold, hf or timm")
+        raise UserError(f"no format named {format!r} for a model of kind {kind}; use {formats}")

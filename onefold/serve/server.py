@@ -34,13 +34,13 @@ def serve(
     listener = listen(host, port)
     try:
         from onefold.core.device import pick  # torch takes seconds: not before the port is ours
-        from onefold.infer.model import load
+        from onefold.infer.model import as_writer, load
         from onefold.serve.queue import Queue
 
         if isinstance(model, str | Path):
             name = name or model_name(model)
             say(f"loading {model} …")
-            model = load(model, device=pick(device))
+            model = as_writer(load(model, device=pick(device)), model)
         engine = Queue(model, name or "onefold", limits)
         try:
             run(engine, listener, host, key, made, uvicorn)

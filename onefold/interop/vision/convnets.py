@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from onefold.core.errors import UserError
-from onefold.interop.family import THEIR_ACTIVATION, Keys
+from onefold.interop.family import THEIR_ACTIVATION, Keys, labels
 from onefold.interop.names import Convolution, Names, Row, Scalar, Squeezed
-from onefold.interop.vision.format import Format, classes, finish, labels, of_type, square, timm_folder
+from onefold.interop.vision.format import Format, classes, finish, of_type, square, timm_folder
 from onefold.models.convnext import ConvNeXtConfig
 from onefold.models.nfnet import NFNetConfig
 from onefold.models.resnet import ResNetConfig

@@ -53,12 +53,6 @@ def classes(keys: Keys) -> int:
     return len(labels) if isinstance(labels, Mapping) else int(keys.get("num_labels", 2))
 
 
-def labels(count: int) -> dict[str, Any]:
-    """The keys that say so, with names that say nothing."""
-    names = {str(i): f"LABEL_{i}" for i in range(count)}
-    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
-
-
 def timm_settings(data: Mapping[str, Any], where: str) -> Keys:
     """A timm config.json laid out flat: what its model is called with, and what its pretrained_cfg says of pictures."""
     given, arguments = data.get("pretrained_cfg") or {}, data.get("model_args") or {}

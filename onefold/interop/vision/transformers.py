@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from onefold.core.errors import UserError
-from onefold.interop.family import THEIR_ACTIVATION, Keys, need
+from onefold.interop.family import THEIR_ACTIVATION, Keys, labels, need
 from onefold.interop.names import Convolution, Joined, Names, Row, Squeezed
-from onefold.interop.vision.format import Format, classes, finish, labels, of_type, square, timm_folder
+from onefold.interop.vision.format import Format, classes, finish, of_type, square, timm_folder
 from onefold.models.mae import MAEConfig
 from onefold.models.transformer import BlockConfig
 from onefold.models.vision_sizes import VIT
