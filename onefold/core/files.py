@@ -1,18 +1,23 @@
 """Writing so that a crash loses nothing, and reading so that damage is noticed."""
 
+import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from onefold.core.errors import UserError
+from onefold.core.progress import say
 
 MANIFEST = "manifest.json"
+WRITING, OLD = ".writing-", ".old-"  # what follows a folder's name while it is filled, and while it is replaced
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what file systems say that cannot lock
 
 
 def digest_file(path: Path) -> str:
@@ -30,8 +35,11 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Fill the yielded temporary file; on success it is synced and becomes `path`. On failure nothing of it is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    make_parent(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise disk_error(path, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -40,11 +48,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise disk_error(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _told(path, temporary, error) from error
         raise
 
 
@@ -52,69 +59,181 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, known: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Fill the yielded temporary folder; on success it gets a manifest of checksums, is synced, and becomes `path`.
 
-    On failure nothing of it is left, and an older folder at `path` is untouched. known: entries of an older manifest
-    for files that are carried over, so that they need not be read.
+    On failure nothing of it is left, and an older folder at `path` is untouched. Where the process is killed between
+    the two renames that replace an older folder, `put_back` and `clear_leftovers` bring that back. known: entries of an
+    older manifest for files that are carried over, so that they need not be read.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.writing-"))
+    make_parent(path)
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{WRITING}"))
+    except OSError as error:
+        raise disk_error(path, error) from error
     try:
         yield temporary
-        files = sorted(f for f in temporary.rglob("*") if f.is_file())
-        names = [f.relative_to(temporary).as_posix() for f in files]
+        found = sorted(f for f in temporary.rglob("*") if f.exists())
+        files = {f.relative_to(temporary).as_posix(): f for f in found if f.is_file()}
         listed = {
             name: (known or {}).get(name) or {"bytes": f.stat().st_size, "blake2b": digest_file(f)}
-            for name, f in zip(names, files)
+            for name, f in files.items()
         }
         (temporary / MANIFEST).write_text(json.dumps(listed, indent=1))
-        for f in [*files, temporary / MANIFEST]:
+        for f in [*found, temporary / MANIFEST, temporary]:
             _sync(f)
-        _sync(temporary)
         os.chmod(temporary, 0o755)
-        if path.exists():
-            doomed = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
-            os.replace(path, doomed / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(doomed, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
+        _replace(temporary, path)
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise disk_error(path, error) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _told(path, temporary, error) from error
         raise
 
 
-def verify_folder(path: Path) -> list[str]:
-    """What is wrong with a folder written by `atomic_folder`, one line each; empty when it is whole."""
+def verify_folder(path: Path, besides: Collection[str] = ()) -> list[str]:
+    """What is wrong with a folder written by `atomic_folder`, one line each; empty when it is whole.
+
+    besides: names of files that are left out, since somebody else compares them.
+    """
     try:
         listed = json.loads((path / MANIFEST).read_text())
+        expected = {name: (entry["bytes"], entry["blake2b"]) for name, entry in listed.items()}
     except FileNotFoundError:
         return [f"{path}: no {MANIFEST} (the folder was never finished)"]
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return [f"{path / MANIFEST}: unreadable"]
     problems = []
-    for name, expected in listed.items():
+    for name, (size, digest) in expected.items():
         file = path / name
+        if name in besides:
+            continue
         if not file.is_file():
             problems.append(f"{file}: missing")
-        elif file.stat().st_size != expected["bytes"]:
-            problems.append(f"{file}: {file.stat().st_size} bytes instead of {expected['bytes']} (truncated?)")
-        elif digest_file(file) != expected["blake2b"]:
+        elif file.stat().st_size != size:
+            problems.append(f"{file}: {file.stat().st_size} bytes instead of {size} (truncated?)")
+        elif digest_file(file) != digest:
             problems.append(f"{file}: checksum differs (damaged)")
     return problems
 
 
-def clear_leftovers(parent: Path) -> None:
-    """Remove what a killed process left half-written below `parent`."""
-    for pattern in (".*.writing-*", ".*.old-*"):
-        for folder in parent.glob(pattern):
-            shutil.rmtree(folder, ignore_errors=True)
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Be the only one that writes `path`; the system gives the lock back however the process ends.
+
+    Raises UserError when somebody else writes it now.
+    """
+    lock = path.parent / f".{path.name}.lock"
+    try:
+        handle = _open_locked(lock)
+    except BlockingIOError:
+        raise UserError(f"another process is writing {path} now: wait until it has ended") from None
+    except OSError as error:
+        raise disk_error(path, error) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps a file that is open
+            lock.unlink()
+        os.close(handle)
+
+
+def put_back(path: Path) -> None:
+    """Where a process was killed while it replaced `path`, the older folder is there again; else nothing happens."""
+    if not path.exists() and any(path.parent.glob(f".{glob.escape(path.name)}{OLD}*")):
+        with suppress(UserError), exclusive(path):  # somebody is just replacing it, or the disk is read-only
+            clear_leftovers(path.parent, path.name)
+
+
+def clear_leftovers(parent: Path, name: str | None = None) -> None:
+    """Remove what killed processes left half-written below `parent`, and put back what they had moved aside.
+
+    name: of the one folder that this is about; None: all.
+    """
+    stem = "." + ("*" if name is None else glob.escape(name))
+    for aside in parent.glob(stem + OLD + "*"):
+        for old in aside.iterdir():
+            if not (parent / old.name).exists():
+                os.replace(old, parent / old.name)
+                say(f"{parent / old.name} is put back: a process was killed while it replaced it")
+        shutil.rmtree(aside, ignore_errors=True)
+    for folder in parent.glob(stem + WRITING + "*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder that `path` lies in. Raises UserError when that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"could not write {path}: {path.parent} is no folder") from None
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def disk_error(path: Path, error: OSError) -> UserError:
     return UserError(f"could not write {path}: {error.strerror or error}. What was there before is untouched.")
+
+
+def _told(path: Path, temporary: Path, error: OSError) -> UserError:
+    """An error that names a file elsewhere is no failure to write: it came from reading what is to be written."""
+    if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(temporary):
+        return UserError(f"{error.filename}: {error.strerror or error}. {path} was not written.")
+    return disk_error(path, error)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Let a folder become `path`, where an older one may be; when that fails, all is as it was."""
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{OLD}"))
+    old = aside / path.name
+    try:
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException:
+        if not temporary.exists():
+            os.replace(path, temporary)
+        if old.exists():
+            os.replace(old, path)
+        aside.rmdir()
+        raise
+    with suppress(OSError):
+        if old.exists():
+            os.replace(old, temporary)  # a name that is removed, never put back
+            shutil.rmtree(temporary, ignore_errors=True)
+        aside.rmdir()
+
+
+def _open_locked(lock: Path) -> int:
+    """The handle of a file that is locked and was not removed meanwhile. Raises BlockingIOError."""
+    while True:
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            _lock(handle)
+            if os.path.samestat(os.fstat(handle), lock.stat()):
+                return handle
+        except FileNotFoundError:  # whoever had it has removed it in between
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        except OSError as error:
+            raise BlockingIOError from error
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # there one goes on without
+            raise
 
 
 def _sync(path: Path) -> None:
