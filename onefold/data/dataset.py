@@ -186,6 +186,12 @@ class Saves(Protocol):
     def save(self, folder: Path) -> None: ...
 
 
+def is_text_store(path: str | Path) -> bool:
+    """Whether a prepared folder of tokens lies at `path`."""
+    folder = Path(path).expanduser()
+    return (folder / PROCESSOR / "tokenizer.json").is_file() and (folder / FACTS).is_file()
+
+
 def folder_name(kind: str, what: Mapping[str, Any]) -> str:
     """A name that is the same for the same settings only."""
     return f"{kind}-{hashlib.sha256(json.dumps([LAYOUT, what], sort_keys=True).encode()).hexdigest()[:16]}"
@@ -210,7 +216,8 @@ def prepared(
             processor, facts = build(folder)
             (folder / PROCESSOR).mkdir()
             processor.save(folder / PROCESSOR)
-            (folder / FACTS).write_text(json.dumps({"stamps": dict(stamps), "facts": facts}, indent=1))
+            contents = {"layout": LAYOUT, "stamps": dict(stamps), "facts": facts}
+            (folder / FACTS).write_text(json.dumps(contents, indent=1))
     dist.barrier()
     return wanting
 

@@ -1,6 +1,7 @@
 """Text as training data: sources → split by file → tokenizer → records."""
 
 import hashlib
+import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
-from onefold.data.dataset import Dataset, SplitWriter, folder_name, prepared
+from onefold.data.dataset import FACTS, LAYOUT, Dataset, SplitWriter, folder_name, is_text_store, prepared
 from onefold.data.sources import STDLIB, Document, Skipped, read, stamp
 from onefold.data.split import Split, choose, content_hash
 from onefold.data.tokenizer import BATCH_BYTES, CHAT_TOKENS, END_OF_TEXT, Tokenizer
@@ -94,6 +95,8 @@ class TextData(Config):
             "tokenizer": tokenizer.digest if tokenizer else self.tokenizer.to_dict(),
             "split": (self.held_out, self.validation, self.split_seed),
         }
+        if store := self._store():
+            return self._stored(store, tokenizer)
         target = Path(folder) / folder_name("text", what)
         new = prepared(target, self._stamps(), keep, lambda folder: self._build(folder, tokenizer))
         weights = [s.weight for s in self.sources if s.weight is not None]
@@ -103,6 +106,34 @@ class TextData(Config):
         tokens = dataset.facts["train"]["tokens"]
         if tokens < self.context:
             say(f"the training text has only {tokens} tokens, less than one context of {self.context}: rows are padded")
+        return dataset
+
+    def build(self, out: str | Path) -> Dataset:
+        """Make a store at `out` that other configs may name as their source: tokenizer, split and tokens are kept.
+
+        Raises UserError when something is there already, or there is no text.
+        """
+        target = Path(out).expanduser()
+        if target.exists():
+            raise UserError(f"{out} exists already: name another place, or remove it first")
+        prepared(target, self._stamps(), False, lambda folder: self._build(folder, None))
+        dataset = self._open(target, None)
+        say(describe(dataset))
+        return dataset
+
+    def _store(self) -> Path | None:
+        """The store that is the source, if it is one."""
+        stores = [source.path for source in self.sources if is_text_store(source.path)]
+        if stores and (len(self.sources) > 1 or self.validation):
+            raise UserError(f"{stores[0]} is a store, with a split of its own: give it as the only source")
+        return Path(stores[0]).expanduser() if stores else None
+
+    def _stored(self, store: Path, tokenizer: Tokenizer | None) -> Dataset:
+        if json.loads((store / FACTS).read_text()).get("layout") != LAYOUT:
+            raise UserError(f"{store} was made by another version of Onefold: build it again")
+        dataset = self._open(store, None)
+        if tokenizer and tokenizer.digest != dataset.tokenizer.digest:
+            raise UserError(f"{store} was made with another tokenizer than the model's: give the text itself as data")
         return dataset
 
     def _open(self, folder: Path, shares: Sequence[float] | None) -> Dataset:

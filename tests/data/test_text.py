@@ -222,3 +222,34 @@ def test_every_process_reads_its_share(dataset):
         assert torch.equal(torch.cat([next(loader).tokens for loader in loaders]), batch.tokens)
     for loader in loaders:
         loader.close()
+
+
+def test_a_store_is_read_as_it_was_made_whoever_reads_it(dataset, folder, tmp_path):
+    """Tokens, split and tokenizer come from the store, whatever the reading run would have chosen, and no copy is
+    made."""
+    built = TextData(sources=str(folder), held_out=0.1, **SMALL).build(tmp_path / "text.store")
+    reader = TextData(sources=str(tmp_path / "text.store"), context=16, tokenizer=TrainBPE(vocab=500), held_out=0.5)
+    read = reader.prepare(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert read.facts == built.facts == dataset.facts
+    assert read.tokenizer.digest == dataset.tokenizer.digest
+    for split in ("train", "held_out"):
+        assert [d.text for d in read.text(split)] == [d.text for d in dataset.text(split)]
+    assert read.tokenizer.digest == reader.prepare(tmp_path / "run", dataset.tokenizer).tokenizer.digest
+
+
+def test_a_store_is_refused_where_it_cannot_serve(folder, tmp_path):
+    store = tmp_path / "text.store"
+    config = TextData(sources=str(folder), **SMALL)
+    built = config.build(store)
+    with pytest.raises(UserError, match="exists already"):
+        config.build(store)
+    with pytest.raises(UserError, match="give it as the only source"):
+        TextData(sources=[str(store), str(folder)]).prepare(tmp_path / "run")
+    other = TextData(sources=str(folder), tokenizer=TrainBPE(vocab=280)).build(tmp_path / "other.store").tokenizer
+    with pytest.raises(UserError, match="another tokenizer than the model's"):
+        TextData(sources=str(store)).prepare(tmp_path / "run", other)
+    assert TextData(sources=str(store)).prepare(tmp_path / "run", built.tokenizer).facts == built.facts
+    (store / "data.json").write_text((store / "data.json").read_text().replace('"layout": 2', '"layout": 1'))
+    with pytest.raises(UserError, match="another version of Onefold: build it again"):
+        TextData(sources=str(store)).prepare(tmp_path / "run")
