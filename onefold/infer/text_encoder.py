@@ -25,12 +25,14 @@ class TextEncoder(OpenedText):
 
     @torch.no_grad()
     def embed(
-        self, texts: Sequence[str], pooling: Literal["mean", "first"] = "mean", normalize: bool = True
+        self, texts: Sequence[str], pooling: Literal["mean", "first"] | None = None, normalize: bool = True
     ) -> Float[Tensor, "N D"]:
         """A vector for each text, on the CPU: the mean of its tokens' features, or the first token's.
 
-        normalize: to length 1, so that products of two are their cosines.
+        pooling: None takes that which the model was published with, else the mean. normalize: to length 1, so that
+        products of two are their cosines.
         """
+        pooling = pooling or self.card.get("pooling", "mean")
         found = torch.empty(len(texts), self.config.width)
         for rows, features, lengths in self._read(texts):
             if pooling == "first":

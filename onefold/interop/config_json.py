@@ -15,14 +15,8 @@ from onefold.models.transformer import DecoderConfig
 TextConfig = DecoderConfig | EncoderConfig
 
 
-def read_config(
-    data: Mapping[str, Any], where: str, tensors: Iterable[str] = ()
-) -> tuple[Family, TextConfig, list[str]]:
-    """The family and our config of a config.json, and the keys in it that are not understood.
-
-    tensors: the names of those beside it, which tell what older files leave unsaid.
-    Raises UserError for an unknown architecture (naming the known ones) and for settings that we have no model for.
-    """
+def family_of(data: Mapping[str, Any], where: str) -> Family:
+    """The family of a config.json. Raises UserError, naming the known ones, where it is none of them."""
     family = FAMILIES.get(str(data.get("model_type")))
     if family is None:
         named = data.get("architectures") or []
@@ -32,6 +26,18 @@ def read_config(
         raise UserError(f"{where}: the architecture {shown!r} is not supported; supported are {', '.join(FAMILIES)}")
     if data.get("quantization_config"):
         raise UserError(f"{where}: quantized weights are only read from GGUF files; use the original model")
+    return family
+
+
+def read_config(
+    data: Mapping[str, Any], where: str, tensors: Iterable[str] = ()
+) -> tuple[Family, TextConfig, list[str]]:
+    """The family and our config of a config.json, and the keys in it that are not understood.
+
+    tensors: the names of those beside it, which tell what older files leave unsaid.
+    Raises UserError for an unknown architecture (naming the known ones) and for settings that we have no model for.
+    """
+    family = family_of(data, where)
     keys = Keys(data, where, tensors)
     try:
         return family, family.read(keys), keys.unknown()

@@ -27,8 +27,10 @@ is_decoder id2label label2id problem_type output_hidden_states output_attentions
 _name_or_path name_or_path classifier_dropout summary_type summary_use_proj summary_activation summary_proj_to_labels
 summary_first_dropout n_ctx reorder_and_upcast_attn gradient_checkpointing task_specific_params attn_implementation
 _attn_implementation auto_map tokenizer_class max_length do_sample max_window_layers use_sliding_window layer_types
-head_dim model_max_length unsloth_version unsloth_fixed neftune_noise_alpha transformers.js_config prefix
-finetuning_task"""
+head_dim model_max_length num_labels classifier_dropout_prob output_past num_beams num_return_sequences length_penalty
+repetition_penalty temperature top_k top_p eos_token_ids torchscript directionality pooler_fc_size pooler_num_fc_layers
+pooler_num_attention_heads pooler_size_per_head pooler_type unsloth_version unsloth_fixed neftune_noise_alpha
+transformers.js_config prefix finetuning_task"""
 SILENT = frozenset(_SILENT.split())
 
 

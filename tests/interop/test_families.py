@@ -9,6 +9,7 @@ from onefold.interop.config_json import canonical, read_config, write_config
 from onefold.interop.families import FAMILIES
 from onefold.interop.gguf.model import _table
 from onefold.interop.table import own_weights
+from onefold.models import encoder_families as encoders
 from onefold.models import families
 from onefold.models.transformer import DecoderConfig
 
@@ -20,6 +21,11 @@ PRESETS = {
     **{f"mistral {size}": families.mistral(size) for size in ("7b", "7b-v0.3")},
     **{f"qwen2 {size}": families.qwen2(size) for size in families.QWEN2},
     **{f"qwen3 {size}": families.qwen3(size) for size in families.QWEN3},
+    **{f"bert {size}": encoders.bert(size) for size in encoders.BERT},
+    **{f"bert minilm-{size}": encoders.minilm(size) for size in encoders.MINILM},
+    **{f"roberta {size}": encoders.roberta(size) for size in encoders.BERT},
+    **{f"albert {size}": encoders.albert(size) for size in encoders.ALBERT},
+    "esm 1b": encoders.esm1b(),
 }
 
 
@@ -36,14 +42,20 @@ def test_every_published_size_is_said_and_understood(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2 small", "gpt_neox 70m", "llama 7b", "llama 3.2-1b", "mistral 7b", "qwen2 0.5b", "qwen3 0.6b"]
+    "name",
+    [
+        *("gpt2 small", "gpt_neox 70m", "llama 7b", "llama 3.2-1b", "mistral 7b", "qwen2 0.5b", "qwen3 0.6b"),
+        *("bert base", "bert minilm-l6", "roberta large", "albert xxlarge", "esm 1b"),
+    ],
 )
 def test_names_and_shapes_are_those_of_transformers(name):
     family, written = write_config(PRESETS[name])
     settings = {key: value for key, value in written.items() if key not in ("architectures", "model_type")}
     with torch.device("meta"):
         ours = PRESETS[name].build()
-        theirs = getattr(transformers, family.architecture)(transformers.AutoConfig.for_model(family.name, **settings))
+        theirs = getattr(transformers, written["architectures"][0])(
+            transformers.AutoConfig.for_model(family.name, **settings)
+        )
     shapes = {name: tensor.shape for name, tensor in family.table.write(ours.config, own_weights(ours)).items()}
     expected = {name.replace("lm_head", "embed_out") if family.name == "gpt_neox" else name: parameter.shape
                 for name, parameter in theirs.named_parameters()}  # fmt: skip
