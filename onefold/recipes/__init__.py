@@ -75,19 +75,22 @@ def _own(make, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(what: "str | Path | Run | WordRun", /, *, tiny: bool = False, **overrides: Any) -> "Result | WordResult":
-    """Train a recipe, a config file or a run, write its report.html (none of word vectors), and return the result.
+    """Train a recipe, a config file or a run, write its report.html, and return what became of it.
 
         onefold.train("gpt2", tiny=True, data="notes/", out="runs/notes", **{"trainer.steps": 200})
 
     Given the same `out` again, it goes on where it stopped. Raises UserError for what the caller can mend.
     """
     from onefold.core import dist
-    from onefold.study.review import review
+    from onefold.study.review import review, review_words
     from onefold.training import run, words
 
     root = resolve(what, overrides, tiny)
     if isinstance(root, words.WordRun):
-        return words.train(root)
+        found = words.train(root)
+        if found.status != "interrupted":
+            review_words(found)
+        return found
     result = run.train(root)
     if result.status != "interrupted" and dist.is_main():
         review(result)

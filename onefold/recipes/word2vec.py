@@ -11,7 +11,8 @@ from 1 to 5; the learning rate falls in a straight line from 0.025.
 
 Deviations: the paper subsamples at 1e-5 and by √(t/f) (data of a billion words: model.subsample=1e-5); here as in the
 tool by √(t/f) + t/f. σ is computed, not looked up. Words are lower-cased runs of letters and digits, a window ends
-with its document (data.ends=line: with its line) or after 10,000 words. Hierarchical softmax, CBOW and the joining of
+with its document (data.ends=line: with its line) or with its piece of 10,000 words; pieces are read in another order in
+every epoch (the tool: in the corpus's). Hierarchical softmax, CBOW and the joining of
 phrases are left out; phrases that a corpus joins by _ stay whole. Threads write to the same matrices without locks, as
 the tool's do: only with trainer.threads=1 the same run gives the same bits.
 """

@@ -38,9 +38,8 @@ def learning(log: Log, baselines: Sequence[Level] = ()) -> list[Chart]:
         if len(train[0]) + len(unseen[0]) < 2:
             continue
         curves = _loss_curves((train[0] / divisor, train[1] * (scale or 1)), (unseen[0] / divisor, unseen[1]))
-        y = Axis(
-            "bits per byte" if scale else f"loss, nats per {log.unit[:-1]}", *window(curves, baselines if scale else ())
-        )
+        loss = "loss of a pair" if log.unit in ("words", "pairs") else f"loss, nats per {log.unit[:-1]}"
+        y = Axis("bits per byte" if scale else loss, *window(curves, baselines if scale else ()))
         levels = baselines if scale else ()
         drawn = [
             draw(curves if wide else _bare(curves), Axis(unit), y, levels, size, f"Loss {tab}", margin)

@@ -16,8 +16,10 @@ from onefold.study.pictures import picture_results
 from onefold.study.report import write_report
 from onefold.study.results import read_results, write_results
 from onefold.training.run import Result
+from onefold.training.words import WordResult
 
 ROWS = 64  # pictures at once
+FREQUENT, ASKED = 1000, 12  # of the most frequent words, so many are shown with their neighbours
 
 
 def review(result: Result) -> Path:
@@ -28,6 +30,26 @@ def review(result: Result) -> Path:
         found |= of_pictures(dataset, folder, pick(run.trainer.device)) | {"title": folder.name}
         found["data"] = {"name": run.data.path, **dataset.facts}
     write_results(folder, **found)
+    page = write_report(folder)
+    say(f"look at {page}")
+    return page
+
+
+def review_words(result: WordResult) -> Path:
+    """The same of a training of word vectors: which words came to lie beside which."""
+    run, folder, vectors = result.run, result.out, result.vectors
+    frequent = [word for word in vectors.words[:FREQUENT] if len(word) > 3]
+    asked = frequent[:: max(1, len(frequent) // ASKED)][:ASKED]
+    lines = [f"{word:16}{', '.join(near for near, _ in vectors.neighbours(word, 6))}" for word in asked]
+    write_results(
+        folder,
+        title=folder.name,
+        final={"parameters": result.parameters},
+        data={"name": ", ".join(source.path for source in run.data.sources), **result.facts},
+        samples=[{"title": "Nearest words", "text": "\n".join(lines)}],
+        machine=machine.facts(),
+        reproduce=[f"onefold train {folder / 'config.json'}"],
+    )
     page = write_report(folder)
     say(f"look at {page}")
     return page

@@ -37,8 +37,9 @@ class Log:
 
     @property
     def unit(self) -> str:
-        """What the model read: "tokens" or "images"."""
-        return "images" if any("images" in record for record in self.records[:1]) else "tokens"
+        """What the model read: "tokens", "images", or of word vectors "words" or "pairs"."""
+        first = self.records[0] if self.records else {}
+        return next((unit for unit in ("images", "words", "pairs") if unit in first), "tokens")
 
     def events(self) -> Iterator[tuple[int, str]]:
         """(step, what) for every step whose update was skipped and wherever the run was resumed."""

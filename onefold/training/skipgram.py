@@ -56,13 +56,15 @@ class SkipGram:
         self._keep = np.minimum(keep_probability(counts, config.subsample) * SCALE, SCALE).astype(np.uint64)
         share, self._other = alias_table(counts**config.power)
         self._share = (share * SCALE).astype(np.uint64)
+        self._orders: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def rate(self, step: int) -> float:
         return max(self.config.final_rate, self.config.rate * (1 - step / self.steps))
 
     def step(self, number: int) -> tuple[float, int, int]:
         """→ (loss, pairs of words that it was taken of, words read). May run in several threads at once."""
-        piece = self.corpus.stream[number % self.pieces * PIECE :][:PIECE]
+        epoch, place = divmod(number, self.pieces)
+        piece = self.corpus.stream[int(self._order(epoch)[place]) * PIECE :][:PIECE]
         seed = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0]
         loss, pairs = self._kernel(
             np.asarray(piece),
@@ -71,6 +73,13 @@ class SkipGram:
             *(self.config.window, self.config.negatives, np.float32(self.rate(number)), seed),
         )
         return loss, pairs, int((piece >= 0).sum())
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Pieces are shuffled, so that the last ones, which count least, are not always the same."""
+        kept = self._orders
+        if kept[0] != epoch:
+            kept = self._orders = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.pieces)
+        return kept[1]
 
     def vectors(self) -> np.ndarray:
         """float32 [V, D]: those of the words, as word2vec gives them."""

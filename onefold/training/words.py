@@ -34,7 +34,7 @@ from onefold.training.log import Log
 from onefold.training.skipgram import SkipGramConfig
 from onefold.training.state import FORMAT, Checkpoints, TrainState
 
-ROUND = 50  # steps for each thread between two looks at the clock
+ROUND = 25  # steps for each thread between two looks at the clock
 
 
 class WordTrainerConfig(Config):
@@ -76,6 +76,8 @@ class WordResult:
     status: str  # "finished" or "interrupted"
     step: int
     vectors: WordVectors = field(repr=False)
+    parameters: int  # of both matrices, of which `vectors` is what is used
+    facts: dict[str, Any] = field(repr=False)  # of the corpus
 
     @property
     def out(self) -> Path:
@@ -167,7 +169,8 @@ def _check_data(out: Path, corpus: WordCorpus) -> None:
 
 
 def _result(run: WordRun, status: str, state: TrainState, method: Method, corpus: WordCorpus) -> WordResult:
-    return WordResult(run, status, state.step, _vectors(method, corpus))
+    parameters = method.tensors["vectors"].size + method.tensors["contexts"].size
+    return WordResult(run, status, state.step, _vectors(method, corpus), parameters, corpus.facts)
 
 
 def _vectors(method: Method, corpus: WordCorpus) -> WordVectors:

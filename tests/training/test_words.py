@@ -97,6 +97,9 @@ def test_a_run_is_reached_and_left_like_any_other(text, tmp_path):
     record = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert record["words"] == 9600
     assert 0 < record["loss"] < 10
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "What it learned" in page
+    assert "words read" in page
     with pytest.raises(UserError, match="holds another run"):
         onefold.train("word2vec", tiny=True, **settings | {"model.window": 2})
 

@@ -1,0 +1,96 @@
+"""Word vectors: Onefold's skip-gram against gensim's, the same settings, threads and words, in turn.
+
+    python benchmarks/word_vectors.py                               # Python's standard library
+    python benchmarks/word_vectors.py --data corpus/ --threads 1 --width 300 --rounds 5
+
+A round is one epoch over the corpus by each contender, on a fresh model, from words that both have in memory (gensim as
+lists of text, Onefold as numbers, as either takes them); reading, counting and compiling are not timed. Window 5, 5
+negatives, subsampling 1e-3. Both leave out words that occur fewer than five times. gensim takes part where it is
+installed.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from race import machine, race
+
+from onefold.core.cores import cores
+from onefold.data.sources import STDLIB
+from onefold.data.words import END, WordCorpus, WordData
+from onefold.training.skipgram import SkipGram, SkipGramConfig
+
+SENTENCE = 1000  # words at most, as gensim's own reader of text8 cuts them
+
+
+def clocked(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def epoch(method: SkipGram, threads: int) -> float:
+    with ThreadPoolExecutor(threads) as pool:
+        return clocked(lambda: list(pool.map(method.step, range(method.steps))))
+
+
+def sentences(corpus: WordCorpus) -> list[list[str]]:
+    """The corpus as text again."""
+    found: list[list[str]] = [[]]
+    for word in corpus.stream.tolist():
+        if word == END or len(found[-1]) == SENTENCE:
+            found.append([])
+        if word != END:
+            found[-1].append(corpus.vocabulary.words[word])
+    return found
+
+
+def gensim_epoch(texts: list[list[str]], width: int, threads: int, words: int) -> float:
+    from gensim.models import Word2Vec
+
+    model = Word2Vec(vector_size=width, window=5, negative=5, sg=1, sample=1e-3, min_count=5, workers=threads)
+    model.build_vocab(texts)
+    return clocked(lambda: model.train(texts, total_words=words, epochs=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=STDLIB, help="text, as onefold train takes it")
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--width", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = WordData.from_dict({"sources": given.data}).prepare(Path(folder))
+        words = corpus.facts["words"]
+        print(
+            f"{machine()}\n{corpus.facts['bytes'] / 1e6:.1f} MB, {words:,} words, {len(corpus.vocabulary):,} different;"
+        )
+        print(f"width {given.width}, {given.threads} threads; seconds are those of an epoch")
+        settings = SkipGramConfig(width=given.width, epochs=1)
+        settings.build(corpus, Path(folder), 0).step(0)  # compiles
+        contenders: dict[str, Callable[[], float]] = {}
+        contenders["onefold"] = lambda: epoch(settings.build(corpus, Path(folder), 0), given.threads)
+        baseline = "onefold"
+        if find_spec("gensim"):
+            texts, baseline = sentences(corpus), "gensim"
+            contenders = {"gensim": lambda: gensim_epoch(texts, given.width, given.threads, words)} | contenders
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+
+        def noted(name: str) -> float:
+            seconds[name].append(contenders[name]())
+            return seconds[name][-1]
+
+        race({name: partial(noted, name) for name in contenders}, given.rounds, baseline)
+        for name, times in seconds.items():
+            rates = sorted(words / t for t in times)
+            print(f"{name:28}{rates[len(rates) // 2]:>12,.0f} words a second ({rates[0]:,.0f}-{rates[-1]:,.0f})")
+
+
+if __name__ == "__main__":
+    main()
