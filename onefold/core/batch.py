@@ -61,13 +61,16 @@ class TokenBatch(Batch):
     positions: Tensor | None = None  # Long[B, T]
     segments: Tensor | None = None  # Long[B, T]
     asked: Tensor | None = None  # Long[B, K], different columns
+    types: Tensor | None = None  # Long[B, T]: which of two texts, for models that tell them apart
+    classes: Tensor | None = None  # Float[B, classes]: what is to be said of the whole row
 
     @property
     def size(self) -> int:
         return self.tokens.numel()
 
     def inputs(self) -> tuple[Tensor | None, ...]:
-        return self.tokens, self.positions, self.segments
+        seen = self.tokens, self.positions, self.segments
+        return seen if self.types is None else (*seen, self.types)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ encoder is used; short ones are packed into one row, where attention stays insid
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -14,11 +15,15 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from onefold.core.batch import TokenBatch
-from onefold.core.config import Slot
+from onefold.core.config import Config, Slot
+from onefold.core.errors import UserError
 from onefold.data.ahead import to_tensor
 from onefold.data.corruption.masking import Maskable, Masking, mask_tokens
+from onefold.data.corruption.next_sentence import PairPlan, plan_pairs
 from onefold.data.dataset import Dataset, Split
 from onefold.data.layout import Layout
+from onefold.data.loader import Evaluation
+from onefold.data.order import Epoch
 from onefold.data.plan import Plan
 from onefold.data.text import LoadTokenizer, TextData, TrainBPE
 from onefold.data.tokenizer import ENCODER_TOKENS, MASKS
@@ -30,12 +35,13 @@ TOGETHER = 16  # the number of predicted columns is a multiple of this: fewer di
 
 
 class MaskedTextData(TextData):
-    """Documents of which hidden tokens are predicted, without next-sentence prediction (RoBERTa's full sentences)."""
+    """Documents of which hidden tokens are predicted (RoBERTa's full sentences, or BERT's pairs)."""
 
     kind: Literal["masked_text"] = "masked_text"  # pyright: ignore[reportIncompatibleVariableOverride]
     context: int = Field(default=512, ge=3)  # with the tokens that begin and end a text
     tokenizer: Annotated[TrainBPE | LoadTokenizer, Slot()] = TrainBPE(special=ENCODER_TOKENS)
     masking: Masking = Masking()
+    next_sentence: bool = False  # rows are pairs of passages, half of which do not follow each other (BERT)
 
     @model_validator(mode="after")
     def _has_mask(self) -> Self:
@@ -44,8 +50,17 @@ class MaskedTextData(TextData):
             raise PydanticCustomError("mask", "{text}", {"text": text})
         return self
 
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if self.next_sentence and len(self.sources) > 1:
+            raise PydanticCustomError("pairs", "next_sentence takes its pairs from one source")
+        if self.next_sentence and self.context < 5:
+            raise PydanticCustomError("pairs", "next_sentence needs a context of 5 at least")
+        return self
+
     def _open(self, folder: Path, shares: Sequence[float] | None) -> "MaskedDataset":
-        return MaskedDataset(folder, self.context, shares, self.masking)
+        kind = PairDataset if self.next_sentence else MaskedDataset
+        return kind(folder, self.context, shares, self.masking)
 
 
 class MaskedDataset(Dataset):
@@ -61,6 +76,7 @@ class MaskedDataset(Dataset):
         """Raises UserError when the tokenizer has no mask token."""
         super().__init__(folder, context, shares)
         self.masking, self.maskable = masking, Maskable.of(self.tokenizer)
+        self._pad = self.tokenizer.end if self.tokenizer.pad is None else self.tokenizer.pad  # special: never asked for
 
     def figures(self, split: Split, sums: Mapping[str, float], share: float) -> dict[str, float]:
         """Nothing that the loss does not tell: hidden tokens do not spell the text."""
@@ -76,7 +92,7 @@ class MaskedDataset(Dataset):
         tokens, layout = self._records[split].ragged("tokens"), Layout(plan, rows)
         pieces, inside, piece = layout.pieces, layout.inside, layout.piece
         first, last = inside == 0, inside == layout.lengths[piece] - 1
-        text = np.flatnonzero(~(first | last))
+        text = ~(first | last)
         targets = np.empty(len(piece), np.int64)
         targets[first], targets[last] = self.tokenizer.start, self.tokenizer.end
         targets[text] = tokens.gather(tokens.starts[pieces.document] + 1 + pieces.offset, pieces.length)
@@ -87,18 +103,92 @@ class MaskedDataset(Dataset):
             places = inside + pieces.offset[piece]
         else:
             draws, places = Draws(seed, plan.epoch, layout.numbers), inside
-        choice, fate = (draws.stream(s).uniform_at(piece[text], places[text]) for s in (CHOICE, FATE))
-        if self.masking.whole_words:
-            choice = choice[self.maskable.words(targets[text], inside[text] == 1)]
-        seen, weights = targets.copy(), np.zeros(len(piece), np.float32)
-        seen[text], weights[text] = mask_tokens(targets[text], choice, fate, self.masking, self.maskable)
-        weights = layout.filled(weights, 0, np.float32)
+        choice, fate = (draws.stream(s).uniform_at(piece, places) for s in (CHOICE, FATE))
+        seen, asked = self._mask(targets, first, choice, fate)
+        weights = layout.filled(asked, 0, np.float32)
         return TokenBatch(
             tokens=layout.filled(seen, self._pad, np.int64),
             targets=layout.filled(targets, self._pad, np.int64),
             weights=weights,
             **layout.packed(),
             asked=to_tensor(_asked(weights.numpy() > 0)),
+        )
+
+    def _mask(
+        self, tokens: np.ndarray, first: np.ndarray, choice: np.ndarray, fate: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(what is seen, what is asked for) of texts that stand one behind the other, `first` where one begins: [N]."""
+        if self.masking.whole_words:
+            choice = choice[self.maskable.words(tokens, first)]
+        return mask_tokens(tokens, choice, fate, self.masking, self.maskable)
+
+
+@dataclass(frozen=True)
+class PairEpoch:
+    """The pairs of an epoch, in batches."""
+
+    pairs: PairPlan
+    epoch: Epoch
+
+    @property
+    def batches(self) -> int:
+        return self.epoch.batches
+
+
+class PairDataset(MaskedDataset):
+    """The same with rows that are pairs of passages, and what is to be said of them: (follows, does not) [B, 2].
+
+    With static masks the pairs repeat, too. The last batch of an epoch is filled up with pairs that it began with.
+    """
+
+    frame = 3
+
+    def plan(self, split: Split, rows: int, seed: int, epoch: int) -> PairEpoch:
+        number = epoch % self.masking.masks if self.masking.masks else epoch
+        pairs = plan_pairs(self._lengths(split), self.context - self.frame, seed, number)
+        return PairEpoch(pairs, Epoch(number, np.resize(np.arange(len(pairs)), -(-len(pairs) // rows) * rows), rows))
+
+    def evaluation(self, split: Split, rows: int, stride: int | None = None) -> Evaluation[PairEpoch, TokenBatch]:
+        """Pairs of the whole split, always the same."""
+        self._check(split)
+        planned = self.plan(split, 1, EVALUATION, 0)
+        return Evaluation(planned, self._gather(split, EVALUATION), planned.batches, rows)
+
+    def fit(self, model: Config, grow: bool) -> Config:
+        """The model's config. Raises UserError when it cannot say whether a passage follows."""
+        if getattr(model, "classes", None) != 2:
+            raise UserError("next-sentence prediction needs an encoder with a classifier: set model.classes=2")
+        return super().fit(model, grow)
+
+    def _gather(self, split: Split, seed: int | None = None) -> Callable[[PairEpoch, slice], TokenBatch]:
+        return partial(self._paired, split, seed)
+
+    def _paired(self, split: Split, seed: int, planned: PairEpoch, rows: slice) -> TokenBatch:
+        tokens, numbers, pairs = self._records[split].ragged("tokens"), planned.epoch.order[rows], planned.pairs
+        a, b = pairs.first_length[numbers, None], pairs.second_length[numbers, None]
+        column = np.arange(self.context)
+        inside = (column > 0) & (column <= a), (column > a + 1) & (column <= a + 1 + b)
+        ends, real = (column == a + 1) | (column == a + b + 2), column < a + b + 3
+        targets = np.where(ends, self.tokenizer.end, self._pad)
+        targets[:, 0] = self.tokenizer.start
+        for at, document, offset, length in zip(
+            inside, (pairs.first, pairs.second), (pairs.first_offset, pairs.second_offset), (a, b)
+        ):
+            starts = tokens.starts[document[numbers]] + 1 + offset[numbers]
+            targets[at] = tokens.gather(starts, length[:, 0])  # row after row, as they lie
+        draws = Draws(seed, planned.epoch.number, numbers)
+        choice, fate = (draws.stream(s).uniform(self.context).reshape(-1) for s in (CHOICE, FATE))
+        first = np.broadcast_to(column == 0, targets.shape).reshape(-1)
+        seen, asked = (v.reshape(targets.shape) for v in self._mask(targets.reshape(-1), first, choice, fate))
+        follows = pairs.follows[numbers]
+        return TokenBatch(
+            tokens=to_tensor(seen),
+            targets=to_tensor(targets),
+            weights=to_tensor(asked.astype(np.float32)),
+            segments=None if real.all() else to_tensor(1 - real.astype(np.int64)),
+            types=to_tensor((real & (column > a + 1)).astype(np.int64)),
+            asked=to_tensor(_asked(asked)),
+            classes=to_tensor(np.stack((follows, ~follows), axis=1).astype(np.float32)),
         )
 
 

@@ -6,11 +6,14 @@ What is learned is decided by the data: (tokens, targets, weights).
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from onefold.core.batch import TokenBatch
 from onefold.core.config import Config
+from onefold.core.errors import UserError
 from onefold.objectives.base import Loss, Term
+from onefold.objectives.classification import soft_cross_entropy
 from onefold.objectives.cross_entropy import linear_cross_entropy
 
 
@@ -22,13 +25,38 @@ class NextToken(Config):
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, TokenBatch, int], Loss]:
         def loss(model: nn.Module, batch: TokenBatch, step: int) -> Loss:
-            features, targets, weights = model.features(*batch.inputs()), batch.targets, batch.weights
-            if (asked := batch.asked) is not None:  # the others would cost as much and add nothing
-                features = features.gather(1, asked[..., None].expand(-1, -1, features.shape[-1]))
-                targets, weights = targets.gather(1, asked), weights.gather(1, asked)
-            read, head, bias = model.readout(features)
-            nll, z = linear_cross_entropy(read, head, targets, weights, self.z_loss, bias)
-            count = batch.weights.sum()
-            return Loss({"ce": Term(nll, count)}, {"z": Term(z, count)} if self.z_loss else {})
+            return token_loss(model, model.features(*batch.inputs()), batch, self.z_loss)
 
         return loss
+
+
+class MaskedAndNext(Config):
+    """BERT's two tasks (arXiv 1810.04805, section 3.1): the tokens, and whether the second part follows the first.
+
+    The mean negative log-likelihoods of both are added up; the metric `accuracy` is that of the second.
+    """
+
+    kind: Literal["masked_and_next"] = "masked_and_next"
+
+    def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, TokenBatch, int], Loss]:
+        def loss(model: nn.Module, batch: TokenBatch, step: int) -> Loss:
+            if batch.classes is None:
+                raise UserError("objective masked_and_next needs pairs of passages: set data.next_sentence=true")
+            features = model.features(*batch.inputs())
+            tokens = token_loss(model, features, batch)
+            follows = soft_cross_entropy(model.classify(features).float(), batch.classes)
+            return Loss({**tokens.terms, "next": follows.terms["ce"]}, follows.metrics)
+
+        return loss
+
+
+def token_loss(model: nn.Module, features: Float[Tensor, "B T D"], batch: TokenBatch, z_loss: float = 0.0) -> Loss:
+    """Cross-entropy of the batch's targets, given what the model made of its tokens."""
+    targets, weights = batch.targets, batch.weights
+    if (asked := batch.asked) is not None:  # the others would cost as much and add nothing
+        features = features.gather(1, asked[..., None].expand(-1, -1, features.shape[-1]))
+        targets, weights = targets.gather(1, asked), weights.gather(1, asked)
+    read, head, bias = model.readout(features)
+    nll, z = linear_cross_entropy(read, head, targets, weights, z_loss, bias)
+    count = batch.weights.sum()
+    return Loss({"ce": Term(nll, count)}, {"z": Term(z, count)} if z_loss else {})

@@ -36,7 +36,7 @@ from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
 from onefold.models.mae import MAEConfig
 from onefold.objectives.classification import Classification
-from onefold.objectives.language import NextToken
+from onefold.objectives.language import MaskedAndNext, NextToken
 from onefold.objectives.reconstruction import Reconstruction
 from onefold.training import estimate, parallel
 from onefold.training.folder import claimed, read_facts, write_facts
@@ -54,7 +54,7 @@ class Run(Config):
 
     data: Annotated[TextData | MaskedTextData | LabelledTextData | ChatData | ImageData, Slot()]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
-    objective: Annotated[NextToken | Classification | Reconstruction, Slot()] = NextToken()
+    objective: Annotated[NextToken | MaskedAndNext | Classification | Reconstruction, Slot()] = NextToken()
     optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig, Slot()] = AdamWConfig()
     trainer: TrainerConfig = TrainerConfig()
     start: str | None = None  # a run, artifact, published model or hub id whose weights to begin with

@@ -9,8 +9,9 @@ from onefold.core.errors import UserError
 from onefold.data.masked import MaskedDataset, MaskedTextData
 from onefold.data.text import LoadTokenizer, TrainBPE
 from onefold.data.tokenizer import ENCODER_TOKENS
+from onefold.models.encoder_families import bert
 from onefold.models.families import gpt2
-from onefold.objectives.language import NextToken
+from onefold.objectives.language import MaskedAndNext, NextToken
 
 SMALL = {"context": 32, "tokenizer": {"vocab": 320}, "held_out": 0.1}
 START, PAD, END, _, MASK = range(5)
@@ -155,3 +156,66 @@ def test_a_tokenizer_without_a_mask_is_refused(folder, tokenizer, tmp_path):
     config = MaskedTextData(sources=str(folder), tokenizer=LoadTokenizer(path=str(tmp_path / "tokenizer")))
     with pytest.raises(UserError, match="has no mask token"):
         config.prepare(tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def pairs(folder, tmp_path_factory):
+    data = MaskedTextData(sources=str(folder), next_sentence=True).but(SMALL)
+    return data.prepare(tmp_path_factory.mktemp("pairs"))
+
+
+def test_pairs_are_passages_that_follow_or_do_not(pairs):
+    tokenizer = pairs.tokenizer
+    documents = [tokenizer.encode(d.text) for d in pairs.text("train")]
+    spelled = [" ".join(map(str, d)) for d in documents]
+    follows, asked, real = [], 0.0, 0
+    for batch in epoch(pairs, 0):
+        for row, types, classes in zip(batch.targets, batch.types, batch.classes):
+            first, second = (row == END).nonzero().flatten().tolist()
+            assert row[0] == START
+            assert (row[second + 1 :] == PAD).all()
+            assert types.tolist() == [first < t <= second for t in range(len(row))]
+            together = " ".join(str(t) for t in row[1:second].tolist() if t != END)
+            if classes[0]:
+                assert any(together in text for text in spelled)
+            follows.append(bool(classes[0]))
+            assert classes.sum() == 1
+            real += second - 2
+        hidden = batch.tokens != batch.targets
+        assert (batch.weights[hidden] == 1).all()
+        assert (batch.targets[batch.weights > 0] >= len(ENCODER_TOKENS)).all()
+        asked += batch.weights.sum().item()
+    assert np.mean(follows) == pytest.approx(0.5, abs=0.05)
+    assert asked / real == pytest.approx(0.15, abs=0.02)
+
+
+def test_pairs_of_processes_epochs_and_evaluations(pairs):
+    expected = epoch(pairs, 1, rows=6)
+    for whole, *parts in zip(expected, *(epoch(pairs, 1, 6, 0, rank, 2) for rank in range(2))):
+        assert torch.equal(torch.cat([p.tokens for p in parts]), whole.tokens)
+    assert not torch.equal(epoch(pairs, 0, rows=6)[0].targets, expected[0].targets)
+    held_out = [torch.cat([b.tokens for b in pairs.evaluation("held_out", rows)]) for rows in (4, 4, 3)]
+    assert torch.equal(held_out[0], held_out[1])
+    assert torch.equal(held_out[0], held_out[2])
+
+
+def test_both_tasks_are_learned_together(pairs):
+    model = bert().but({"vocab": 320, "width": 16, "depth": 1, "context": 32, "block.mixer.heads": 2}).build()
+    batch = epoch(pairs, 0)[0]
+    loss = MaskedAndNext().build()(model, batch, 0)
+    sum(term.sum for term in loss.terms.values()).backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "mixer.qkv" not in n
+    )
+    model.eval()
+    logits = model.classify(model.features(batch.tokens, None, batch.segments, batch.types))
+    expected = torch.nn.functional.cross_entropy(logits, batch.classes.argmax(1), reduction="sum")
+    torch.testing.assert_close(MaskedAndNext().build()(model, batch, 0).terms["next"].sum, expected)
+    with pytest.raises(UserError, match=r"set model\.classes=2"):
+        pairs.fit(model.config.but({"classes": 3}), False)
+
+
+def test_pairs_are_asked_for_where_there_are_none(prepare):
+    model = bert().but({"vocab": 320, "width": 16, "depth": 1, "context": 32, "block.mixer.heads": 2}).build()
+    with pytest.raises(UserError, match=r"set data\.next_sentence=true"):
+        MaskedAndNext().build()(model, epoch(prepare(), 0)[0], 0)

@@ -54,11 +54,11 @@ class Maskable:
                 "this tokenizer has no mask token; train one with data.tokenizer.special=…, or take an encoder's"
             )
         ordinary, goes_on = np.zeros(tokenizer.size, bool), np.zeros(tokenizer.size, bool)
-        special = set(tokenizer.special.values())
+        special = {*tokenizer.special.values(), tokenizer.start, tokenizer.end, tokenizer.mask}
         spaced = any(token.startswith(WORD_BEGINS) for token in tokenizer.vocabulary)
         for token, place in tokenizer.vocabulary.items():
-            ordinary[place] = place not in special
-            goes_on[place] = not token.startswith(WORD_BEGINS) if spaced else token.startswith(WORD_GOES_ON)
+            inner = not token.startswith(WORD_BEGINS) if spaced else token.startswith(WORD_GOES_ON)
+            ordinary[place], goes_on[place] = place not in special, place not in special and inner
         return cls(tokenizer.mask, ordinary, goes_on)
 
     def words(self, tokens: np.ndarray, first: np.ndarray) -> np.ndarray:
