@@ -20,9 +20,10 @@ from onefold.data.columns import Column
 from onefold.data.dataset import FACTS, PROCESSOR, SPLITS, Split, fit_tokens, folder_name, prepared
 from onefold.data.loader import Evaluation, Loader
 from onefold.data.order import Epoch, order_by_length
+from onefold.data.passages import passages
 from onefold.data.picture_sources import own_splits
 from onefold.data.records import Records, RecordsWriter
-from onefold.data.sources import dataset_files, is_dataset, stamp
+from onefold.data.sources import STDLIB, dataset_files, is_dataset, stamp
 from onefold.data.split import choose, content_hash
 from onefold.data.tables import (
     LABELS,
@@ -43,10 +44,13 @@ TOGETHER = 4096  # rows tokenized at once
 
 
 class LabelledTextData(Config):
-    """Texts and their classes: a CSV, TSV, JSONL or Parquet file, or a dataset saved by `datasets` with its splits."""
+    """Texts and their classes: a CSV, TSV, JSONL or Parquet file, or a dataset saved by `datasets` with its splits.
+
+    "stdlib" is passages of the standard library and the packages that they come from.
+    """
 
     kind: Literal["labelled_text"] = "labelled_text"
-    path: str
+    path: str = STDLIB
     text: str | None = None  # columns: the text…
     second: str | None = None  # …of a pair, the second one…
     label: str | None = None  # …and its class, a name or a number. None: by their usual names, without a second text
@@ -235,6 +239,10 @@ class _Row:
 
 def _read(path: str, data: LabelledTextData, split: Split | None = None) -> Iterator[_Row]:
     """The rows of a source; `split` is that of all, None: of the source's own, if it has some."""
+    if path == STDLIB:
+        found = passages(data.held_out, data.split_seed)
+        yield from (_Row(p.name, p.text, "", p.package, split or p.split) for p in found)
+        return
     root = Path(path).expanduser()
     pick = partial(_columns, text=data.text, second=data.second, label=data.label)
     files: list[tuple[Path, Any]]

@@ -1,5 +1,6 @@
 import csv
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,10 @@ import torch
 from onefold.core.errors import UserError
 from onefold.data.labelled_text import LabelledTextData
 from onefold.data.order import order_by_length
-from onefold.data.text import TrainBPE
+from onefold.data.passages import passages
+from onefold.data.sources import read
+from onefold.data.split import content_hash
+from onefold.data.text import Corpus, TextData, TrainBPE
 from onefold.data.tokenizer import ENCODER_TOKENS, Tokenizer
 from onefold.models.encoder_families import roberta
 from onefold.models.families import gpt2
@@ -200,3 +204,16 @@ def test_a_run_learns_what_words_tell(tmp_path):
     card = json.loads((result.checkpoint / "artifact.json").read_text())
     assert card["card"]["classes"] == list(CLASSES)
     assert card["model"]["classes"] == 3
+
+
+def test_passages_of_files_that_text_holds_out_are_held_out():
+    found = list(passages(0.2, 0))
+    counts = Counter((p.package, p.split) for p in found)
+    assert len(counts) == 16
+    assert min(counts.values()) > 20
+    assert ("asyncio", "train") in counts
+    files = {split: {p.name.split(":")[0] for p in found if p.split == split} for split in ("train", "held_out")}
+    corpus = Corpus.scan(TextData().sources, 0.2, None, 0)
+    for document in read("stdlib"):
+        if document.name in files["train"] | files["held_out"]:
+            assert corpus.split.whole(content_hash(document.text)) == (document.name in files["held_out"])
