@@ -58,14 +58,14 @@ def build(
     from onefold.core.errors import UserError
     from onefold.data import store
 
-    given = dict(parse_override(text) for text in settings or [])
+    given = {"workers": workers} | dict(parse_override(text) for text in settings or [])
     if append:
-        store.append(source, out, workers, new_classes, **given)
+        store.append(source, out, **{"new_classes": new_classes} | given)
     elif new_classes:
         raise UserError("--new-classes is for --append: a new store takes all classes that it finds")
     else:
-        store.build(source, out, workers, **given)
-    print(f"wrote {out}")
+        store.build(source, out, **given)
+        print(f"wrote {out}")
 
 
 @app.command(epilog=example("onefold data info photos.store", "onefold data info runs/quickstart/pretrain/data/*"))

@@ -35,7 +35,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Fill the yielded temporary file; on success it is synced and becomes `path`. On failure nothing of it is left."""
-    make_parent(path)
+    make_folder(path.parent)
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -63,7 +63,7 @@ def atomic_folder(path: Path, known: Mapping[str, Any] | None = None) -> Iterato
     the two renames that replace an older folder, `put_back` and `clear_leftovers` bring that back. known: entries of an
     older manifest for files that are carried over, so that they need not be read.
     """
-    make_parent(path)
+    make_folder(path.parent)
     try:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{WRITING}"))
     except OSError as error:
@@ -158,14 +158,14 @@ def clear_leftovers(parent: Path, name: str | None = None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_parent(path: Path) -> None:
-    """Make the folder that `path` lies in. Raises UserError when that cannot be."""
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it lies in, unless they are there. Raises UserError when that cannot be."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise UserError(f"could not write {path}: {path.parent} is no folder") from None
+        raise UserError(f"could not make the folder {folder}: something else has that name") from None
     except OSError as error:
-        raise disk_error(path, error) from error
+        raise UserError(f"could not make the folder {folder}: {error.strerror}") from error
 
 
 def disk_error(path: Path, error: OSError) -> UserError:

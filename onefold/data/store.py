@@ -12,45 +12,56 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onefold.core.errors import UserError
-from onefold.core.files import MANIFEST, atomic_folder, verify_folder
+from onefold.core.files import (
+    MANIFEST,
+    atomic_folder,
+    clear_leftovers,
+    disk_error,
+    exclusive,
+    make_folder,
+    put_back,
+    verify_folder,
+)
 from onefold.core.progress import say
+from onefold.data.facts import FACTS, PROCESSOR, read_contents, read_facts
 from onefold.data.picture_files import decode, encode, fit, spread, with_channels
 from onefold.data.picture_filling import SPLITS, Present, Storage, empty_facts, write
 from onefold.data.picture_scan import UNLABELLED, Layout, Scan
-from onefold.data.picture_sources import open_pictures, picture_stamp
+from onefold.data.picture_sources import PictureSource, open_pictures, picture_stamp
 from onefold.data.pictures import ENDS, Pictures
-from onefold.data.records import INDEX, Column, Records, find_damage
+from onefold.data.records import INDEX, Column, Records, RecordsDamaged, find_damage
 
-FACTS, PROCESSOR = "data.json", "processor"
 SHEET, SHEET_SIDE = 64, 128  # frames of a clip that a sample shows at most, and their shorter side
 
 
-def build(source: str | Path, out: str | Path, workers: int | None = None, **settings: Any) -> dict[str, Any]:
+def build(source: str | Path, out: str | Path, /, workers: int | None = None, **settings: Any) -> dict[str, Any]:
     """Make a store at `out` of the pictures at `source` (picture_sources.open_pictures); returns its facts.
 
     settings: fields of `Layout`. Raises UserError, naming the picture, when one is bad, and leaves nothing at `out`
-    then.
+    then; also where another process is writing there.
     """
-    layout, target = Layout.from_dict(settings), Path(out)
-    if target.exists():
-        raise UserError(f"{out} exists already: name another place, remove it first, or add to it with --append")
-    with atomic_folder(target) as folder:
-        facts = fill(folder, source, layout, workers)
-        contents = {"stamps": {str(source): picture_stamp(source)}, "facts": facts}
-        (folder / FACTS).write_text(json.dumps(contents, indent=1))
+    layout, target = Layout.from_dict(settings), _expanded(out).resolve()
+    with _alone(target):
+        if target.exists():
+            raise UserError(f"{out} exists already: name another place, remove it first, or add to it with --append")
+        with atomic_folder(target) as folder:
+            facts = fill(folder, source, layout, _threads(workers))
+            contents = {"stamps": {str(source): picture_stamp(source)}, "facts": facts}
+            (folder / FACTS).write_text(json.dumps(contents, indent=1))
     return facts
 
 
 def fill(folder: Path, source: str | Path, layout: Layout, workers: int | None = None) -> dict[str, Any]:
     """Write the records of both splits below `folder`; returns the facts, which the caller keeps."""
-    pictures = open_pictures(source, layout.image, layout.label)
+    pictures = _pictures(source, layout)
     scan = Scan.of(pictures, layout, workers)
     storage = Storage.of(scan, layout)
     facts = write(folder, pictures, scan, storage, empty_facts(scan, storage, layout), Present.nothing(), workers)
@@ -61,6 +72,7 @@ def fill(folder: Path, source: str | Path, layout: Layout, workers: int | None =
 def append(
     source: str | Path,
     out: str | Path,
+    /,
     workers: int | None = None,
     new_classes: bool = False,
     **settings: Any,
@@ -69,49 +81,60 @@ def append(
 
     Pictures that are in it already are left out. Labels keep their numbers; new_classes: classes that the store has
     not get the next ones. settings: held_out, image, label and skip_bad of `Layout`. A source without a split of its
-    own adds to training alone where the store's split came from its source. Raises UserError when that cannot be, and
-    leaves the store as it was then; whoever has it open goes on reading what it was.
+    own adds to training alone where the store's split came from its source. Raises UserError when that cannot be, also
+    while another process writes to the store, and leaves it as it was then; whoever has it open goes on reading what it
+    was.
     """
-    target = Path(os.path.expanduser(out)).resolve()
-    facts, before = _appendable(target, out), (target / FACTS).read_text()
+    target = _expanded(out).resolve()
+    if not is_store(target):
+        raise UserError(f"{out} is no store: build one first, without --append")
     if fixed := settings.keys() & {"side", "channels", "raw_bytes", "split_seed", "frames"}:
         raise UserError(f"{min(fixed)} is that of the store: leave it out, or build another store")
+    with _alone(target):
+        return _append(source, out, target, _threads(workers), new_classes, settings)
+
+
+def _append(
+    source: str | Path,
+    out: str | Path,
+    target: Path,
+    workers: int | None,
+    new_classes: bool,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """`append`, while nobody else writes."""
+    contents = _appendable(target, out)
+    facts = contents["facts"]
     share = facts["held_out_share"] if facts["split"] == "chosen" else 0.0
     layout = Layout.from_dict(
         {"held_out": share, "split_seed": facts["split_seed"], "frames": facts["frames"], **settings}
     )
-    pictures = open_pictures(source, layout.image, layout.label)
+    pictures = _pictures(source, layout)
     scan = Scan.of(pictures, layout, workers)
-    facts["classes"] += _added_classes(scan.classes, facts["classes"], source, out, new_classes)
+    added = _added_classes(scan.classes, facts["classes"], source, out, new_classes)
     storage = Storage(facts["shape"] and tuple(facts["shape"]), facts["channels"], facts["side"], facts["frames"])
     if storage.channels == 1 < scan.channels():
         say(f"{source} has colours, but {out} is a store of grey pictures, which they become")
     present = Present.of(target)
     if not len(np.setdiff1d(np.delete(scan.keys, list(scan.bad)), present.keys)):
         say(f"{out} is left as it was: all {scan.count:,} pictures of {source} are in it already")
-        return _facts(target)
-    shards = {f"{split}/{name}" for split in SPLITS for name in _shards(target / split)}
+        return facts
+    shards = _shards(target)
     listed = json.loads((target / MANIFEST).read_text()) if (target / MANIFEST).is_file() else {}
     with atomic_folder(target, {name: listed[name] for name in shards & listed.keys()}) as folder:
-        for file in sorted(f for f in target.rglob("*") if f.is_file()):
-            name = file.relative_to(target).as_posix()
-            if name in shards or (file.suffix != ".arrow" and name not in (FACTS, MANIFEST)):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                _link(file, folder / name)
-        images = sum(facts[split]["images"] for split in SPLITS)
-        facts = write(folder, pictures, scan, storage, facts, present, workers)
-        contents = json.loads(before)
+        _carry_over(target, folder, shards)
+        grown = write(folder, pictures, scan, storage, {**facts, "classes": facts["classes"] + added}, present, workers)
         contents["stamps"][str(source)] = picture_stamp(source)
-        (folder / FACTS).write_text(json.dumps(contents | {"facts": facts}, indent=1))
-        if (target / FACTS).read_text() != before:
-            raise UserError(f"{out} was changed meanwhile: append again")
-    say(f"{sum(facts[split]['images'] for split in SPLITS) - images:,} added; {describe(facts)}")
-    return facts
+        (folder / FACTS).write_text(json.dumps(contents | {"facts": grown}, indent=1))
+    more = sum(grown[split]["images"] - facts[split]["images"] for split in SPLITS)
+    say(f"{more:,} added; {describe(grown)}")
+    return grown
 
 
 def is_store(path: str | Path) -> bool:
     """Whether `build` made what lies at `path`."""
-    folder = Path(os.path.expanduser(path))
+    folder = _expanded(path)
+    put_back(folder)
     return (folder / FACTS).is_file() and (folder / "train" / INDEX).is_file()
 
 
@@ -121,7 +144,7 @@ def info(path: str | Path) -> dict[str, Any]:
     Reads no rows. Raises UserError when there are no records.
     """
     described = {}
-    for name, folder in _stores(Path(path)).items():
+    for name, folder in _stores(_expanded(path)).items():
         records = Records(folder)
         described[name] = {
             "rows": len(records),
@@ -129,14 +152,24 @@ def info(path: str | Path) -> dict[str, Any]:
             "bytes": sum(f.stat().st_size for f in folder.glob("*.arrow")),
             "columns": {name: _type(name, records.columns) for name in records.columns},
         }
-    return {"facts": _facts(Path(path)), "records": described}
+    return {"facts": _facts(_expanded(path)), "records": described}
 
 
 def verify(path: str | Path) -> list[str]:
-    """What is damaged at `path`, a line each, with the page and its rows; empty when every checksum is right."""
-    problems = [line for folder in _stores(Path(path)).values() for line in find_damage(folder)]
-    if not problems and (Path(path) / FACTS).is_file():
-        problems = verify_folder(Path(path))  # the other files
+    """What is damaged at `path`, a line each, with the page and its rows; empty when every checksum is right.
+
+    Every file is read once. Raises UserError when there are no records.
+    """
+    problems, compared, stores = [], set(), _stores(_expanded(path))
+    for name, folder in stores.items():
+        try:
+            problems += find_damage(folder)
+            compared |= {f"{name}/{shard}" for shard in _named(folder)}
+        except RecordsDamaged as error:
+            problems.append(str(error))
+            compared.add(f"{name}/{INDEX}")
+    if SPLITS[0] in stores and not (_expanded(path) / INDEX).is_file():  # the other files
+        problems += verify_folder(_expanded(path), compared)
     return problems
 
 
@@ -147,7 +180,7 @@ def sample(path: str | Path, out: str | Path, count: int = 16, split: str | None
 
     split: which of the records; None: the first. Raises UserError when there is nothing to show.
     """
-    stores = _stores(Path(path))
+    stores = _stores(_expanded(path))
     if split is not None and split not in stores:
         raise UserError(f"{path} has no {split}: there are {', '.join(stores)}")
     records = Records(stores[split or next(iter(stores))])
@@ -156,17 +189,20 @@ def sample(path: str | Path, out: str | Path, count: int = 16, split: str | None
         shown = [name for name, column in records.columns.items() if column.dtype == "text" and name != "name"]
     if not shown or not len(records):
         raise UserError(f"{path} holds no pictures and no texts to show")
-    classes = (_facts(Path(path)) or {}).get("classes", [])
+    classes = _facts(_expanded(path)).get("classes", [])
     rows = np.sort(np.random.default_rng(seed).permutation(len(records))[:count]).tolist()
-    Path(out).mkdir(parents=True, exist_ok=True)
-    written = []
+    written, place = [], _expanded(out)
+    make_folder(place)
     for row in rows:
         label = int(records["label"][row]) if "label" in records.columns else UNLABELLED
         named = f"{row:06}" + (f"-{_plain(classes[label])}" if 0 <= label < len(classes) else "")
         for column in shown:
             content, suffix = _shown(records, column, row)
-            file = Path(out) / f"{named}{'' if len(shown) == 1 else '-' + _plain(column)}{suffix}"
-            file.write_bytes(content)
+            file = place / f"{named}{'' if len(shown) == 1 else '-' + _plain(column)}{suffix}"
+            try:
+                file.write_bytes(content)
+            except OSError as error:
+                raise disk_error(file, error) from error
             written.append(file)
     return written
 
@@ -184,16 +220,35 @@ def describe(facts: dict[str, Any]) -> str:
     )
 
 
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Nobody else writes at `target` meanwhile, and what killed processes left there is gone."""
+    make_folder(target.parent)
+    with exclusive(target):
+        clear_leftovers(target.parent, target.name)
+        yield
+
+
 def _appendable(target: Path, out: str | Path) -> dict[str, Any]:
-    """The facts of a store that can be added to."""
-    if not is_store(target):
-        raise UserError(f"{out} is no store: build one first, without --append")
+    """The contents of `data.json` of a store that can be added to."""
     if (target / PROCESSOR).exists():
         raise UserError(f"{out} was prepared for a run: append to a store that `onefold data build` made")
-    facts = _facts(target)
-    if "sources" not in facts:
+    contents = read_contents(target)
+    if "sources" not in contents["facts"]:
         raise UserError(f"{out} was built by an older Onefold, which kept too little to add to it: build it anew")
-    return facts
+    return contents
+
+
+def _pictures(source: str | Path, layout: Layout) -> PictureSource:
+    if is_store(source):
+        raise UserError(f"{source} is a store already: give the pictures that it was made of")
+    return open_pictures(source, layout.image, layout.label)
+
+
+def _threads(workers: Any) -> int | None:
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise UserError(f"workers is a number of threads, not {workers!r}")
+    return workers
 
 
 def _added_classes(
@@ -212,8 +267,22 @@ def _added_classes(
     return added
 
 
-def _shards(folder: Path) -> list[str]:
+def _named(folder: Path) -> list[str]:
+    """The shards of records."""
     return [shard["file"] for shard in json.loads((folder / INDEX).read_text())["shards"]]
+
+
+def _shards(target: Path) -> set[str]:
+    return {f"{split}/{name}" for split in SPLITS for name in _named(target / split)}
+
+
+def _carry_over(target: Path, folder: Path, shards: Collection[str]) -> None:
+    """Link the files of a store into `folder`, but for those that are written anew and shards that nobody names."""
+    indices = (f"{split}/{INDEX}" for split in SPLITS)  # a walk enters no split that is a link to a folder elsewhere
+    others = (f.relative_to(target).as_posix() for f in target.rglob("*") if f.is_file() and f.suffix != ".arrow")
+    for name in sorted({*shards, *indices, *others} - {FACTS, MANIFEST}):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        _link((target / name).resolve(), folder / name)
 
 
 def _link(file: Path, to: Path) -> None:
@@ -226,6 +295,7 @@ def _link(file: Path, to: Path) -> None:
 
 def _stores(path: Path) -> dict[str, Path]:
     """The records at or directly below a path, by name."""
+    put_back(path)
     if (path / INDEX).is_file():
         return {path.name: path}
     below = {folder.parent.name: folder.parent for folder in sorted(path.glob(f"*/{INDEX}"))}
@@ -235,12 +305,11 @@ def _stores(path: Path) -> dict[str, Path]:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / FACTS).read_text())["facts"]
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path / FACTS} is damaged") from None
+    return read_facts(path) if (path / FACTS).exists() else {}
+
+
+def _expanded(path: str | Path) -> Path:
+    return Path(os.path.expanduser(path))
 
 
 def _type(name: str, columns: Mapping[str, Column]) -> str:

@@ -146,9 +146,9 @@ def test_only_failures_to_write_are_told_as_such(tmp_path):
 def test_a_parent_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "a", tmp_path / "file" / "in" / "a"):
-        with pytest.raises(UserError, match="could not write"):
+        with pytest.raises(UserError, match=f"could not make the folder {path.parent}"):
             atomic_write(path, "a")
-        with pytest.raises(UserError, match="could not write"), atomic_folder(path):
+        with pytest.raises(UserError, match=f"could not make the folder {path.parent}"), atomic_folder(path):
             pass
         with pytest.raises(UserError, match="could not write"), exclusive(path):
             pass

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onefold.core import files as core_files
 from onefold.core.errors import UserError
+from onefold.core.files import MANIFEST
+from onefold.data import records
 from onefold.data.picture_scan import Layout
 from onefold.data.picture_sources import open_pictures
 from onefold.data.pictures import encoded_record, picture_columns
@@ -235,6 +238,7 @@ def test_a_class_of_one_picture_is_told(tmp_path, capsys):
 def test_mistakes_are_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "there").mkdir()
+    build("digits", tmp_path / "store")
     for source, out, settings, told in (
         ("digits", "there", {}, "exists already"),
         ("digits", "new", {"sides": 8}, "did you mean side"),
@@ -242,13 +246,21 @@ def test_mistakes_are_one_line(tmp_path):
         ("digits", "new", {"channels": 2}, "channels"),
         (tmp_path / "empty", "new", {}, "holds no pictures"),
         (tmp_path / "nowhere", "new", {}, "does not exist"),
+        ("digits", "new", {"workers": 0}, "workers is a number of threads, not 0"),
+        ("digits", "new", {"workers": "two"}, "not 'two'"),
+        ("digits", "new", {"source": "a", "out": "b"}, "no setting named source"),
+        (tmp_path / "store", "new", {}, "is a store already"),
+        ("digits", "store/data.json/in/new", {}, "could not make the folder .*store/data.json/in"),
     ):
         with pytest.raises(UserError, match=told):
             build(source, tmp_path / out, **settings)
+        assert not list(tmp_path.glob(".*"))
     for look in (info, verify, lambda path: sample(path, tmp_path / "out")):
         with pytest.raises(UserError, match="no records"):
             look(tmp_path / "there")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "there"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "store", "there"]
+    with pytest.raises(UserError, match="could not make the folder"):
+        sample(tmp_path / "store", tmp_path / "store" / "data.json")
 
 
 def test_fill_writes_into_a_folder_of_the_caller(tmp_path):
@@ -279,6 +291,30 @@ def test_verify_names_shard_page_and_other_files(tmp_path):
     shard.write_bytes(content)
     [problem] = verify(tmp_path / "store")
     assert "train/00000.arrow is damaged: the checksum of page 0 (rows 0 to 1,616)" in problem
+    for file in ("held_out/records.json", "data.json"):
+        (tmp_path / "store" / file).write_text("{")
+    problems = verify(tmp_path / "store")
+    for file, problem in zip(("train/00000.arrow", "held_out/records.json", "data.json"), problems, strict=True):
+        assert file in problem
+    facts.unlink()
+    assert [problem for problem in verify(tmp_path / "store") if problem.endswith("data.json: missing")]
+
+
+def test_verify_reads_every_file_once(tmp_path, monkeypatch):
+    build("digits", tmp_path / "store")
+    read, checksums, digest = [], records._checksums, core_files.digest_file
+    monkeypatch.setattr(records, "_checksums", lambda file, *_: read.append(file) or checksums(file, *_))
+    monkeypatch.setattr(core_files, "digest_file", lambda file: read.append(file) or digest(file))
+    assert verify(tmp_path / "store") == []
+    assert sorted(read) == sorted(f for f in (tmp_path / "store").rglob("*") if f.is_file() and f.name != MANIFEST)
+
+
+def test_a_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    build("digits", "~/store")
+    assert verify("~/store") == []
+    assert info("~/store")["facts"]["classes"] == list("0123456789")
+    assert sample("~/store", "~/look", 1)[0].parent == tmp_path / "look"
 
 
 def test_samples_are_files_to_look_at(tmp_path):

@@ -2,15 +2,17 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onefold.core.errors import UserError
+from onefold.core.files import exclusive
 from onefold.data import picture_filling, store
 from onefold.data.images import ImageData
 from onefold.data.records import Records
-from onefold.data.store import append, build, info, verify
+from onefold.data.store import append, build, info, sample, verify
 from tests.data.picture_makers import class_folders, encoded, noise
 from tests.data.test_store import stored
 
@@ -151,21 +153,75 @@ def test_an_append_that_is_killed_leaves_a_whole_store(tmp_path, birds, number):
     assert len(stored(tmp_path / "store")) == 640
 
 
-def test_a_store_that_changed_meanwhile_is_not_replaced(tmp_path, birds, monkeypatch):
+def test_one_writes_to_a_store_at_a_time(tmp_path, birds, monkeypatch):
     more(tmp_path / "b")
     more(tmp_path / "c", seed=2000)
-    write = store.write
+    write, refused = store.write, []
 
     def interleaved(*arguments):
-        monkeypatch.setattr(store, "write", write)
-        append(tmp_path / "c", tmp_path / "store")
+        for work, out in ((append, "store"), (append, "link"), (build, "new")):
+            with pytest.raises(UserError, match="another process is writing") as error:
+                work(tmp_path / "c", tmp_path / out)
+            refused.append(str(error.value))
         return write(*arguments)
 
-    monkeypatch.setattr(store, "write", interleaved)
-    with pytest.raises(UserError, match="changed meanwhile"):
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    with exclusive(tmp_path / "new"):
+        monkeypatch.setattr(store, "write", interleaved)
         append(tmp_path / "b", tmp_path / "store")
-    assert len(stored(tmp_path / "store")) == 60
+    monkeypatch.undo()
+    assert [line.count("\n") for line in refused] == [0, 0, 0]
+    append(tmp_path / "c", tmp_path / "link")
+    assert len(stored(tmp_path / "store")) == 80
     assert verify(tmp_path / "store") == []
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_store_that_a_kill_has_moved_aside_is_put_back(tmp_path, birds):
+    """Between the two renames of an append, which killed `half` way leaves behind."""
+    before = files(tmp_path / "store")
+
+    def half():
+        (tmp_path / ".store.old-1").mkdir()
+        (tmp_path / "store").rename(tmp_path / ".store.old-1" / "store")
+        (tmp_path / ".store.writing-1").mkdir()
+
+    ways = (
+        verify,
+        info,
+        lambda path: sample(path, tmp_path / "look"),
+        lambda path: ImageData(path=str(path), side=7).prepare(tmp_path / "run"),
+    )
+    for way in ways:
+        half()
+        way(tmp_path / "store")
+        assert files(tmp_path / "store") == before
+        assert not list(tmp_path.glob(".*"))
+    half()
+    with pytest.raises(UserError, match="exists already"):
+        build(tmp_path / "a", tmp_path / "store")
+    half()
+    append(more(tmp_path / "b"), tmp_path / "store")
+    assert len(stored(tmp_path / "store")) == 60
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_splits_and_shards_that_lie_elsewhere_are_kept(tmp_path, birds):
+    target = tmp_path / "store"
+    (target / "held_out").rename(tmp_path / "elsewhere")
+    (target / "held_out").symlink_to(tmp_path / "elsewhere")
+    (target / "train" / "00000.arrow").rename(tmp_path / "shard")
+    (target / "train" / "00000.arrow").symlink_to(Path("..", "..", "shard"))
+    old = stored(target)
+    append(more(tmp_path / "b"), target)
+    assert stored(target).keys() > old.keys()
+    assert len(stored(target)) == 60
+    assert verify(target) == []
+    (target / "held_out" / "00000.arrow").unlink()
+    before = files(target)
+    with pytest.raises(UserError, match=r"held_out/00000\.arrow is missing"):
+        append(more(tmp_path / "c", seed=2000), target)
+    assert files(target) == before
 
 
 def test_new_pictures_are_stored_as_those_that_are_there(tmp_path):

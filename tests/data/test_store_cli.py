@@ -37,6 +37,8 @@ def test_a_store_is_added_to(tmp_path):
     assert call("build", class_folders(tmp_path / "a", each=10), store).exit_code == 0
     more = class_folders(tmp_path / "b", ("ape",), each=5, size=(9, 7, 1))
     assert "--append" in str(call("build", more, store).exception)
+    again = call("build", tmp_path / "a", store, "--append", "workers=2")
+    assert (again.exit_code, again.stdout) == (0, "")  # it was left as it was
     assert "--new-classes" in str(call("build", more, store, "--append").exception)
     assert isinstance(call("build", more, tmp_path / "other", "--new-classes").exception, UserError)
     assert call("build", more, store, "held_out=0", "--append", "--new-classes").exit_code == 0
@@ -49,6 +51,9 @@ def test_a_store_is_added_to(tmp_path):
 def test_mistakes_reach_the_command_line_as_user_errors(tmp_path):
     assert isinstance(call("build", "digits", tmp_path / "s", "sides=3").exception, UserError)
     assert isinstance(call("build", tmp_path / "nowhere", tmp_path / "s").exception, UserError)
+    for setting in ("source=a", "out=b", "workers=two"):
+        for way in ((), ("--append",)):
+            assert isinstance(call("build", "digits", tmp_path / "s", setting, *way).exception, UserError)
 
 
 @pytest.mark.parametrize("verb", ["build", "info", "verify", "sample"])
