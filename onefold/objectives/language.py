@@ -38,16 +38,23 @@ class MaskedAndNext(Config):
 
     kind: Literal["masked_and_next"] = "masked_and_next"
 
-    def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, TokenBatch, int], Loss]:
-        def loss(model: nn.Module, batch: TokenBatch, step: int) -> Loss:
-            if batch.classes is None:
-                raise UserError("objective masked_and_next needs pairs of passages: set data.next_sentence=true")
-            features = model.features(*batch.inputs())
-            tokens = token_loss(model, features, batch)
-            follows = soft_cross_entropy(model.classify(features).float(), batch.classes)
-            return Loss({**tokens.terms, "next": follows.terms["ce"]}, follows.metrics)
+    def build(self, frozen: Mapping[str, Any] | None = None) -> "BothTasks":
+        return BothTasks()
 
-        return loss
+
+class BothTasks:
+    """What MaskedAndNext builds: called as any objective, and tells what its two terms count before the model runs."""
+
+    def __call__(self, model: nn.Module, batch: TokenBatch, step: int) -> Loss:
+        if batch.classes is None:
+            raise UserError("objective masked_and_next needs pairs of passages: set data.next_sentence=true")
+        features = model.features(*batch.inputs())
+        tokens = token_loss(model, features, batch)
+        follows = soft_cross_entropy(model.classify(features).float(), batch.classes)
+        return Loss({**tokens.terms, "next": follows.terms["ce"]}, follows.metrics)
+
+    def counts(self, batch: TokenBatch) -> dict[str, Tensor]:
+        return {"ce": batch.weights.sum(), "next": batch.weights.new_tensor(batch.rows)}
 
 
 def token_loss(model: nn.Module, features: Float[Tensor, "B T D"], batch: TokenBatch, z_loss: float = 0.0) -> Loss:

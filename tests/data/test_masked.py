@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -12,6 +13,9 @@ from onefold.data.tokenizer import ENCODER_TOKENS
 from onefold.models.encoder_families import bert
 from onefold.models.families import gpt2
 from onefold.objectives.language import MaskedAndNext, NextToken
+from onefold.training.optim import AdamWConfig
+from onefold.training.run import Run, train
+from onefold.training.trainer import TrainerConfig
 
 SMALL = {"context": 32, "tokenizer": {"vocab": 320}, "held_out": 0.1}
 START, PAD, END, _, MASK = range(5)
@@ -219,3 +223,25 @@ def test_pairs_are_asked_for_where_there_are_none(prepare):
     model = bert().but({"vocab": 320, "width": 16, "depth": 1, "context": 32, "block.mixer.heads": 2}).build()
     with pytest.raises(UserError, match=r"set data\.next_sentence=true"):
         MaskedAndNext().build()(model, epoch(prepare(), 0)[0], 0)
+
+
+def test_a_run_learns_both_tasks_and_resumes(folder, tmp_path):
+    model = bert().but({"vocab": 320, "width": 16, "depth": 1, "context": 32, "block": {"mixer": {"heads": 2}}})
+    run = Run(
+        data=MaskedTextData(sources=str(folder), next_sentence=True).but(SMALL),
+        model=model.but({"block.ffn.width": 32}),
+        objective=MaskedAndNext(),
+        optimizer=AdamWConfig(lr=1e-2),
+        trainer=TrainerConfig(steps=12, batch=8, micro_batch=3, checkpoint_every=4),
+        out=tmp_path / "whole",
+    )
+    whole = train(run)
+    first, final = whole.log[0], whole.log[-1]
+    assert final["ce"] < first["ce"]
+    assert set(final["held_out"]) == {"loss", "ce", "next", "accuracy"}
+    assert final["held_out"]["loss"] == pytest.approx(final["held_out"]["ce"] + final["held_out"]["next"])
+    train(run.but({"out": str(tmp_path / "parts"), "trainer.keep": 9}))
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "12")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "8")
+    again = train(run.but({"out": str(tmp_path / "parts"), "trainer.keep": 9}))
+    assert [r["loss"] for r in again.log] == [r["loss"] for r in whole.log]
