@@ -176,21 +176,44 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
         evaluate_text(as_writer(loaded, model), **given)
 
 
-@app.command(epilog=example("onefold classify runs/vit photo.jpg", "onefold classify runs/vit photos/*.jpg --top 1"))
+@app.command(
+    epilog=example(
+        "onefold classify runs/vit photo.jpg",
+        "onefold classify runs/vit photos/*.jpg --top 1",
+        "onefold classify runs/reviews 'a fine film'",
+    )
+)
 def classify(
     model: ModelPath,
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE…", help="Files of pictures")],
+    given: Annotated[list[str], typer.Argument(metavar="PICTURE|TEXT…", help="Files of pictures, or texts")],
     top: Annotated[int, typer.Option(help="How many classes to name", min=1)] = 3,
     device: Device = "auto",
 ):
-    """Say what is in pictures."""
-    from onefold.infer.classify import Classifier
+    """Say what is in pictures, or of which kind texts are."""
+    from onefold.infer.model import Model
 
     loaded = _open(model, device)
-    if not isinstance(loaded, Classifier):
-        raise UserError(f"{model} is a model of text, not of pictures")
-    for picture, found in zip(pictures, loaded.best(pictures, top)):
-        print(f"{picture}: " + ", ".join(f"{name} {share:.1%}" for name, share in found))
+    if isinstance(loaded, Model):
+        raise UserError(f"{model} writes text and classifies nothing: try onefold generate {model} PROMPT")
+    for thing, found in zip(given, loaded.best(given, top)):
+        print(f"{thing}: " + ", ".join(f"{name} {share:.1%}" for name, share in found))
+
+
+@app.command(epilog=example("onefold fill runs/roberta 'Paris is the <mask> of France.'"))
+def fill(
+    model: ModelPath,
+    text: Annotated[str, typer.Argument(help="Text with the model's mask token where words are missing")],
+    top: Annotated[int, typer.Option(help="How many tokens to name for each", min=1)] = 5,
+    device: Device = "auto",
+):
+    """Say which words could stand where a text hides them."""
+    from onefold.infer.text_encoder import TextEncoder
+
+    loaded = _open(model, device)
+    if not isinstance(loaded, TextEncoder):
+        raise UserError(f"{model} does not read around hidden words: that takes an encoder (BERT, RoBERTa, …)")
+    for found in loaded.fill_mask(text, top):
+        print(", ".join(f"{token} {share:.1%}" for token, share in found))
 
 
 @app.command(epilog=example("onefold compare runs/a runs/b", "onefold compare runs/* --html compare.html"))

@@ -80,6 +80,14 @@ class TextEncoder(OpenedText):
             found[rows] = self.network.classify(features).float().softmax(-1).cpu()
         return found
 
+    def best(self, texts: Sequence[str], top: int = 5) -> list[list[tuple[str, float]]]:
+        """For each text its likeliest classes with their probabilities, the likeliest first."""
+        values, places = self.classify(texts).topk(min(top, len(self.classes)))
+        return [
+            [(self.classes[i], share) for i, share in zip(row, shares)]
+            for row, shares in zip(places.tolist(), values.tolist())
+        ]
+
     def _read(
         self, texts: Sequence[str], others: Sequence[str] | None = None
     ) -> Iterator[tuple[list[int], Float[Tensor, "B T D"], Tensor]]:

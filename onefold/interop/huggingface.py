@@ -69,6 +69,12 @@ def save_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None" 
     kind = dtype_named(dtype) or next(iter(weights.values())).dtype
     tokenizer = loaded.tokenizer
     tokens = token_ids(tokenizer) if tokenizer else {}
+    counted, pad = written.get("pad_token_id"), tokens.get("pad_token_id")
+    if None not in (counted, pad) and counted != pad:
+        raise UserError(
+            f"{family.name} counts positions from its padding token, which is {counted} there and {pad} in the "
+            "tokenizer; save it with format='onefold'"
+        )
     if (names := loaded.card.get("classes")) and "id2label" in written and len(names) == len(written["id2label"]):
         written["id2label"] = {str(i): name for i, name in enumerate(names)}
         written["label2id"] = {name: i for i, name in enumerate(names)}

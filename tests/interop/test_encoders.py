@@ -257,6 +257,13 @@ def test_tokenizers_travel_with_encoders(folder, tmp_path):
     assert again.encode_framed(TEXTS) == loaded.tokenizer.encode_framed(TEXTS)
 
 
+def test_positions_that_the_padding_token_decides_are_not_written_wrong(folder, tmp_path):
+    path, _ = folder("RobertaForMaskedLM")
+    (path / "vocab.txt").write_text("\n".join(LINES))  # [PAD] is 0, its files count from 1
+    with pytest.raises(UserError, match="counts positions from its padding token, which is 1 there and 0"):
+        save_folder(tmp_path / "ours", load_folder(path))
+
+
 def package(name: str, pattern: str) -> Path:
     """The folder of published weights that a package brings along; nothing of it is run."""
     spec = importlib.util.find_spec(name)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from onefold.data.tokenizer import ENCODER_TOKENS
+from onefold.models.encoder_families import albert
 from onefold.training.parallel import Unit
 from onefold.training.run import Run, train
 
@@ -82,6 +84,23 @@ def test_two_processes_are_one(make_run, kind, bound):
     train(two.but({"trainer.steps": 24}))
     for a, b in zip(log(one), log(two), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=2 * bound)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_where_layers_and_the_embedding_are_shared(make_run, corpus):
+    """An ALBERT, whose blocks are units that are applied several times, with the embedding in its masked head."""
+    sizes = {"vocab": 300, "width": 18, "depth": 4, "context": 24, "block.mixer.heads": 3, "block.ffn.width": 40}
+    model = albert().but(sizes | {"embed.width": 10, "groups": 2, "pooler": False, "classes": 0})
+    tokenizer = {"kind": "bpe", "vocab": 280, "special": list(ENCODER_TOKENS)}
+    data = {"kind": "masked_text", "sources": [str(corpus)], "context": 24, "tokenizer": tokenizer}
+    changes = {"data": data, "model": model, "optimizer": {"kind": "adamw", "lr": 0.01}, "trainer.micro_batch": 2}
+    one, two = make_run(changes), make_run({**changes, "out": make_run().out.with_name("two")})
+    train(one)
+    train_with_two(two)
+    for a, b in zip(log(one), log(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    for name, tensor in weights(one, 12).items():
+        torch.testing.assert_close(tensor, weights(two, 12)[name], atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
