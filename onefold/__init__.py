@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onefold.infer.model import load as load
+    from onefold.interop.word_vectors import load_vectors as load_vectors
     from onefold.recipes import train as train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "train"]
+__all__ = ["__version__", "load", "load_vectors", "train"]
 
 # Takes effect where torch is not there yet. OpenMP threads that wait for each other spin for milliseconds. Where
 # another program wants the same core, the one that is waited for does not get it, and a training step takes ten
@@ -24,7 +25,11 @@ __all__ = ["__version__", "load", "train"]
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Importing torch takes seconds; `import onefold` and `onefold --help` must not pay for it.
-_LAZY = {"load": "onefold.infer.model", "train": "onefold.recipes"}
+_LAZY = {
+    "load": "onefold.infer.model",
+    "load_vectors": "onefold.interop.word_vectors",
+    "train": "onefold.recipes",
+}
 
 
 def __getattr__(name: str):

@@ -11,7 +11,6 @@ pytest.importorskip("numba")
 
 import onefold
 from onefold.core.errors import UserError
-from onefold.interop.word_vectors import load_vectors
 from onefold.training import glove, skipgram, words
 from onefold.training.glove import Glove
 from onefold.training.skipgram import SkipGram
@@ -91,7 +90,7 @@ def test_a_run_is_reached_and_left_like_any_other(text, tmp_path):
     assert result.status == "finished"
     again = onefold.train(tmp_path / "run")  # its config.json says what it is
     assert (again.step, again.vectors.words) == (result.step, result.vectors.words)
-    found = load_vectors(tmp_path / "run")
+    found = onefold.load_vectors(tmp_path / "run")
     assert found.words == result.vectors.words
     assert (found.matrix == result.vectors.matrix).all()
     record = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
