@@ -14,8 +14,9 @@ from onefold.core import dist
 from onefold.core.batch import TokenBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.core.files import atomic_folder, verify_folder
+from onefold.core.files import atomic_folder, put_back, verify_folder
 from onefold.core.progress import say
+from onefold.data.facts import FACTS, PROCESSOR, read_contents, read_facts
 from onefold.data.loader import Evaluation, Loader, gather
 from onefold.data.plan import Plan, plan_evaluation, plan_mixture, plan_rows
 from onefold.data.records import Column, Records, RecordsWriter
@@ -24,7 +25,6 @@ from onefold.data.tokenizer import Tokenizer
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
-FACTS, PROCESSOR = "data.json", "processor"
 LAYOUT = 2  # of a prepared folder; with another number, those of older versions are left alone and made anew
 
 
@@ -41,7 +41,7 @@ class Dataset:
 
     def __init__(self, folder: Path, context: int, shares: Sequence[float] | None = None):
         """shares: of all training tokens, one for each source; None: every document once in an epoch."""
-        self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())["facts"]
+        self.facts: dict[str, Any] = read_facts(folder)
         self.processor = self.tokenizer = Tokenizer.load(folder / PROCESSOR)
         self.context, self._shares = context, shares
         self._records = {split: Records(folder / split, verify=False) for split in SPLITS}
@@ -224,6 +224,7 @@ def prepared(
 
 def _wanting(target: Path, stamps: Mapping[str, str | None], keep: bool) -> bool:
     gone = [path for path, stamp in stamps.items() if stamp is None]
+    put_back(target)
     if not target.exists():
         if gone:
             raise UserError(f"{gone[0]} does not exist: give a folder or file that is there")
@@ -236,7 +237,7 @@ def _wanting(target: Path, stamps: Mapping[str, str | None], keep: bool) -> bool
     if gone:
         say(f"{gone[0]} is gone; going on with what was prepared from it in {target}")
         return False
-    if json.loads((target / FACTS).read_text())["stamps"] == dict(stamps):
+    if read_contents(target)["stamps"] == dict(stamps):
         return False
     if keep:
         say(f"the source has changed since; going on with what was prepared from it in {target}")

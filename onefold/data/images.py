@@ -1,6 +1,5 @@
 """Pictures as training data: a source → records of two splits → batches of bytes, augmented a batch at a time."""
 
-import json
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -15,11 +14,13 @@ from onefold.core.batch import ImageBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.progress import say
-from onefold.data.dataset import FACTS, SPLITS, Split, folder_name, prepared
+from onefold.data.dataset import SPLITS, Split, folder_name, prepared
+from onefold.data.facts import FACTS, read_contents
 from onefold.data.loader import Evaluation, Loader
 from onefold.data.order import Epoch, Kind, plan_epoch
 from onefold.data.picture_batches import PictureBatches, measure
 from onefold.data.picture_reader import PictureReader
+from onefold.data.picture_scan import UNLABELLED
 from onefold.data.picture_sources import DIGITS, picture_stamp
 from onefold.data.records import Records
 from onefold.data.store import Layout, fill, is_store
@@ -99,11 +100,12 @@ class ImageDataset:
     unit = "images"
 
     def __init__(self, folder: Path, config: ImageData, reader: PictureReader | None = None):
-        self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())["facts"]
+        self.facts: dict[str, Any] = read_contents(folder)["facts"]
         if self.facts.get("frames"):
             raise UserError(f"{folder} holds clips, but these models see stills: build a store of them without frames=")
         self.config = config
         self._records = {split: Records(folder / split) for split in SPLITS}
+        _compare(folder, self.facts, self._records)
         if "mean" not in self.facts:  # a store that somebody built
             channels = config.channels or (reader.channels if reader else self.facts["channels"])
             mean, std = measure(self._records["train"].pictures(), channels)
@@ -238,6 +240,27 @@ class ImageDataset:
         if not self.facts[split]["images"]:
             reason = "set held_out above 0" if split == "held_out" else "give more pictures"
             raise UserError(f"the {split} split of the data is empty: {reason}")
+
+
+def _compare(folder: Path, facts: Mapping[str, Any], records: Mapping[str, Records]) -> None:
+    """Raises UserError where the records are not those that `data.json` tells of."""
+    try:
+        wanted, count = {split: facts[split]["images"] for split in SPLITS}, len(facts["classes"])
+    except (KeyError, TypeError):
+        raise UserError(f"{folder / FACTS} is damaged: restore it, or prepare the data again") from None
+    for split, found in records.items():
+        labels = found.strided("label").gather(np.arange(len(found)))
+        if len(labels) != wanted[split]:
+            raise UserError(
+                f"{folder / split} holds {len(labels):,} pictures, but {FACTS} says {wanted[split]:,}: "
+                "restore the store, or build it anew"
+            )
+        strange = (labels < 0) | (labels >= count) if count else labels != UNLABELLED
+        if strange.any():
+            raise UserError(
+                f"{folder / split} has the label {labels[strange][0]}, but {FACTS} names {count} classes: "
+                "restore the store, or build it anew"
+            )
 
 
 def _build(folder: Path, source: str, layout: Layout) -> tuple[PictureReader, dict[str, Any]]:

@@ -17,7 +17,8 @@ from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
 from onefold.data.ahead import to_tensor
 from onefold.data.columns import Column
-from onefold.data.dataset import FACTS, PROCESSOR, SPLITS, Split, fit_tokens, folder_name, prepared
+from onefold.data.dataset import SPLITS, Split, fit_tokens, folder_name, prepared
+from onefold.data.facts import PROCESSOR, read_facts
 from onefold.data.loader import Evaluation, Loader
 from onefold.data.order import Epoch, order_by_length
 from onefold.data.passages import passages
@@ -144,7 +145,7 @@ class LabelledTextDataset:
     unit = "tokens"
 
     def __init__(self, folder: Path, context: int):
-        self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())["facts"]
+        self.facts: dict[str, Any] = read_facts(folder)
         self.processor = self.tokenizer = Tokenizer.load(folder / PROCESSOR)
         self.classes = tuple(self.facts["classes"])
         self.context = context

@@ -1,7 +1,6 @@
 """Text as training data: sources → split by file → tokenizer → records."""
 
 import hashlib
-import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pydantic_core import PydanticCustomError
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
-from onefold.data.dataset import FACTS, LAYOUT, Dataset, SplitWriter, folder_name, is_text_store, prepared
+from onefold.data.dataset import LAYOUT, Dataset, SplitWriter, folder_name, is_text_store, prepared
+from onefold.data.facts import read_contents
 from onefold.data.sources import STDLIB, Document, Skipped, read, stamp
 from onefold.data.split import Split, choose, content_hash
 from onefold.data.tokenizer import BATCH_BYTES, CHAT_TOKENS, END_OF_TEXT, Tokenizer
@@ -129,7 +129,7 @@ class TextData(Config):
         return Path(stores[0]).expanduser() if stores else None
 
     def _stored(self, store: Path, tokenizer: Tokenizer | None) -> Dataset:
-        if json.loads((store / FACTS).read_text()).get("layout") != LAYOUT:
+        if read_contents(store).get("layout") != LAYOUT:
             raise UserError(f"{store} was made by another version of Onefold: build it again")
         dataset = self._open(store, None)
         if tokenizer and tokenizer.digest != dataset.tokenizer.digest:

@@ -4,7 +4,6 @@ Two passes over the text, so that memory holds a vocabulary and a megabyte of te
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from pydantic_core import PydanticCustomError
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
-from onefold.data.dataset import FACTS, PROCESSOR, folder_name, prepared
+from onefold.data.dataset import folder_name, prepared
+from onefold.data.facts import PROCESSOR, read_facts
 from onefold.data.sources import Skipped, read, stamp
 from onefold.data.text import Source, Sources, one_or_many
 
@@ -157,5 +157,4 @@ class WordCorpus:
     @classmethod
     def open(cls, folder: Path) -> Self:
         stream = np.memmap(folder / STREAM, "<i4", "r")
-        facts = json.loads((folder / FACTS).read_text())["facts"]
-        return cls(Vocabulary.load(folder / PROCESSOR), stream, facts)
+        return cls(Vocabulary.load(folder / PROCESSOR), stream, read_facts(folder))

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from onefold.core import files as core_files
 from onefold.core.errors import UserError
 from onefold.core.files import MANIFEST
 from onefold.data import records
+from onefold.data.images import ImageData
 from onefold.data.picture_scan import Layout
 from onefold.data.picture_sources import open_pictures
 from onefold.data.pictures import encoded_record, picture_columns
 from onefold.data.records import Column, Records, RecordsWriter
-from onefold.data.store import build, fill, info, sample, verify
+from onefold.data.store import append, build, fill, info, sample, verify
 from tests.data.picture_makers import class_folders, encoded, idx, noise, smooth
 
 
@@ -355,3 +357,33 @@ def test_samples_of_clips_masks_and_texts(tmp_path):
         out.add(name="a.txt", text="héllo")
     [file] = sample(tmp_path / "text", tmp_path / "texts")
     assert file.read_text(encoding="utf-8") == "héllo"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"stamps": {}, "facts": {"hash": "a"}}', '{"facts": {}}', b"\xff"])
+def test_damaged_facts_are_one_line(tmp_path, content):
+    build("digits", tmp_path / "store")
+    data = ImageData(path=str(tmp_path / "store"))
+    (tmp_path / "store" / "data.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"store/data\.json is damaged"):
+        data.prepare(tmp_path)
+    with pytest.raises(UserError, match=r"store/data\.json is damaged|store was built by an older Onefold"):
+        append("digits", tmp_path / "store")
+
+
+def test_a_store_that_does_not_fit_its_facts_is_told(tmp_path):
+    build("digits", tmp_path / "store", held_out=0.2)
+    data, facts = ImageData(path=str(tmp_path / "store")), tmp_path / "store" / "data.json"
+    whole = facts.read_text()
+    contents = json.loads(whole)
+    contents["facts"]["classes"].pop()
+    facts.write_text(json.dumps(contents))
+    with pytest.raises(UserError, match=r"store/train has the label 9, but data\.json names 9 classes"):
+        data.prepare(tmp_path)
+    contents["facts"]["classes"] = []
+    facts.write_text(json.dumps(contents))
+    with pytest.raises(UserError, match=r"store/train has the label \d, but data\.json names 0 classes"):
+        data.prepare(tmp_path)
+    facts.write_text(whole)
+    shutil.copytree(tmp_path / "store" / "held_out", tmp_path / "store" / "train", dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"store/train holds 359 pictures, but data\.json says 1,438"):
+        data.prepare(tmp_path)
