@@ -52,6 +52,7 @@ class EncoderConfig(Config):
     task: Literal["sequence", "token", "span"] = "sequence"  # what it classifies; "span": where an answer starts, ends
     dropout: float = 0.0  # before the classifier
     contacts: bool = False  # which tokens touch, by regression on attention (ESM-1b)
+    init: Literal["normal", "fan_in"] = "normal"
 
     @model_validator(mode="after")
     def _fits(self) -> "EncoderConfig":
@@ -121,7 +122,12 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Fresh weights: N(0, 0.02) everywhere, as BERT's."""
+        """Fresh weights.
+
+        "normal" is BERT's: N(0, 0.02) everywhere. "fan_in" scales matrices and token vectors to their own width, so
+        that narrow models, too, soon learn more than how often each token occurs.
+        """
+        fan_in = self.config.init == "fan_in"
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -129,6 +135,8 @@ class Encoder(nn.Module):
                 parameter.fill_(1)
             elif name.endswith("_scale"):
                 pass  # as its block made it
+            elif fan_in and not name.startswith(("embed.position.", "embed.type.")):
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
             else:
                 parameter.normal_(std=0.02)
 
