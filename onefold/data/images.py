@@ -74,16 +74,19 @@ class ImageData(Config):
         }
         return Layout(side=self.store_side, channels=channels, **settings)
 
-    def prepare(self, folder: Path, reader: PictureReader | None = None, keep: bool = False) -> "ImageDataset":
+    def prepare(
+        self, folder: Path, reader: PictureReader | None = None, keep: bool = False, state: str | None = None
+    ) -> "ImageDataset":
         """The pictures as records, made in a subfolder of `folder` or found there from an earlier time.
 
         reader: of the model to go on with; its size, channels and scale hold where this config says nothing, and its
         classes where they are the same or more. keep: go on with what was prepared even where the source has changed
-        since. Raises UserError when there are no pictures, or what was prepared is damaged and its source gone.
+        since. state: the hash of what a store was before something was appended, to have that. Raises UserError when
+        there are no pictures, or what was prepared is damaged and its source gone.
         """
         path = os.path.expanduser(self.path)
         if is_store(path):
-            return ImageDataset(Path(path), self, reader)
+            return ImageDataset(Path(path), self, reader, state)
         layout = self.layout(self.channels or (reader.channels if reader else None))
         target = Path(folder) / folder_name("images", {"path": path, **layout.to_dict()})
         prepared(target, {path: picture_stamp(path)}, keep, partial(_build, source=path, layout=layout))
@@ -99,12 +102,16 @@ class ImageDataset:
 
     unit = "images"
 
-    def __init__(self, folder: Path, config: ImageData, reader: PictureReader | None = None):
-        self.facts: dict[str, Any] = read_contents(folder)["facts"]
+    def __init__(self, folder: Path, config: ImageData, reader: PictureReader | None = None, state: str | None = None):
+        """state: which of the states that a store has been in; one that it has never been in changes nothing."""
+        self.facts, earlier = _at(read_contents(folder), state)
+        if earlier:
+            count = self.facts["train"]["images"]
+            say(f"{folder} has been added to since: going on with the {count:,} pictures of then")
         if self.facts.get("frames"):
             raise UserError(f"{folder} holds clips, but these models see stills: build a store of them without frames=")
         self.config = config
-        self._records = {split: Records(folder / split) for split in SPLITS}
+        self._records = {s: Records(folder / s, rows=self.facts[s]["images"] if earlier else None) for s in SPLITS}
         _compare(folder, self.facts, self._records)
         if "mean" not in self.facts:  # a store that somebody built
             channels = config.channels or (reader.channels if reader else self.facts["channels"])
@@ -240,6 +247,15 @@ class ImageDataset:
         if not self.facts[split]["images"]:
             reason = "set held_out above 0" if split == "held_out" else "give more pictures"
             raise UserError(f"the {split} split of the data is empty: {reason}")
+
+
+def _at(contents: Mapping[str, Any], hash: str | None) -> tuple[dict[str, Any], bool]:
+    """(The facts of a store when it had this hash, whether that was before an append); else those of now."""
+    facts = contents["facts"]
+    found = [state for state in contents.get("states", []) if state["hash"] == hash != facts["hash"]]
+    if not found:
+        return facts, False
+    return {**facts, **found[0], "classes": facts["classes"][: found[0]["classes"]]}, True
 
 
 def _compare(folder: Path, facts: Mapping[str, Any], records: Mapping[str, Records]) -> None:

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,18 +40,25 @@ class RecordsDamaged(UserError):
 class Records:
     """A store opened for reading: `len(records)`, `records["tokens"]` is a `Strided` or `Ragged` view."""
 
-    def __init__(self, path: str | Path, verify: bool = False):
+    def __init__(self, path: str | Path, verify: bool = False, rows: int | None = None):
         """Opening reads the index and compares the sizes of files; a shard is mapped when a row of it is asked for.
 
-        `verify` compares all checksums first (seconds for each gigabyte). Raises RecordsDamaged naming the file (with
-        `verify`, and the page), UserError for a newer format; reading a row may raise RecordsDamaged, too.
+        `verify` compares all checksums first (seconds for each gigabyte). rows: how many there were before something
+        was appended; the later ones are left out. Raises RecordsDamaged naming the file (with `verify`, and the page),
+        UserError for a newer format; reading a row may raise RecordsDamaged, too.
         """
         self.path = Path(path)
         index = _read_index(self.path)
         self.columns = _columns(index)
         if verify and (damage := find_damage(self.path)):
             raise RecordsDamaged(damage[0])
-        shards = [_Shard(self.path / shard["file"], shard, self.columns) for shard in index["shards"]]
+        listed = index["shards"]
+        if rows is not None:  # what is appended begins with a new shard
+            ends = [0, *accumulate(shard["rows"] for shard in listed)]
+            if rows not in ends:
+                raise RecordsDamaged(f"{self.path}: no shard ends after {rows:,} rows")
+            listed = listed[: ends.index(rows)]
+        shards = [_Shard(self.path / shard["file"], shard, self.columns) for shard in listed]
         # The first row of each page, and the end: Int[P + 1].
         self.pages = np.cumsum([0, *(rows for shard in shards for rows in shard.rows)])
         places = [(shard, page) for shard in shards for page in range(len(shard.rows))]

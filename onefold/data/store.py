@@ -1,6 +1,6 @@
 """A store of pictures on disk: building it, adding to it, what it holds, whether it is whole, and a look into it.
 
-    out/data.json            what was made of which sources: classes, sizes, counts, hash
+    out/data.json            what was made of which sources: classes, sizes, counts, hash; and before each append
     out/train, out/held_out  records: image (raw, or encoded with image.size), label (-1: none), name, key
 
 Building goes through the source twice: headers, labels and hashes first (picture_scan.py); then the pictures
@@ -79,6 +79,8 @@ def append(
 ) -> dict[str, Any]:
     """Add the pictures at `source` to the store at `out`, stored and split as those in it are; returns its facts.
 
+    Runs that were begun before go on with what the store held then.
+
     Pictures that are in it already are left out. Labels keep their numbers; new_classes: classes that the store has
     not get the next ones. settings: held_out, image, label and skip_bad of `Layout`. A source without a split of its
     own adds to training alone where the store's split came from its source. Raises UserError when that cannot be, also
@@ -125,7 +127,8 @@ def _append(
         _carry_over(target, folder, shards)
         grown = write(folder, pictures, scan, storage, {**facts, "classes": facts["classes"] + added}, present, workers)
         contents["stamps"][str(source)] = picture_stamp(source)
-        (folder / FACTS).write_text(json.dumps(contents | {"facts": grown}, indent=1))
+        contents |= {"facts": grown, "states": [*contents.get("states", []), _state(facts)]}
+        (folder / FACTS).write_text(json.dumps(contents, indent=1))
     more = sum(grown[split]["images"] - facts[split]["images"] for split in SPLITS)
     say(f"{more:,} added; {describe(grown)}")
     return grown
@@ -237,6 +240,12 @@ def _appendable(target: Path, out: str | Path) -> dict[str, Any]:
     if "sources" not in contents["facts"]:
         raise UserError(f"{out} was built by an older Onefold, which kept too little to add to it: build it anew")
     return contents
+
+
+def _state(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells the rows and classes that a store has now from those that come later, so that runs can go on."""
+    counts = {split: {name: facts[split][name] for name in ("images", "bytes")} for split in SPLITS}
+    return {"hash": facts["hash"], "classes": len(facts["classes"]), **counts}
 
 
 def _pictures(source: str | Path, layout: Layout) -> PictureSource:

@@ -122,7 +122,8 @@ def train(run: Run) -> Result:
 def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Path | None, state: TrainState) -> Trainer:
     """Build everything that training needs, from the start or as the checkpoint `good` has it."""
     start = open_model(run.start, "cpu", torch.float32) if run.start and not good else None
-    dataset = run.data.prepare(run.out / "data", first_processor(run, start), keep=True)
+    begun = {"state": read_facts(run.out).get("data")} if isinstance(run.data, ImageData) else {}  # a store may grow
+    dataset = run.data.prepare(run.out / "data", first_processor(run, start), keep=True, **begun)
     config = read_model_config(read_card(good), good / FILE) if good else model_config(run, dataset, start)
     frozen = {name: open_model(path, device).model.requires_grad_(False) for name, path in run.frozen.items()}
     objective = run.objective.build(frozen)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from onefold.core.errors import UserError
 from onefold.core.files import exclusive
@@ -204,6 +205,34 @@ def test_a_store_that_a_kill_has_moved_aside_is_put_back(tmp_path, birds):
     append(more(tmp_path / "b"), tmp_path / "store")
     assert len(stored(tmp_path / "store")) == 60
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_state_before_an_append_is_still_there(tmp_path, birds, capsys):
+    """Its rows, classes, mean and hash, whatever was appended later."""
+    data = ImageData(path=str(tmp_path / "store"))
+    more(tmp_path / "b", ("ape", "dog"), size=(9, 7, 3))
+    then = data.but({"side": 7}).prepare(tmp_path)
+    facts = append(tmp_path / "b", tmp_path / "store", new_classes=True, held_out=0.5)
+    append(more(tmp_path / "c", seed=2000), tmp_path / "store")
+    capsys.readouterr()
+    for state, classes, counts in (
+        (birds["hash"], ("cat", "dog"), [birds[split]["images"] for split in ("train", "held_out")]),
+        (facts["hash"], ("cat", "dog", "ape"), [facts[split]["images"] for split in ("train", "held_out")]),
+    ):
+        dataset = data.but({"side": 7}).prepare(tmp_path, state=state)
+        assert (dataset.facts["hash"], dataset.classes) == (state, classes)
+        assert [dataset.size("train"), dataset.size("held_out")] == counts
+        assert f"going on with the {counts[0]} pictures of then" in capsys.readouterr().err
+    before = data.but({"side": 7}).prepare(tmp_path, state=birds["hash"])
+    assert (before.mean, before.std) == (then.mean, then.std)
+    for split in ("train", "held_out"):
+        old, new = (list(dataset.evaluation(split, 8)) for dataset in (then, before))
+        assert all(torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) for a, b in zip(old, new))
+        assert len(old) == len(new)
+    with then.loader("train", 8, 3) as one, before.loader("train", 8, 3) as other:
+        for a, b, _ in zip(one, other, range(12)):
+            assert torch.equal(a.images, b.images)
+    assert data.but({"side": 7}).prepare(tmp_path, state="0" * 16).size("train") > counts[0]  # never was: that of now
 
 
 def test_splits_and_shards_that_lie_elsewhere_are_kept(tmp_path, birds):

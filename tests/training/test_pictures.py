@@ -1,6 +1,7 @@
 """Models of pictures go the way of every run: stopped and resumed to the same bits, on several processes, reviewed."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from onefold.core.errors import UserError
+from onefold.data.picture_files import encode
+from onefold.data.picture_sources import open_pictures
+from onefold.data.store import append, build
 from onefold.infer.classify import predict
 from onefold.infer.model import load
 from onefold.models import vision_sizes
@@ -42,6 +46,32 @@ def test_a_resumed_run_has_the_weights_and_running_averages_of_one_that_never_st
     if kind == "resnet":
         running = load_file(whole.checkpoint / "model.safetensors")["stem.norm.mean"]
         assert running.abs().max() > 0
+
+
+def test_a_run_goes_on_to_the_same_bits_though_its_store_was_added_to(tmp_path, capsys):
+    digits = list(open_pictures("digits"))[:120]
+    for part in (slice(0, 80), slice(80, 120)):
+        for number, picture in enumerate(digits[part]):
+            file = tmp_path / f"{part.start}" / str(picture.label) / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encode(picture.pixels))
+    build(tmp_path / "0", tmp_path / "store")
+    whole, parts = (
+        run_of("resnet", tmp_path / name).but({"data.path": str(tmp_path / "store")}) for name in ("whole", "parts")
+    )
+    whole = train(whole)
+    train(parts.but({"trainer.steps": 3}))
+    append(tmp_path / "80", tmp_path / "store")
+    capsys.readouterr()
+    again = train(parts)
+    assert "store has been added to since: going on with the 72 pictures of then" in capsys.readouterr().err
+    weights = [load_file(result.checkpoint / "model.safetensors") for result in (whole, again)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert [record["loss"] for record in again.log] == [record["loss"] for record in whole.log]
+    shutil.rmtree(tmp_path / "store")
+    build(tmp_path / "80", tmp_path / "store")
+    with pytest.raises(UserError, match="the data have changed"):
+        train(parts.but({"trainer.steps": 9}))
 
 
 def test_classes_and_sides_follow_the_data_and_are_said(tmp_path, capsys):
