@@ -1,5 +1,6 @@
 """config.json of a published model, read as our config and written from it."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,14 +14,15 @@ from onefold.models.encoder import EncoderConfig
 from onefold.models.transformer import DecoderConfig
 
 TextConfig = DecoderConfig | EncoderConfig
+_HEAD = re.compile(r"(For[A-Z]\w*|LMHeadModel|Model)$")
 
 
 def family_of(data: Mapping[str, Any], where: str) -> Family:
     """The family of a config.json. Raises UserError, naming the known ones, where it is none of them."""
     family = FAMILIES.get(str(data.get("model_type")))
-    if family is None:
-        named = data.get("architectures") or []
-        family = next((f for f in FAMILIES.values() if f.architecture in named and "model_type" not in data), None)
+    if family is None and "model_type" not in data:  # older files: by the name of the class, whatever its head
+        named = {_HEAD.sub("", str(name)) for name in data.get("architectures") or []}
+        family = next((f for f in FAMILIES.values() if _HEAD.sub("", f.architecture) in named), None)
     if family is None:
         shown = data.get("model_type") or ", ".join(data.get("architectures") or []) or "nothing"
         raise UserError(f"{where}: the architecture {shown!r} is not supported; supported are {', '.join(FAMILIES)}")
