@@ -135,7 +135,7 @@ class Encoder(nn.Module):
                 parameter.fill_(1)
             elif name.endswith("_scale"):
                 pass  # as its block made it
-            elif fan_in and not name.startswith(("embed.position.", "embed.type.")):
+            elif fan_in and not name.startswith(("embed.position.", "embed.token_type.")):
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
             else:
                 parameter.normal_(std=0.02)
