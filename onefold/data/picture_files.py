@@ -19,6 +19,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 64 << 20  # decoded: 192 MB in colour
 MAX_CLIP_PIXELS = 4 << 30  # of all its frames, each of which must be gone through: 1,000 of 2,000 × 2,000
+MAX_FRAMES = 10_000  # of a clip: finding the pages of a TIFF takes longer the more there are
 MAX_BYTES = 256 << 20
 MIN_SIDE = 4  # what is smaller is a tracking pixel or a mistake
 ORIENTATION = 0x0112  # of EXIF: 1 is upright, 5 to 8 lie on their side
@@ -46,7 +47,7 @@ class Header:
     """What a file says of itself. `kind`: "jpeg", "png" or "other"; size as seen, turned as EXIF demands.
 
     plain: any JPEG or PNG decoder gives these pixels: 8 bits, grey or RGB, upright, nothing transparent. frames: more
-    than one where it is an animated GIF, PNG or WebP, or a TIFF of several pages.
+    than one where it is an animated GIF, PNG or WebP, or a TIFF of several pages; 2 where they were not counted.
     """
 
     height: int
@@ -72,15 +73,19 @@ def read_file(path: Path) -> bytes:
         raise BadPicture(f"{str(path)!r} cannot be read: {error}") from None
 
 
-def header(data: bytes | memoryview, name: str) -> Header:
-    """The header alone; nothing is decoded. Raises BadPicture naming `name`."""
+def header(data: bytes | memoryview, name: str, count: bool = False) -> Header:
+    """The header alone; nothing is decoded. Raises BadPicture naming `name`.
+
+    count: all frames, which takes a look at each; a file that breaks off between two of them is bad then.
+    """
     with _open(data, name) as image:
         width, height = image.size
         turned = _orientation(image)
         kind = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}.get(image.format or "", "other")
         plain = kind != "other" and image.mode in ("L", "RGB") and turned == 1 and "transparency" not in image.info
         size = (width, height) if turned >= 5 else (height, width)
-        return Header(*size, 1 if image.mode in GREY else 3, kind, plain, _frames(image))
+        frames = _frames(image, data, name) if count else 1 + (kind != "jpeg" and getattr(image, "is_animated", False))
+        return Header(*size, 1 if image.mode in GREY else 3, kind, plain, frames)
 
 
 def decode(
@@ -120,7 +125,7 @@ def clip(data: bytes, name: str, channels: Channels, side: int | None, most: int
     for pages of different sizes, too.
     """
     with _open(data, name) as image:
-        count, size, encoded = _frames(image), image.size, []
+        count, size, encoded = _frames(image, data, name), image.size, []
         if count == 1:
             still, found = normal(data, name, channels if channels == 4 else None, side)
             return [still], found
@@ -236,14 +241,62 @@ def _in_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _frames(image: Image.Image) -> int:
-    """How many there are; 1 where nobody can tell."""
+def _frames(image: Image.Image, data: bytes | memoryview, name: str) -> int:
+    """How many there are. Raises BadPicture where they end before the file says so, or are too many."""
     if image.format in ("JPEG", "MPO"):  # what some cameras add are views and previews of the same
         return 1
+    if image.format == "GIF":
+        count = _gif_frames(data, name)
+    elif image.format in ("PNG", "WEBP"):  # whose headers tell
+        count = getattr(image, "n_frames", 1)
+    else:
+        count = _pages(image, name)
+    if count > MAX_FRAMES:
+        raise BadPicture(f"{name} has more than {MAX_FRAMES:,} frames: make several of it first")
+    return count
+
+
+def _pages(image: Image.Image, name: str) -> int:
+    """Found by going to each, up to one too many."""
+    count = 1
     try:
-        return getattr(image, "n_frames", 1)
-    except Exception:  # Pillow raises whatever its parser stumbled on
-        return 1
+        while count <= MAX_FRAMES:
+            image.seek(count)
+            count += 1
+    except EOFError:
+        pass
+    except Exception as error:  # Pillow raises whatever its parser stumbled on
+        raise BadPicture(f"{name} is damaged in frame {count}: {error}") from None
+    image.seek(0)
+    return count
+
+
+def _gif_frames(data: bytes | memoryview, name: str) -> int:
+    """Counted from block to block up to the trailer, or one too many; nothing is decoded.
+
+    Format: CompuServe's GIF89a specification. Pillow takes the end of a file for its trailer.
+    """
+    count, place = 0, 13 + _gif_colours(data[10])
+    try:
+        while (block := data[place]) != 0x3B and count <= MAX_FRAMES:
+            if block == 0x2C:  # an image: its place and size, perhaps colours, and the size of its codes
+                count, place = count + 1, place + 11 + _gif_colours(data[place + 9])
+            elif block == 0x21:  # an extension
+                place += 2
+            else:
+                place += 1  # as Pillow does
+                continue
+            while size := data[place]:
+                place += 1 + size
+            place += 1
+    except IndexError:
+        raise BadPicture(f"{name} is truncated, in frame {max(0, count - 1)} or after it") from None
+    return count
+
+
+def _gif_colours(flags: int) -> int:
+    """Bytes of a table of colours."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _orientation(image: Image.Image) -> int:

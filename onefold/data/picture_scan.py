@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import TypeVar, cast
 
@@ -63,9 +64,10 @@ class Scan:
         nothing, hashed = np.empty(0, np.uint64), blake2b(digest_size=8)
         empty = np.empty((0, 3), np.int32)
         moving, longest, most = 0, 0, layout.frames or 1
+        look = partial(_look, count=layout.frames is not None)
         scan = cls(nothing, empty, (), {}, False, nothing, layout.split_seed, layout.skip_bad)
         with Progress("looking at pictures", unit="pictures") as bar:
-            for number, picture, found in in_order(_look, enumerate(pictures), workers):
+            for number, picture, found in in_order(look, enumerate(pictures), workers):
                 bar.update()
                 if isinstance(found, BadPicture):
                     scan.reject(number, found)
@@ -163,7 +165,7 @@ def _too_long(moving: int, longest: int, most: int | None) -> str:
     return f"of {moving:,} clips {most:,} frames are kept, evenly spread; the longest has {longest:,}"
 
 
-def _look(picture: Picture) -> tuple[int, tuple[int, int, int], int] | BadPicture:
+def _look(picture: Picture, count: bool) -> tuple[int, tuple[int, int, int], int] | BadPicture:
     """(key, size, frames); what is wrong with a bad picture is returned, so that the others go on."""
     try:
         if picture.pixels is not None:
@@ -172,7 +174,7 @@ def _look(picture: Picture) -> tuple[int, tuple[int, int, int], int] | BadPictur
                 raise BadPicture(f"{picture.where} has only {size[1]} × {size[0]} pixels")
         else:
             data = picture.data or b""
-            found = header(data, picture.where)
+            found = header(data, picture.where, count)
             size, frames = (found.height, found.width, found.channels), found.frames
     except BadPicture as error:
         return error

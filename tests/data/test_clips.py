@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from onefold.core.errors import UserError
 from onefold.data import picture_files
@@ -49,7 +49,7 @@ def pixels(view, row):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_frame_is_kept_as_it_is(kind):
     data, expected = moving(kind)
-    assert header(data, "x").frames == 6
+    assert (header(data, "x").frames, header(data, "x", count=True).frames) == (2, 6)
     frames, found = clip(data, "x", 3, None, 100)
     assert np.array_equal(np.stack([np.asarray(Image.open(io.BytesIO(f))) for f in frames]), expected)
     assert (found.height, found.width, found.channels, found.frames) == (12, 16, 3, 6)
@@ -110,6 +110,45 @@ def test_a_reader_of_stills_says_that_it_has_met_clips(gestures, tmp_path):
     build(gestures, tmp_path / "store", frames=5, held_out=0)
     with pytest.raises(UserError, match="holds clips, but these models see stills"):
         ImageData(path=str(tmp_path / "store"), side=8).prepare(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", np.linspace(0.1, 0.95, 7).tolist())
+def test_a_truncated_clip_never_passes_as_a_shorter_one(kind, share, recwarn):
+    data, _ = moving(kind)
+    cut = data[: int(len(data) * share)]
+    with pytest.raises(BadPicture, match=r"^x "):
+        clip(cut, "x", 3, None, 100)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_gif_ends_with_its_trailer(count, gestures, tmp_path):
+    """Without it nobody knows whether frames are missing; what some programs write after it does not matter."""
+    data, _ = moving("GIF", count)
+    for after in (b"\0\0", b"\r\n"):
+        assert len(clip(data + after, "x", 3, None, 100)[0]) == count
+    for cut in range(1, 40):
+        with pytest.raises(BadPicture, match="x is truncated"):
+            clip(data[:-cut], "x", 3, None, 100)
+    (gestures / "nod" / "short.gif").write_bytes(data[:-1])
+    with pytest.raises(UserError, match=r"short\.gif is truncated"):
+        build(gestures, tmp_path / "store", frames=5)
+
+
+def test_pages_are_counted_only_for_clips_and_up_to_a_bound(monkeypatch):
+    data, _ = moving("TIFF", 9)
+    sought = []
+    seek = TiffImagePlugin.TiffImageFile.seek
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "seek", lambda self, n: (sought.append(n), seek(self, n))[1])
+    assert header(data, "x").frames == 2
+    assert sought == []
+    monkeypatch.setattr(picture_files, "MAX_FRAMES", 4)
+    for kind in KINDS:
+        for read in (lambda d: header(d, "x", count=True), lambda d: clip(d, "x", 3, None, 2)):
+            with pytest.raises(BadPicture, match="x has more than 4 frames"):
+                read(moving(kind, 9)[0])
+            read(moving(kind, 4)[0])
+    assert max(sought) <= 4
 
 
 def test_what_cannot_be_a_clip_is_a_bad_picture(monkeypatch):
