@@ -75,7 +75,8 @@ class Tokenizer:
             texts,
             trainers.BpeTrainer(
                 vocab_size=vocab,
-                special_tokens=list(special),
+                # A hidden word takes the blank before it along: blanks belong to the words that follow.
+                special_tokens=[AddedToken(t, special=True, normalized=False, lstrip=t in MASKS) for t in special],
                 initial_alphabet=alphabet,
                 min_frequency=minimum,
                 show_progress=False,

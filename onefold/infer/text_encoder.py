@@ -61,7 +61,7 @@ class TextEncoder(OpenedText):
         logits = self.network.head(self.network.features(tokens)[0, places]).float()
         shares, best = logits.softmax(-1).topk(min(top, logits.shape[-1]))
         return [
-            [(self.tokenizer.decode([i], special=True).strip(), share) for i, share in zip(row, part)]
+            [(self.tokenizer.decode([i], special=True).strip() or " ", share) for i, share in zip(row, part)]
             for row, part in zip(best.tolist(), shares.tolist())
         ]
 

@@ -58,6 +58,7 @@ def test_masks_are_filled_with_what_the_head_says(tmp_path, tokenizer):
     assert [len(place) for place in found] == [3, 3]
     ids = tokenizer.encode_framed(["a <mask> encoder <mask>"], special=True)[0][0]
     place = ids.index(tokenizer.mask)
+    assert tokenizer.decode(ids[1:place]) == "a"  # what is hidden begins with the blank, as words of a text do
     share, best = model.network(torch.tensor([ids]))[0, place].softmax(-1).max(-1)
     assert found[0][0][0] == tokenizer.decode([int(best)], special=True).strip()
     assert found[0][0][1] == pytest.approx(float(share), abs=1e-6)
