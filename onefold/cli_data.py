@@ -1,4 +1,4 @@
-"""`onefold data VERB …`: stores of pictures, and a look into any prepared data."""
+"""`onefold data VERB …`: stores of pictures and of text, and a look into any prepared data."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 app = typer.Typer(
     name="data",
-    help="Prepare pictures once, look at what was prepared, and check that it is whole.",
+    help="Prepare pictures or text once, look at what was prepared, and check that it is whole.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -31,6 +31,7 @@ def example(*lines: str) -> str:
         "onefold data build birds.csv birds.store image=file label=species skip_bad=true",
         "onefold data build more-birds/ birds.store --append",
         "onefold data build gestures/ gestures.store frames=16 side=64",
+        "onefold data build notes/ notes.store --text tokenizer.vocab=8192",
     )
 )
 def build(
@@ -42,8 +43,11 @@ def build(
     new_classes: Annotated[
         bool, typer.Option("--new-classes", help="With --append: classes that are new get the next numbers")
     ] = False,
+    text: Annotated[
+        bool, typer.Option("--text", help="A store of tokens, of a folder, .txt, .jsonl, .parquet or saved dataset")
+    ] = False,
 ):
-    """Make a store of pictures: read once, quick to train from.
+    """Make a store of pictures, or with --text of tokens: read once, quick to train from.
 
     Settings: [bold]side[/bold] to bring pictures down to; [bold]raw_bytes[/bold] up to which pictures of one size are
     kept as raw pixels (65536), others stay encoded; [bold]channels[/bold] 1, 3 or 4; [bold]held_out[/bold] share (0.1)
@@ -53,18 +57,27 @@ def build(
 
     With [bold]--append[/bold] pictures join a store, stored as those in it are; labels keep their numbers, and what is
     in it already is left out. Until all are written, the store stays as it was.
+
+    With [bold]--text[/bold] settings are those of a run's data: [bold]tokenizer.vocab[/bold] (4096),
+    [bold]held_out[/bold] share (0.05), [bold]validation[/bold], [bold]sources.0.field[/bold] of a table.
     """
     from onefold.core.config import parse_override
     from onefold.core.errors import UserError
     from onefold.data import store
+    from onefold.data.text import TextData
 
-    given = {"workers": workers} | dict(parse_override(text) for text in settings or [])
-    if append:
-        store.append(source, out, **{"new_classes": new_classes} | given)
+    given = dict(parse_override(setting) for setting in settings or [])
+    if text:
+        if append:
+            raise UserError("--append is for pictures: a store of text is made anew")
+        TextData(sources=source).but(given).build(out)
+        print(f"wrote {out}")
+    elif append:
+        store.append(source, out, **{"workers": workers, "new_classes": new_classes} | given)
     elif new_classes:
         raise UserError("--new-classes is for --append: a new store takes all classes that it finds")
     else:
-        store.build(source, out, **given)
+        store.build(source, out, **{"workers": workers} | given)
         print(f"wrote {out}")
 
 
