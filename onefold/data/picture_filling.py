@@ -120,7 +120,8 @@ def write(
     """Append the pictures to the records of both splits below `folder`; returns the new facts.
 
     facts, present: of what is there; `empty_facts` and `Present.nothing` where nothing is. A picture that is there
-    already is left out. Raises UserError, naming the picture, when one is bad (without skip_bad).
+    already is left out; where none remains, the same facts come back. Raises UserError, naming the picture, when one is
+    bad (without skip_bad).
     """
     classes = facts["classes"]
     places = {name: place for place, name in enumerate(classes)}
@@ -151,12 +152,12 @@ def write(
     if not sums["train"]["images"]:
         raise UserError(f"{pictures.path}: no picture is left to train on")
     if sum(sums[split]["images"] - before[split] for split in SPLITS) == 0:
-        raise UserError(f"{pictures.path}: no picture is left to store")
+        return facts
     source = {"path": pictures.path} | {split: sums[split]["images"] - before[split] for split in SPLITS}
     return {
         **facts,
         "hash": hashed.hexdigest(),  # of contents, labels, splits and how they are stored: all that a run depends on
-        "bad": [*facts["bad"], *scan.bad.values()],
+        "bad": list(dict.fromkeys([*facts["bad"], *scan.bad.values()])),
         "sources": [*facts["sources"], source],
         **{split: sums[split] | {"per_class": per_class[split].tolist()} for split in SPLITS},
     }

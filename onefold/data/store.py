@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,10 @@ def append(
         return _append(source, out, target, _threads(workers), new_classes, settings)
 
 
+class _NothingNew(Exception):
+    """An append is given up, since it would add nothing."""
+
+
 def _append(
     source: str | Path,
     out: str | Path,
@@ -121,14 +125,23 @@ def _append(
     if not len(np.setdiff1d(np.delete(scan.keys, list(scan.bad)), present.keys)):
         say(f"{out} is left as it was: all {scan.count:,} pictures of {source} are in it already")
         return facts
+    grown, wanted = facts, {**facts, "classes": facts["classes"] + added}
     shards = _shards(target)
     listed = json.loads((target / MANIFEST).read_text()) if (target / MANIFEST).is_file() else {}
-    with atomic_folder(target, {name: listed[name] for name in shards & listed.keys()}) as folder:
+    with (
+        suppress(_NothingNew),
+        atomic_folder(target, {name: listed[name] for name in shards & listed.keys()}) as folder,
+    ):
         _carry_over(target, folder, shards)
-        grown = write(folder, pictures, scan, storage, {**facts, "classes": facts["classes"] + added}, present, workers)
+        grown = write(folder, pictures, scan, storage, wanted, present, workers)
+        if grown is wanted:
+            raise _NothingNew
         contents["stamps"][str(source)] = picture_stamp(source)
         contents |= {"facts": grown, "states": [*contents.get("states", []), _state(facts)]}
         (folder / FACTS).write_text(json.dumps(contents, indent=1))
+    if grown is wanted:
+        say(f"{out} is left as it was: what {source} has is in it already, or bad")
+        return facts
     more = sum(grown[split]["images"] - facts[split]["images"] for split in SPLITS)
     say(f"{more:,} added; {describe(grown)}")
     return grown

@@ -253,7 +253,7 @@ def test_splits_and_shards_that_lie_elsewhere_are_kept(tmp_path, birds):
     assert files(target) == before
 
 
-def test_new_pictures_are_stored_as_those_that_are_there(tmp_path):
+def test_new_pictures_are_stored_as_those_that_are_there(tmp_path, capsys):
     class_folders(tmp_path / "a", each=4, size=(20, 30, 3))
     build(tmp_path / "a", tmp_path / "raw", side=10, held_out=0)
     build(tmp_path / "a", tmp_path / "files", side=10, raw_bytes=0, held_out=0)
@@ -268,8 +268,15 @@ def test_new_pictures_are_stored_as_those_that_are_there(tmp_path):
         append(tmp_path / "c", tmp_path / "raw")
     facts = append(tmp_path / "c", tmp_path / "files")
     assert facts["train"]["images"] == 29
-    with pytest.raises(UserError, match="no picture is left to store"):
-        append(tmp_path / "c", tmp_path / "raw", skip_bad=True)
+    before = files(tmp_path / "raw")
+    for _ in range(2):
+        assert append(tmp_path / "c", tmp_path / "raw", skip_bad=True)["train"]["images"] == 28
+        assert "raw is left as it was" in capsys.readouterr().err
+    assert files(tmp_path / "raw") == before
+    for seed in (3000, 4000):
+        facts = append(more(tmp_path / "c", ("dog",), 1, seed=seed, size=(40, 60, 3)), tmp_path / "raw", skip_bad=True)
+    assert facts["train"]["images"] == 30
+    assert len(facts["bad"]) == 1  # though it came twice
 
 
 def test_a_split_of_the_sources_own_is_kept_and_nothing_is_taken_from_it(tmp_path, birds):
