@@ -2,17 +2,17 @@
 
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from onefold.core.config import Config
-from onefold.core.errors import missing_extra
 from onefold.core.files import atomic_folder, verify_folder
 from onefold.core.progress import Progress
 from onefold.data.dataset import folder_name
 from onefold.data.words import WordCorpus
+from onefold.training.skipgram import kernels
 
 PAIR = np.dtype([("first", "<i4"), ("second", "<i4"), ("count", "<f4")])
 BUCKETS = 64  # of the pairs by hash, each of which is read whole
@@ -47,7 +47,7 @@ class Glove:
     unit = "pairs"
 
     def __init__(self, config: GloveConfig, corpus: WordCorpus, folder: Path, seed: int):
-        self._kernel = _kernels().glove
+        self._kernel = kernels().glove
         self.config, self.corpus, self.seed = config, corpus, seed
         self.folder = count(corpus, config.window, config.memory, folder)
         self._pieces = np.array([-(-_bucket(self.folder, b).stat().st_size // (PAIR.itemsize * PIECE)) for b in _all()])
@@ -103,7 +103,7 @@ def count(corpus: WordCorpus, window: int, memory: float, folder: Path) -> Path:
     target = folder / folder_name("pairs", {"corpus": corpus.facts, "window": window})
     if target.is_dir() and not verify_folder(target):
         return target
-    stream, vocab, kernel = corpus.stream, len(corpus.vocabulary), _kernels().count_pairs
+    stream, vocab, kernel = corpus.stream, len(corpus.vocabulary), kernels().count_pairs
     wanted = min(memory * 1e9 / SLOT, 2 * len(stream) * window + 4 * window + 64)
     slots = 1 << max(8 + window.bit_length(), int(np.log2(wanted)))
     keys, counts, filled = np.zeros(slots, np.uint64), np.zeros(slots), 0
@@ -158,11 +158,3 @@ def _bucket(folder: Path, bucket: int) -> Path:
 
 def _all() -> range:
     return range(BUCKETS)
-
-
-def _kernels() -> Any:
-    try:
-        from onefold.training import word_kernels
-    except ImportError:
-        raise missing_extra("numba", "words", "training word vectors") from None
-    return word_kernels

@@ -1,6 +1,7 @@
 """Skip-gram with negative sampling (Mikolov et al. 2013, arXiv 1301.3781 and 1310.4546)."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -40,11 +41,7 @@ class SkipGram:
     unit = "words"
 
     def __init__(self, config: SkipGramConfig, corpus: WordCorpus, seed: int):
-        try:
-            from onefold.training import word_kernels
-        except ImportError:
-            raise missing_extra("numba", "words", "training word vectors") from None
-        self._kernel, self.config, self.corpus, self.seed = word_kernels.skipgram, config, corpus, seed
+        self._kernel, self.config, self.corpus, self.seed = kernels().skipgram, config, corpus, seed
         counts = corpus.vocabulary.counts
         self.pieces = -(-len(corpus.stream) // PIECE)
         self.steps = self.pieces * config.epochs
@@ -84,6 +81,18 @@ class SkipGram:
     def vectors(self) -> np.ndarray:
         """float32 [V, D]: those of the words, as word2vec gives them."""
         return self.tensors["vectors"]
+
+
+def kernels() -> ModuleType:
+    """The compiled loops.
+
+    Errors: UserError where numba is not installed.
+    """
+    try:
+        from onefold.training import word_kernels
+    except ImportError:
+        raise missing_extra("numba", "words", "training word vectors") from None
+    return word_kernels
 
 
 def keep_probability(counts: np.ndarray, threshold: float) -> np.ndarray:

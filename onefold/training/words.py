@@ -31,7 +31,7 @@ from onefold.training.folder import claimed, read_facts, write_facts
 from onefold.training.glove import GloveConfig
 from onefold.training.interrupt import Interrupt
 from onefold.training.log import Log
-from onefold.training.skipgram import SkipGramConfig
+from onefold.training.skipgram import SkipGramConfig, kernels
 from onefold.training.state import FORMAT, Checkpoints, TrainState
 
 ROUND = 25  # steps for each thread between two looks at the clock
@@ -91,6 +91,7 @@ def train(run: WordRun) -> WordResult:
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("word vectors are trained by the threads of one process: start it without torchrun")
+    kernels()  # what is missing is told before a corpus is read
     with claimed(run.out, run) as before:
         checkpoints = Checkpoints(run.out / "checkpoints", run.trainer.keep)
         good = checkpoints.newest_good()
