@@ -27,9 +27,10 @@ Shape = tuple[int, int, float]  # heads, width of the feed-forward, dropout
 TASKS = {"SequenceClassification": "sequence", "TokenClassification": "token", "QuestionAnswering": "span"}
 # Heads that a file may have beside those of the class that it names, and what says nothing.
 _UNUSED = (
-    r"(\w+\.)?pooler\..*", r"cls\..*", r"lm_head\..*", r"predictions\..*", r"sop_classifier\..*",
-    r".*embeddings\.(position_ids|token_type_ids)", r".*rotary_embeddings\.inv_freq",
-)  # fmt: skip
+    r"(\w+\.)?(pooler|cls|lm_head|predictions|sop_classifier)\..*",
+    r".*embeddings\.(position_ids|token_type_ids)",
+    r".*rotary_embeddings\.inv_freq",
+)
 _OLD = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
 
@@ -320,6 +321,7 @@ def _names_albert(config: EncoderConfig) -> Names:
 
 def _read_esm(keys: Keys) -> EncoderConfig:
     keys.must_be("is_folding_model", False)
+    keys.must_be("hidden_act", "gelu")
     keys.get("vocab_list"), keys.get("esmfold_config")
     norm = LayerNormConfig(eps=keys.get("layer_norm_eps", 1e-12))
     block = _read_block(keys, "gelu", "pre", norm)

@@ -132,6 +132,21 @@ def test_the_first_bert_files_have_more_heads_than_they_say(folder, capsys):
     assert "not understood" not in capsys.readouterr().err
 
 
+def test_what_a_file_has_beside_the_class_that_it_names_is_left(folder, capsys):
+    path, theirs = folder("BertModel")
+    heads = {"cls.predictions.bias": torch.ones(101), "cls.seq_relationship.bias": torch.ones(2)}
+    edited(path, lambda weights: weights | heads)
+    given = rows(theirs.config)
+    same(ours(load_folder(path).model, *given), said(theirs, *given), given[1])
+
+    path, theirs = folder("esm2")  # whose first files have positions that nothing reads
+    positions = {"esm.embeddings.position_embeddings.weight": torch.ones(42, 48)}
+    edited(path, lambda weights: weights | positions, hidden_act="gelu")
+    given = rows(theirs.config)
+    same(ours(load_folder(path).model, *given), said(theirs, *given), given[1])
+    assert "not understood" not in capsys.readouterr().err
+
+
 def test_a_file_without_a_class_is_read_for_what_it_holds(folder):
     path, theirs = folder("BertModel")
     edited(path, lambda weights: {n: w for n, w in weights.items() if "pooler" not in n}, architectures=...)
