@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write, disk_error
@@ -114,7 +115,11 @@ class RecordsWriter:
         self._chunk_bytes, self._shard_bytes = chunk_bytes, shard_bytes
         self._schema = pa.schema([pa.field(name, c.arrow(), nullable=False) for name, c in self.columns.items()])
         self._shards: list[dict[str, Any]] = []
-        if append and (self.path / INDEX).is_file():
+        self._old: list[Path] = []  # shards of a store that this one takes the place of
+        if not append:
+            with suppress(RecordsDamaged):
+                self._old = [self.path / Path(shard["file"]).name for shard in _read_index(self.path)["shards"]]
+        elif (self.path / INDEX).is_file():
             index = _read_index(self.path)
             if index["columns"] != _plain(self.columns):
                 raise UserError(f"{self.path} holds other columns: {', '.join(index['columns'])}; nothing was appended")
@@ -122,6 +127,7 @@ class RecordsWriter:
         self._waiting: dict[str, list[np.ndarray]] = {name: [] for name in self.columns}
         self._held = 0
         self._open: _OpenShard | None = None
+        self._written: list[Path] = []
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -134,8 +140,13 @@ class RecordsWriter:
             version = VERSION if any(c.dtype == "image" for c in self.columns.values()) else 1
             index = {"format": FORMAT, "version": version, "columns": _plain(self.columns), "shards": self._shards}
             atomic_write(self.path / INDEX, json.dumps(index, indent=1))
-        elif self._open is not None:
-            self._open.abandon()
+            for path in self._old:
+                path.unlink(missing_ok=True)
+        else:
+            if self._open is not None:
+                self._open.abandon()
+            for path in self._written:  # which no index names
+                path.unlink(missing_ok=True)
 
     def add(self, **record: Any) -> None:
         """One record: a value for every column."""
@@ -156,7 +167,8 @@ class RecordsWriter:
         page = pa.record_batch(arrays, schema=self._schema)
         try:
             if self._open is None:
-                self._open = _OpenShard(self.path / f"{len(self._shards):05}.arrow", self._schema)
+                self._open = _OpenShard(self._free_name(), self._schema)
+                self._written.append(self._open.path)
             size = self._open.write(page)
         except OSError as error:
             raise disk_error(self.path, error) from error
@@ -164,6 +176,13 @@ class RecordsWriter:
         self._held = 0
         if size >= self._shard_bytes:
             self._close_shard()
+
+    def _free_name(self) -> Path:
+        """Of no file that is there or listed: in an append it may be another store's, too."""
+        listed, number = {shard["file"] for shard in self._shards}, len(self._shards)
+        while (name := f"{number:05}.arrow") in listed or os.path.lexists(self.path / name):
+            number += 1
+        return self.path / name
 
     def _close_shard(self) -> None:
         if self._open is None:
@@ -179,7 +198,8 @@ class _OpenShard:
     """An Arrow file that is being written."""
 
     def __init__(self, path: Path, schema: pa.Schema):
-        self._path, self._pages = path, []
+        self.path, self._pages = path, []
+        path.open("xb").close()
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._file, schema)
 
@@ -199,13 +219,13 @@ class _OpenShard:
         """Its line of the index; the file is on the disk then."""
         self._writer.close()
         self._file.close()
-        with self._path.open("rb") as written:
+        with self.path.open("rb") as written:
             os.fsync(written.fileno())
-        digest, sums = _checksums(self._path, [end for _, end in self._pages])
+        digest, sums = _checksums(self.path, [end for _, end in self._pages])
         return {
-            "file": self._path.name,
+            "file": self.path.name,
             "rows": sum(rows for rows, _ in self._pages),
-            "bytes": self._path.stat().st_size,
+            "bytes": self.path.stat().st_size,
             "blake2b": digest,
             "pages": [[rows, end, sum] for (rows, end), sum in zip(self._pages, sums)],  # rows, where it ends, CRC-32
         }
@@ -325,8 +345,12 @@ class _Shard:
     def _open(self) -> pa.RecordBatchFileReader:
         if _check_size(self._file, self._expected) != self._written:
             raise RecordsDamaged(f"{self._file} was written anew since the store was opened: open it again")
+        try:  # keeps no descriptor, as those of Python and Arrow do: there may be more shards than files to be open
+            mapped = torch.from_file(str(self._file), shared=False, size=self._expected["bytes"], dtype=torch.uint8)
+        except RuntimeError as error:
+            raise UserError(f"{self._file} cannot be read: {str(error).splitlines()[0]}") from None
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(self._file)))
+            reader = pa.ipc.open_file(pa.py_buffer(memoryview(mapped.numpy()).toreadonly()))
         except (pa.ArrowException, OSError) as error:
             raise RecordsDamaged(f"{self._file} is damaged: {error}") from None
         types = [column.arrow() for column in self._columns.values()]
