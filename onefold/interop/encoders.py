@@ -25,6 +25,7 @@ from onefold.nn.position import LearnedPositionConfig, RotaryConfig
 
 Shape = tuple[int, int, float]  # heads, width of the feed-forward, dropout
 TASKS = {"SequenceClassification": "sequence", "TokenClassification": "token", "QuestionAnswering": "span"}
+_PAIRED = ("Bert", "Albert")  # are pre-trained with a head for pairs of passages, too
 # Heads that a file may have beside those of the class that it names, and what says nothing.
 _UNUSED = (
     r"(\w+\.)?(pooler|cls|lm_head|predictions|sop_classifier)\..*",
@@ -74,11 +75,11 @@ def _read_heads(keys: Keys, masked: MaskedHeadConfig) -> dict[str, Any]:
         named = "ForMaskedLM" if keys.holds(r"\bpredictions\.|lm_head\.", False) else "Model"
     head = named.partition("For")[2]
     if head == "MaskedLM" and keys.holds("seq_relationship|sop_classifier", False):
-        head = "PreTraining"  # as the first BERT files are, whatever they say
+        head = "PreTraining"  # as the first files of BERT are, whatever they say
     if head in ("", "MaskedLM"):
         pooler = not head and keys.get("add_pooling_layer", keys.holds(r"pooler\.", True))
         return {"masked": masked if head else None, "pooler": pooler}
-    if head == "PreTraining":
+    if head == "PreTraining" and named.startswith(_PAIRED):
         return {"masked": masked, "pooler": True, "classes": 2}
     if head not in TASKS:
         known = ", ".join(f"For{name}" for name in ("MaskedLM", "PreTraining", *TASKS))
@@ -90,6 +91,8 @@ def _read_heads(keys: Keys, masked: MaskedHeadConfig) -> dict[str, Any]:
 
 def _write_heads(config: EncoderConfig, name: str) -> dict[str, Any]:
     if config.masked is not None:
+        if config.classes and name not in _PAIRED:
+            raise UserError("has the two heads of BERT's pre-training")
         return {"architectures": [f"{name}ForPreTraining" if config.classes else f"{name}ForMaskedLM"]}
     if not config.classes:
         return {"architectures": [f"{name}Model"]} | ({} if config.pooler else {"add_pooling_layer": False})
@@ -101,16 +104,15 @@ def _head_rows(config: EncoderConfig, transform: str, norm: str, bias: str, rela
     """`relation`: the classifier of pre-training. `inner`: that of texts has the pooler inside."""
     rows = [Row("transform.dense.*", (f"{transform}dense.*",)), Row("transform.norm.*", (f"{transform}{norm}.*",))]
     rows.append(Row("unembed.bias", (bias,)))
+    classifier = "classifier"
     if config.masked is not None:
         classifier = relation
     elif config.task == "span":
         classifier = "qa_outputs"
-    elif inner and config.task == "sequence":
+    elif inner and config.classes and config.task == "sequence":
         classifier = "classifier.out_proj"
-        rows.append(Row("pooler.*", ("classifier.dense.*",) if config.classes else ()))
-    else:
-        classifier = "classifier"
-    return [row for row in rows if row.theirs] + [Row("classifier.*", (f"{classifier}.*",))]
+        rows.append(Row("pooler.*", ("classifier.dense.*",)))
+    return [*rows, Row("classifier.*", (f"{classifier}.*",))]
 
 
 # --- What all share ------------------------------------------------------------------------------------------------

@@ -212,8 +212,10 @@ def test_one_clear_line_for_what_cannot_be_loaded(case, changes, message, folder
 def test_an_encoder_that_no_family_can_say_is_named():
     small = {"vocab": 50, "width": 16, "depth": 2, "block.mixer": {"heads": 2}, "block.ffn.width": 24}
     odd = families.bert().but({**small, "block.residual": "pre"})
-    with pytest.raises(UserError, match=r"no published family can say this model: nearest is \w+"):
-        save_folder("unused", Loaded(odd, odd.build(), None))
+    both = families.roberta().but({**small, "classes": 2, "pooler": True})
+    for config in (odd, both):
+        with pytest.raises(UserError, match=r"no published family can say this model: nearest is \w+"):
+            save_folder("unused", Loaded(config, config.build(), None))
 
 
 WORDS = "the quick brown fox un ##aff ##able jump ##s 12 - . ' e ##e \u4f60"
