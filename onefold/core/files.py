@@ -116,10 +116,11 @@ def verify_folder(path: Path, besides: Collection[str] = ()) -> list[str]:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Be the only one that writes `path`; the system gives the lock back however the process ends.
+    """Be the only one that writes `path`, where killed processes have left nothing any more.
 
-    Raises UserError when somebody else writes it now.
+    The system gives the lock back however a process ends. Raises UserError when somebody else writes it now.
     """
+    make_folder(path.parent)
     lock = path.parent / f".{path.name}.lock"
     try:
         handle = _open_locked(lock)
@@ -128,6 +129,7 @@ def exclusive(path: Path) -> Iterator[None]:
     except OSError as error:
         raise disk_error(path, error) from error
     try:
+        clear_leftovers(path.parent, path.name)
         yield
     finally:
         with suppress(OSError):  # Windows keeps a file that is open
@@ -138,8 +140,8 @@ def exclusive(path: Path) -> Iterator[None]:
 def put_back(path: Path) -> None:
     """Where a process was killed while it replaced `path`, the older folder is there again; else nothing happens."""
     if not path.exists() and any(path.parent.glob(f".{glob.escape(path.name)}{OLD}*")):
-        with suppress(UserError), exclusive(path):  # somebody is just replacing it, or the disk is read-only
-            clear_leftovers(path.parent, path.name)
+        with suppress(UserError), exclusive(path):  # unless somebody is just replacing it, or the disk is read-only
+            pass
 
 
 def clear_leftovers(parent: Path, name: str | None = None) -> None:

@@ -14,7 +14,7 @@ from onefold.core import dist
 from onefold.core.batch import TokenBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.core.files import atomic_folder, put_back, verify_folder
+from onefold.core.files import atomic_folder, exclusive, put_back, verify_folder
 from onefold.core.progress import say
 from onefold.data.facts import FACTS, PROCESSOR, read_contents, read_facts
 from onefold.data.loader import Evaluation, Loader, gather
@@ -212,7 +212,7 @@ def prepared(
     """
     wanting = dist.is_main() and _wanting(target, stamps, keep)
     if wanting:
-        with atomic_folder(target) as folder:
+        with exclusive(target), atomic_folder(target) as folder:
             processor, facts = build(folder)
             (folder / PROCESSOR).mkdir()
             processor.save(folder / PROCESSOR)

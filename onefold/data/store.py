@@ -12,8 +12,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from onefold.core.errors import UserError
 from onefold.core.files import (
     MANIFEST,
     atomic_folder,
-    clear_leftovers,
     disk_error,
     exclusive,
     make_folder,
@@ -33,7 +32,7 @@ from onefold.core.files import (
 from onefold.core.progress import say
 from onefold.data.facts import FACTS, PROCESSOR, read_contents, read_facts
 from onefold.data.picture_files import decode, encode, fit, spread, with_channels
-from onefold.data.picture_filling import SPLITS, Present, Storage, empty_facts, write
+from onefold.data.picture_filling import SPLITS, Present, Storage, write, write_new
 from onefold.data.picture_scan import UNLABELLED, Layout, Scan
 from onefold.data.picture_sources import PictureSource, open_pictures, picture_stamp
 from onefold.data.pictures import ENDS, Pictures
@@ -49,7 +48,7 @@ def build(source: str | Path, out: str | Path, /, workers: int | None = None, **
     then; also where another process is writing there.
     """
     layout, target = Layout.from_dict(settings), _expanded(out).resolve()
-    with _alone(target):
+    with exclusive(target):
         if target.exists():
             raise UserError(f"{out} exists already: name another place, remove it first, or add to it with --append")
         with atomic_folder(target) as folder:
@@ -62,9 +61,7 @@ def build(source: str | Path, out: str | Path, /, workers: int | None = None, **
 def fill(folder: Path, source: str | Path, layout: Layout, workers: int | None = None) -> dict[str, Any]:
     """Write the records of both splits below `folder`; returns the facts, which the caller keeps."""
     pictures = _pictures(source, layout)
-    scan = Scan.of(pictures, layout, workers)
-    storage = Storage.of(scan, layout)
-    facts = write(folder, pictures, scan, storage, empty_facts(scan, storage, layout), Present.nothing(), workers)
+    facts = write_new(folder, pictures, Scan.of(pictures, layout, workers), layout, workers)
     say(describe(facts))
     return facts
 
@@ -92,7 +89,7 @@ def append(
         raise UserError(f"{out} is no store: build one first, without --append")
     if fixed := settings.keys() & {"side", "channels", "raw_bytes", "split_seed", "frames"}:
         raise UserError(f"{min(fixed)} is that of the store: leave it out, or build another store")
-    with _alone(target):
+    with exclusive(target):
         return _append(source, out, target, _threads(workers), new_classes, settings)
 
 
@@ -116,7 +113,7 @@ def _append(
         {"held_out": share, "split_seed": facts["split_seed"], "frames": facts["frames"], **settings}
     )
     pictures = _pictures(source, layout)
-    scan = Scan.of(pictures, layout, workers)
+    scan = Scan.of(pictures, layout, workers, joining=True)
     added = _added_classes(scan.classes, facts["classes"], source, out, new_classes)
     storage = Storage(facts["shape"] and tuple(facts["shape"]), facts["channels"], facts["side"], facts["frames"])
     if storage.channels == 1 < scan.channels():
@@ -228,21 +225,12 @@ def describe(facts: dict[str, Any]) -> str:
     train, held_out = facts["train"], facts["held_out"]
     classes = f"{len(facts['classes']):,} classes" if facts["classes"] else "no labels"
     size = " × ".join(map(str, facts["shape"])) if facts["shape"] else "of their own sizes"
-    left_out = f"; {len(facts['bad']):,} bad ones left out" if facts["bad"] else ""
+    left_out = f"; {len(facts['bad']):,} bad left out" if facts["bad"] else ""
     kind = "clips" if facts["frames"] else "pictures"
     return (
         f"{kind}: {train['images']:,} to train on, {held_out['images']:,} held out, {classes}; {facts['storage']}, "
         f"{size}, {(train['bytes'] + held_out['bytes']) / 1e6:.1f} MB, hash {facts['hash']}{left_out}"
     )
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Nobody else writes at `target` meanwhile, and what killed processes left there is gone."""
-    make_folder(target.parent)
-    with exclusive(target):
-        clear_leftovers(target.parent, target.name)
-        yield
 
 
 def _appendable(target: Path, out: str | Path) -> dict[str, Any]:

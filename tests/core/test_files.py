@@ -150,7 +150,7 @@ def test_a_parent_that_cannot_be_is_one_line(tmp_path):
             atomic_write(path, "a")
         with pytest.raises(UserError, match=f"could not make the folder {path.parent}"), atomic_folder(path):
             pass
-        with pytest.raises(UserError, match="could not write"), exclusive(path):
+        with pytest.raises(UserError, match=f"could not make the folder {path.parent}"), exclusive(path):
             pass
 
 

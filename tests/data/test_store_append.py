@@ -45,7 +45,6 @@ def test_new_pictures_join_and_the_others_stay_where_they_were(tmp_path, birds):
     facts = append(more(tmp_path / "b"), tmp_path / "store")
     found = stored(tmp_path / "store")
     assert len(found) == 60 == facts["train"]["images"] + facts["held_out"]["images"]
-    assert facts["held_out"]["images"] == birds["held_out"]["images"] + 4  # a fifth of these, too
     for split, count in rows.items():
         records = Records(tmp_path / "store" / split)
         assert len(records) == facts[split]["images"] == sum(facts[split]["per_class"])
@@ -62,6 +61,23 @@ def test_new_pictures_join_and_the_others_stay_where_they_were(tmp_path, birds):
         str(tmp_path / "a"),
         str(tmp_path / "b"),
     }
+
+
+def test_who_joins_the_held_out_depends_on_the_picture_alone(tmp_path, birds):
+    """A fifth of them as in the store, whether they come one by one or together."""
+    more(tmp_path / "b", ("cat",), 60)
+    build(tmp_path / "a", tmp_path / "other", held_out=0.2)
+    append(tmp_path / "b", tmp_path / "store")
+    for file in sorted((tmp_path / "b" / "cat").iterdir())[:20]:
+        (tmp_path / "c" / "cat").mkdir(parents=True, exist_ok=True)
+        append(file.rename(tmp_path / "c" / "cat" / file.name).parents[1], tmp_path / "other")
+    append(tmp_path / "b", tmp_path / "other")
+    together, alone = (
+        {records["name"][row] for records in [Records(tmp_path / name / "held_out")] for row in range(len(records))}
+        for name in ("store", "other")
+    )
+    assert together == alone
+    assert 6 <= len(together) - birds["held_out"]["images"] <= 18
 
 
 def test_old_shards_are_neither_copied_nor_read(tmp_path, birds):
@@ -152,6 +168,7 @@ def test_an_append_that_is_killed_leaves_a_whole_store(tmp_path, birds, number):
     assert len(stored(tmp_path / "store")) in (40, 640)
     append(tmp_path / "b", tmp_path / "store")
     assert len(stored(tmp_path / "store")) == 640
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_one_writes_to_a_store_at_a_time(tmp_path, birds, monkeypatch):
@@ -167,6 +184,7 @@ def test_one_writes_to_a_store_at_a_time(tmp_path, birds, monkeypatch):
         return write(*arguments)
 
     (tmp_path / "link").symlink_to(tmp_path / "store")
+    (tmp_path / ".store.writing-killed").mkdir()
     with exclusive(tmp_path / "new"):
         monkeypatch.setattr(store, "write", interleaved)
         append(tmp_path / "b", tmp_path / "store")
@@ -176,6 +194,7 @@ def test_one_writes_to_a_store_at_a_time(tmp_path, birds, monkeypatch):
     assert len(stored(tmp_path / "store")) == 80
     assert verify(tmp_path / "store") == []
     assert (tmp_path / "link").is_symlink()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_store_that_a_kill_has_moved_aside_is_put_back(tmp_path, birds):
