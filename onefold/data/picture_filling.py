@@ -1,5 +1,6 @@
 """Writing pictures into the records of a store: the second reading, decoded by several threads and written in order."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
 from onefold.data.picture_files import BadPicture, Channels, clip, decode, encode, fit, normal, with_channels
-from onefold.data.picture_scan import UNLABELLED, Layout, Scan, in_order
+from onefold.data.picture_scan import UNLABELLED, Layout, Scan, content_key, in_order
 from onefold.data.picture_sources import Picture, PictureSource
 from onefold.data.pictures import encoded_record, picture_columns
 from onefold.data.records import Column, Records, RecordsWriter
@@ -50,29 +51,37 @@ class Storage:
         rest = {"label": Column("int32"), "name": Column("text"), "key": Column("uint64")}
         return picture_columns("image", self.shape, clip=self.frames is not None) | rest
 
-    def record(self, picture: Picture) -> dict[str, Any] | BadPicture:
-        """What a picture adds to its record; what is wrong with a bad one is returned, so that the others go on."""
+    def record(self, picture: Picture) -> tuple[int | None, dict[str, Any] | BadPicture]:
+        """(the key of what was read, what the picture adds to its record).
+
+        What is wrong with a bad one is returned, so that the others go on; without a key where nothing could be read.
+        """
+        key = None
         try:
-            if self.shape is None:
-                data = picture.data if picture.pixels is None else encode(picture.pixels)
-                if self.frames:
-                    frames, found = clip(data or b"", picture.where, self.channels, self.side, self.frames)
-                    return encoded_record("image", frames, (found.height, found.width, found.channels), clip=True)
-                opacity = self.channels if self.channels == 4 else None  # everything else is up to who decodes it
-                encoded, found = normal(data or b"", picture.where, opacity, self.side)
-                return encoded_record("image", [encoded], (found.height, found.width, found.channels))
-            if picture.pixels is None:
-                pixels = decode(picture.data or b"", picture.where, self.channels, self.side)
-            else:
-                pixels = fit(with_channels(picture.pixels, self.channels), self.side)
-            if pixels.shape != self.shape:
-                (height, width), (tall, wide) = pixels.shape[:2], self.shape[:2]
-                raise BadPicture(
-                    f"{picture.where} comes to {width} × {height} pixels, and the others to {wide} × {tall}"
-                )
-            return {"image": pixels}
+            content = (picture.data or b"") if picture.pixels is None else picture.pixels.tobytes()
+            key = content_key(content)
+            return key, self._image(picture, content)
         except BadPicture as error:
-            return error
+            return key, error
+
+    def _image(self, picture: Picture, content: bytes) -> dict[str, Any]:
+        """Its columns of the record. Raises BadPicture."""
+        if self.shape is None:
+            data = content if picture.pixels is None else encode(picture.pixels)
+            if self.frames:
+                frames, found = clip(data, picture.where, self.channels, self.side, self.frames)
+                return encoded_record("image", frames, (found.height, found.width, found.channels), clip=True)
+            opacity = self.channels if self.channels == 4 else None  # everything else is up to who decodes it
+            encoded, found = normal(data, picture.where, opacity, self.side)
+            return encoded_record("image", [encoded], (found.height, found.width, found.channels))
+        if picture.pixels is None:
+            pixels = decode(content, picture.where, self.channels, self.side)
+        else:
+            pixels = fit(with_channels(picture.pixels, self.channels), self.side)
+        if pixels.shape != self.shape:
+            (height, width), (tall, wide) = pixels.shape[:2], self.shape[:2]
+            raise BadPicture(f"{picture.where} comes to {width} × {height} pixels, and the others to {wide} × {tall}")
+        return {"image": pixels}
 
 
 @dataclass
@@ -121,7 +130,7 @@ def write(
 
     facts, present: of what is there; `empty_facts` and `Present.nothing` where nothing is. A picture that is there
     already is left out; where none remains, the same facts come back. Raises UserError, naming the picture, when one is
-    bad (without skip_bad).
+    bad (without skip_bad), and when the source has changed since the scan.
     """
     classes = facts["classes"]
     places = {name: place for place, name in enumerate(classes)}
@@ -133,8 +142,10 @@ def write(
         out = {s: stack.enter_context(RecordsWriter(folder / s, storage.columns(), append=True)) for s in SPLITS}
         new = scan.count - int(np.isin(scan.keys, present.keys).sum())
         bar = stack.enter_context(Progress("storing pictures", new, "pictures"))
-        for number, picture, record in in_order(storage.record, _new(pictures, scan, present, places), workers):
+        for number, picture, (key, record) in in_order(storage.record, _new(pictures, scan, present, places), workers):
             bar.update()
+            if key is not None and key != int(scan.keys[number]):
+                raise scan.changed(pictures, picture)
             if isinstance(record, BadPicture):
                 scan.reject(number, record)
                 continue
@@ -163,6 +174,23 @@ def write(
     }
 
 
+def write_new(
+    folder: Path, pictures: PictureSource, scan: Scan, layout: Layout, workers: int | None = None
+) -> dict[str, Any]:
+    """Fill an empty folder, stored as is best for the good pictures; returns the facts. Errors: see `write`.
+
+    A picture may be found bad only while it is stored: where another storage is best without it, all begins again.
+    """
+    storage = Storage.of(scan, layout)
+    facts = write(folder, pictures, scan, storage, empty_facts(scan, storage, layout), Present.nothing(), workers)
+    if Storage.of(scan, layout) == storage:
+        return facts
+    say(f"{pictures.path}: the pictures left out were others than the rest, which is now stored anew without them")
+    for split in SPLITS:
+        shutil.rmtree(folder / split)
+    return write_new(folder, pictures, scan, layout, workers)
+
+
 def empty_facts(scan: Scan, storage: Storage, layout: Layout) -> dict[str, Any]:
     """Of a store that these pictures will fill."""
     return {
@@ -186,8 +214,8 @@ def _new(
     pictures: PictureSource, scan: Scan, present: Present, places: dict[str, int]
 ) -> Iterator[tuple[int, Picture]]:
     """The good pictures that are not there yet, with their numbers."""
-    for number, picture in enumerate(pictures):
-        if number not in scan.bad and not present.has(scan.keys[number], _place(picture, places)):
+    for number, picture in scan.again(pictures):
+        if not present.has(scan.keys[number], _place(picture, places)):
             yield number, picture
 
 

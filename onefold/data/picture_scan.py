@@ -22,6 +22,7 @@ from onefold.data.split import choose
 
 UNLABELLED = -1
 MOST_FRAMES = 1024  # that may be kept of a clip
+AHEAD_BYTES = 512 << 20  # of files and pixels that threads have read, or are to read, before it is their turn
 TOLD = 20  # bad pictures that are named at once; all are listed in the end
 
 Found = TypeVar("Found")
@@ -56,10 +57,14 @@ class Scan:
     seed: int
     skip_bad: bool
     hash: str = ""  # of contents and labels, in their order
+    below: int = 0  # for pictures that join a store: those with an `order` below this are held out
 
     @classmethod
-    def of(cls, pictures: PictureSource, layout: Layout, workers: int | None = None) -> "Scan":
-        """Raises UserError when there is nothing to use, labels are missing, or a picture is bad (without skip_bad)."""
+    def of(cls, pictures: PictureSource, layout: Layout, workers: int | None = None, joining: bool = False) -> "Scan":
+        """Raises UserError when there is nothing to use, labels are missing, or a picture is bad (without skip_bad).
+
+        joining: a store that has pictures already. Who is held out then depends on each alone, not on how many come.
+        """
         keys, sizes, labels, splits, unlabelled = array("Q"), array("i"), Counter(), set(), None
         nothing, hashed = np.empty(0, np.uint64), blake2b(digest_size=8)
         empty = np.empty((0, 3), np.int32)
@@ -77,7 +82,7 @@ class Scan:
                 sizes.extend(size)
                 if isinstance(found, BadPicture):
                     continue
-                hashed.update(key.to_bytes(8, "little") + repr(picture.label).encode())
+                hashed.update(_named(key, picture))
                 splits.add(picture.split)
                 if picture.label is not None:
                     labels[picture.label] += 1
@@ -92,7 +97,9 @@ class Scan:
         scan.keys, scan.sizes = np.array(keys, np.uint64), np.array(sizes, np.int32).reshape(-1, 3)
         scan.classes, scan.own_split = _classes(pictures, labels), splits != {None}
         scan.hash = hashed.hexdigest()
-        if not scan.own_split:
+        if joining:
+            scan.below = int(layout.held_out * 2**64)
+        elif not scan.own_split:
             good = scan.order(np.delete(scan.keys, list(scan.bad)))
             scan.held_out = choose(good, np.ones(len(good), np.int64), layout.held_out).held_out
             if layout.held_out and not len(scan.held_out):
@@ -116,6 +123,26 @@ class Scan:
         if len(self.bad) <= TOLD:
             say(f"left out: {why}")
 
+    def again(self, pictures: PictureSource) -> Iterator[tuple[int, Picture]]:
+        """The good pictures and their numbers, in a second reading. Raises UserError where others come than before."""
+        hashed, number, known = blake2b(digest_size=8), -1, {None, *self.classes}
+        for number, picture in enumerate(pictures):
+            if number == len(self.keys):
+                raise self.changed(pictures, picture)
+            if not self.sizes[number].any():  # bad from the first
+                continue
+            if picture.label not in known:
+                raise self.changed(pictures, picture)
+            hashed.update(_named(int(self.keys[number]), picture))
+            if number not in self.bad:
+                yield number, picture
+        if number + 1 < len(self.keys) or hashed.hexdigest() != self.hash:
+            raise self.changed(pictures)
+
+    def changed(self, pictures: PictureSource, picture: Picture | None = None) -> UserError:
+        where = f" ({picture.where})" if picture else ""
+        return UserError(f"{pictures.path} has changed while it was read{where}: build again")
+
     def size(self, side: int | None) -> tuple[int, int] | None:
         """(height, width) of all pictures, where they have the same once `shrunk` to `side`."""
         sizes = np.unique(np.delete(self.sizes[:, :2], list(self.bad), 0), axis=0).tolist()
@@ -124,12 +151,14 @@ class Scan:
 
     def channels(self) -> Channels:
         """1 where all are grey, else 3 (or 4)."""
-        return cast("Channels", int(self.sizes[:, 2].max()))
+        return cast("Channels", int(np.delete(self.sizes[:, 2], list(self.bad)).max()))
 
     def split(self, number: int, picture: Picture) -> str:
         if self.own_split:
             return picture.split or "train"
         key = self.order(self.keys[number])
+        if int(key) < self.below:
+            return "held_out"
         place = np.searchsorted(self.held_out, key)
         return "held_out" if place < len(self.held_out) and self.held_out[place] == key else "train"
 
@@ -139,22 +168,34 @@ def in_order(
 ) -> Iterator[tuple[int, Picture, Found]]:
     """(number, picture, work(picture)), in their order, though `workers` threads (None: one for each core) work.
 
-    No more than a few pictures for each thread are ahead.
+    No more than a few pictures for each thread are ahead, and no more than AHEAD_BYTES of them, unless one alone has.
     """
     workers = workers or cores()
-    waiting = deque()
+    waiting, ahead = deque(), 0
     with ThreadPoolExecutor(workers) as pool:
         try:
             for number, picture in pictures:
-                waiting.append((number, picture, pool.submit(work, picture)))
-                if len(waiting) > 4 * workers:
-                    number, picture, made = waiting.popleft()
-                    yield number, picture, made.result()
+                size = picture.bytes
+                while waiting and (len(waiting) > 4 * workers or ahead + size > AHEAD_BYTES):
+                    *done, made, freed = waiting.popleft()
+                    ahead -= freed
+                    yield *done, made.result()
+                waiting.append((number, picture, pool.submit(work, picture), size))
+                ahead += size
             while waiting:
-                number, picture, made = waiting.popleft()
-                yield number, picture, made.result()
+                *done, made, _ = waiting.popleft()
+                yield *done, made.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def content_key(data: bytes) -> int:
+    """64 bits that are equal for equal files, or pixels."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest())
+
+
+def _named(key: int, picture: Picture) -> bytes:
+    return key.to_bytes(8, "little") + repr(picture.label).encode()
 
 
 def _too_long(moving: int, longest: int, most: int | None) -> str:
@@ -178,7 +219,7 @@ def _look(picture: Picture, count: bool) -> tuple[int, tuple[int, int, int], int
             size, frames = (found.height, found.width, found.channels), found.frames
     except BadPicture as error:
         return error
-    return int.from_bytes(blake2b(data, digest_size=8).digest()), (size[0], size[1], size[2]), frames
+    return content_key(data), (size[0], size[1], size[2]), frames
 
 
 def _classes(pictures: PictureSource, labels: Counter[str]) -> tuple[str, ...]:

@@ -53,6 +53,16 @@ class Picture:
         """The bytes of its file, read when they are asked for. Raises BadPicture when they cannot be."""
         return read_file(self.content) if isinstance(self.content, Path) else self.content
 
+    @property
+    def bytes(self) -> int:
+        """Of its file or pixels, which need not be read; 0 where nobody can tell."""
+        if self.pixels is not None:
+            return self.pixels.nbytes
+        try:
+            return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content or b"")
+        except (OSError, ValueError):
+            return 0
+
 
 @dataclass(frozen=True)
 class PictureSource:

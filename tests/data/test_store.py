@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from PIL import Image
 from onefold.core import files as core_files
 from onefold.core.errors import UserError
 from onefold.core.files import MANIFEST
-from onefold.data import records
+from onefold.data import picture_filling, picture_scan, records
 from onefold.data.images import ImageData
-from onefold.data.picture_scan import Layout
-from onefold.data.picture_sources import open_pictures
+from onefold.data.picture_scan import Layout, in_order
+from onefold.data.picture_sources import Picture, open_pictures
 from onefold.data.pictures import encoded_record, picture_columns
 from onefold.data.records import Column, Records, RecordsWriter
 from onefold.data.store import append, build, fill, info, sample, verify
@@ -204,6 +205,62 @@ def test_bad_pictures_are_left_out_and_listed(tmp_path, capsys):
     assert sorted(name for name in BAD if any(name in line for line in facts["bad"])) == sorted(BAD)
     assert capsys.readouterr().err.count("left out: ") == len(BAD)
     assert len(stored(tmp_path / "store")) == 12
+
+
+@pytest.mark.parametrize("kind", ["another size", "the only colour"])
+def test_a_picture_found_bad_at_the_second_reading_does_not_decide_how_the_others_are_stored(tmp_path, kind, capsys):
+    class_folders(tmp_path / "a", size=(9, 7, 1))
+    build(tmp_path / "a", tmp_path / "without", held_out=0)
+    half = encoded(noise(64, 64, 1) if kind == "another size" else noise(9, 7, 3))
+    (tmp_path / "a" / "cat" / "zz.png").write_bytes(half[: len(half) * 2 // 3])  # whose header is whole
+    facts = build(tmp_path / "a", tmp_path / "store", skip_bad=True, held_out=0)
+    assert (facts["shape"], facts["channels"], len(facts["bad"])) == ([9, 7, 1], 1, 1)
+    assert "stored anew" in capsys.readouterr().err
+    assert all(
+        np.array_equal(pixels, stored(tmp_path / "without")[name][0])
+        for name, (pixels, _) in stored(tmp_path / "store").items()
+    )
+    assert verify(tmp_path / "store") == []
+
+
+CHANGES = {
+    "removed": lambda cat: (cat / "0.png").unlink(),
+    "added": lambda cat: (cat / "00.png").write_bytes(encoded(noise(9, 7, 3, seed=9))),
+    "added at the end": lambda cat: (cat.parent / "dog" / "z.png").write_bytes(encoded(noise(9, 7, 3, seed=9))),
+    "the last removed": lambda cat: (cat.parent / "dog" / "5.png").unlink(),
+    "replaced": lambda cat: (cat / "3.png").write_bytes(encoded(noise(9, 7, 3, seed=9))),
+    "another class": lambda cat: (cat / "5.png").rename(cat.parent / "dog" / "-.png"),
+    "a new class": lambda cat: cat.rename(cat.parent / "cow"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_source_that_changes_while_it_is_read_is_told(tmp_path, what, monkeypatch):
+    class_folders(tmp_path / "a")
+    write = picture_filling.write
+
+    def late(*arguments):
+        CHANGES[what](tmp_path / "a" / "cat")
+        return write(*arguments)
+
+    monkeypatch.setattr(picture_filling, "write", late)
+    with pytest.raises(UserError, match=r"a has changed while it was read.*: build again"):
+        build(tmp_path / "a", tmp_path / "store", skip_bad=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_large_pictures_wait_only_up_to_a_number_of_bytes(monkeypatch):
+    """While the first one takes long, others are begun, but not many if they are large."""
+    monkeypatch.setattr(picture_scan, "AHEAD_BYTES", 100)
+    for size, most in ((1, 33), (30, 3), (1000, 1)):
+        begun = []
+        pictures = (
+            (i, begun.append(i) or Picture(str(i), content=bytes(size))) for i in range(50)
+        )  # what is taken from the source
+        out = in_order(lambda picture: picture.name, pictures, 8)
+        assert next(out) == (0, ANY, "0")
+        assert len(begun) == most + 1
+        assert [found for _, _, found in out] == [str(i) for i in range(1, 50)]
 
 
 def test_a_missing_file_of_a_table_is_a_bad_picture(tmp_path):
