@@ -56,7 +56,8 @@ def build(
     [bold]skip_bad[/bold] to list bad pictures instead of stopping.
 
     With [bold]--append[/bold] pictures join a store, stored as those in it are; labels keep their numbers, and what is
-    in it already is left out. Until all are written, the store stays as it was.
+    in it already is left out. Until all are written, the store stays as it was; runs that were begun before go on with
+    what it held then.
 
     With [bold]--text[/bold] settings are those of a run's data: [bold]tokenizer.vocab[/bold] (4096),
     [bold]held_out[/bold] share (0.05), [bold]validation[/bold], [bold]sources.0.field[/bold] of a table.
