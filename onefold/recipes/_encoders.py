@@ -102,16 +102,16 @@ def fills_in(report: Report, results: list[Result], figure: str = "loss") -> Non
 
 
 def masks_that_change(report: Report) -> None:
-    """Held-out loss with one mask for each document, ten, and another one in every epoch, on little text."""
+    """Held-out loss with the same mask for a document in all epochs, and with another one in each, on little text."""
     from onefold.recipes import roberta
 
     package = Path(sysconfig.get_paths()["stdlib"]) / "email"
-    for name, masks in (("one mask", 1), ("ten masks", 10), ("dynamic", None)):
+    for name, masks in (("static", 1), ("dynamic", None)):
         changes = {"data.sources": [str(package)], "data.held_out": HELD_OUT, "data.masking.masks": masks}
         results = seeded(briefly(roberta.tiny(), STEPS, 16).but(changes), f"roberta/masks/{masks}")
         epochs = json.loads((results[0].checkpoint / "state" / "state.json").read_text())["loader"]["epoch"]
         losses = [last(r, "loss") for r in results]
-        report.note(f"held-out loss, {name} for each document, {epochs} epochs of {package.name}", losses)
+        report.note(f"held-out loss, {name} masks, {epochs} epochs of {package.name}", losses)
 
 
 def fine_tuning_saves_labels(report: Report) -> None:
@@ -128,7 +128,7 @@ def fine_tuning_saves_labels(report: Report) -> None:
             read = {"kind": "load", "path": str(before.checkpoint)}  # the same tokenizer
             scratch = {"start": None, "model": small_encoder().to_dict(), "data.tokenizer": read}
             for name, own in (("from scratch", scratch), ("pre-trained", {})):
-                run = briefly(text_classifier.tiny(start=str(before.out)), TUNING, 32)
+                run = briefly(text_classifier.tiny(start=str(before.out)), TUNING, 16)
                 out = f"runs/check/roberta/labels/{name.replace(' ', '-')}-{each}/{seed}"
                 scores[name].append(accuracy(train(run.but({**data, "seed": seed, "out": out, **own}))))
         for name, values in scores.items():
