@@ -1,5 +1,6 @@
 """What the recipes of picture models share: small settings, and questions that several of their checks ask."""
 
+import shutil
 from collections import defaultdict
 from functools import cache
 from itertools import chain
@@ -13,7 +14,8 @@ import torch
 from onefold.core.batch import ImageBatch
 from onefold.core.config import Config
 from onefold.core.files import atomic_folder
-from onefold.data.picture_sources import DIGITS, open_pictures
+from onefold.data.facts import read_contents
+from onefold.data.picture_sources import DIGITS, open_pictures, picture_stamp
 from onefold.data.store import build, is_store
 from onefold.data.transforms import Flip, RandomResizedCrop
 from onefold.models.convnext import ConvNeXtConfig
@@ -88,8 +90,10 @@ def accuracy(result: Result) -> float:
 
 
 def stored(source: str) -> str:
-    """The pictures as a store that all runs of a check read."""
+    """The pictures as a store that all runs of a check read; built anew where it is not of this source as it is now."""
     place = Path("runs/check/pictures") / Path(source).name
+    if is_store(place) and read_contents(place)["stamps"] != {source: picture_stamp(source)}:
+        shutil.rmtree(place)
     if not is_store(place):
         build(source, place)
     return str(place)

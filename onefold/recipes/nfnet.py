@@ -152,7 +152,7 @@ def scaling(report: Report, data: dict[str, Any]) -> None:
 
 
 def short(base: Run, model: Config, optimizer: dict[str, Any], data: dict[str, Any], steps: int, batch: int) -> Run:
-    """A training that is judged once, at its end, by 4,096 pictures."""
+    """A training that is judged once, at its end, by 4,096 pictures: fewer where a batch does not fit at once."""
     trainer = {
         **{"steps": steps, "batch": batch, "checkpoint_every": steps},
         **{"evaluate_every": None, "evaluate_batches": 4096 // batch},

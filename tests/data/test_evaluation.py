@@ -3,13 +3,12 @@
 import pytest
 import torch
 
+from onefold.data import picture_batches
 from onefold.data.images import ImageData
 from onefold.data.loader import Evaluation
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return ImageData(path="digits").prepare(tmp_path_factory.mktemp("digits"))
+from onefold.data.picture_batches import decoder
+from onefold.data.records import Records
+from tests.data.picture_makers import class_folders
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -33,9 +32,19 @@ def test_each_row_is_made_once_and_all_processes_get_as_many_batches(world, coun
     assert sum(rows.stop - rows.start for rows in made) == count + empty
 
 
-def test_pictures_of_other_processes_are_not_decoded(digits):
-    whole = torch.cat([batch.rows_of for batch in digits.evaluation("held_out", 50)])
-    mine = [batch for batch, _ in digits.evaluation("held_out", 50).share(1, 2)]
-    assert len(mine) == len(digits.evaluation("held_out", 50))
-    assert max(batch.rows for batch in mine) == 25
-    assert 2 * sum(batch.rows for batch in mine) == pytest.approx(len(whole), abs=1)
+def test_pictures_of_other_processes_are_not_decoded(tmp_path, monkeypatch):
+    root, decoded = class_folders(tmp_path / "a", each=30, size=(9, 9, 3)), []
+    pictures = ImageData(path=str(root), held_out=0.5, raw_bytes=0).prepare(tmp_path / "prepared")
+    cut = decoder()
+    monkeypatch.setattr(picture_batches, "decoder", lambda: lambda *a: (decoded.append(a[1]), cut(*a))[1])
+    names = Records(next((tmp_path / "prepared").iterdir()) / "held_out")["name"]
+    together = set()
+    for rank in range(2):
+        decoded.clear()
+        mine = list(pictures.evaluation("held_out", 8).share(rank, 2))
+        assert len(mine) == 4
+        rows = torch.cat([batch.rows_of for batch, _ in mine]).tolist()
+        assert sorted(decoded) == sorted(names[row] for row in rows)
+        assert len(decoded) == 15
+        together |= set(decoded)
+    assert len(together) == 30
