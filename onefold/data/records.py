@@ -21,7 +21,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write, disk_error
@@ -345,6 +344,8 @@ class _Shard:
     def _open(self) -> pa.RecordBatchFileReader:
         if _check_size(self._file, self._expected) != self._written:
             raise RecordsDamaged(f"{self._file} was written anew since the store was opened: open it again")
+        import torch  # not before a row is read: it takes a second where nothing else needs it
+
         try:  # keeps no descriptor, as those of Python and Arrow do: there may be more shards than files to be open
             mapped = torch.from_file(str(self._file), shared=False, size=self._expected["bytes"], dtype=torch.uint8)
         except RuntimeError as error:
