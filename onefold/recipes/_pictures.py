@@ -5,7 +5,6 @@ from collections import defaultdict
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,16 @@ import torch
 
 from onefold.core.batch import ImageBatch
 from onefold.core.config import Config
+from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.data.facts import read_contents
 from onefold.data.picture_sources import DIGITS, open_pictures, picture_stamp
 from onefold.data.store import build, is_store
 from onefold.data.transforms import Flip, RandomResizedCrop
+from onefold.models import vision_sizes
 from onefold.models.convnext import ConvNeXtConfig
+from onefold.models.vit import ViTConfig
 from onefold.objectives.classification import Classification
-from onefold.study.check import Report
 from onefold.study.pictures import png
 from onefold.training.estimate import count_flops
 from onefold.training.run import Result, Run, train
@@ -57,6 +58,22 @@ def small_data(data: str, image: int) -> dict[str, Any]:
         return {"side": None, "channels": 1, "augment": []}
     augment = [change.to_dict() for change in CROPS]
     return {"side": image, "channels": 3, "store_side": 2 * image, "augment": augment}
+
+
+def small_vit(image: int, channels: int, width: int = 96, depth: int = 6) -> ViTConfig:
+    """A small one: about 4 squares a side up to 8 pixels, 8 above, and the mean of all squares for the classifier.
+
+    Errors: UserError when `image` cannot be cut into so few.
+    """
+    wanted = image / (4 if image <= 8 else 8)
+    patch = min((side for side in range(1, image) if image % side == 0), key=lambda side: abs(side - wanted), default=1)
+    if image // patch > 16:
+        raise UserError(f"image={image} cannot be cut into about eight squares a side: give a multiple of 8")
+    changes: dict[str, Any] = {
+        **{"image": image, "patch": patch, "channels": channels, "width": width},
+        **{"depth": depth, "pool": "mean", "block.mixer.heads": width // 32, "block.ffn.width": 4 * width},
+    }
+    return vision_sizes.vit().but(changes)
 
 
 def convnet(image: int, channels: int) -> ConvNeXtConfig:
@@ -110,43 +127,3 @@ def flops(model: Config) -> float:
 def seeded(run: Run, name: str) -> list[Result]:
     """The run with each seed; what is finished already is only read."""
     return [train(run.but({"seed": seed, "out": f"runs/check/{name}/{seed}"})) for seed in SEEDS]
-
-
-def pretrained() -> list[Result]:
-    """Masked autoencoders of many digits, which the checks of two recipes begin with."""
-    from onefold.recipes import mae
-
-    return seeded(mae.tiny().but({"data.path": str(some_digits(130))}), "mae")
-
-
-def convolutions_lead_less_with_more_pictures(report: Report) -> None:
-    """Error of a small ViT less that of a convnet of its size, learning from few and from all digits."""
-    from onefold.recipes import vit
-
-    leads = {}
-    for each in (10, 130):
-        folder, scores = some_digits(each), {}
-        for name, model in (("vit", vit.shape(8, 1)), ("convnet", convnet(8, 1))):
-            run = vit.tiny().but({"data.path": str(folder), "model": model.to_dict()})
-            scores[name] = [accuracy(result) for result in seeded(run, f"vit/{name}-{each}")]
-            report.note(f"held-out accuracy, {name}, {each} pictures of each digit", scores[name])
-        leads[each] = [c - v for c, v in zip(scores["convnet"], scores["vit"])]
-        report.note(f"the convnet's lead, {each} of each", leads[each])
-        report.less(f"held-out error of the ViT, {each} of each, against guessing", 1 - fmean(scores["vit"]), 0.9)
-    report.note("the lead shrinks with more pictures", fmean(leads[130]) < fmean(leads[10]))
-
-
-def pretraining_saves_labels(report: Report) -> None:
-    """A ViT that filled in masked digits without labels first, and one from scratch: both learn ten of each digit."""
-    from onefold.recipes import vit
-
-    fresh = vit.tiny().but({"data.path": str(some_digits(10))})
-    scratch, tuned = [], []
-    for before, after in zip(pretrained(), seeded(fresh, "vit/vit-10")):
-        seed = before.run.seed
-        changes = {"start": str(before.out), "seed": seed, "out": f"runs/check/vit/tuned/{seed}"}
-        tuned.append(accuracy(train(fresh.but(changes))))
-        scratch.append(accuracy(after))
-    report.note("held-out accuracy, 10 labels of each digit, from scratch", scratch)
-    report.note("the same after masked pre-training on 130 of each without labels", tuned)
-    report.note("pre-training helped", fmean(tuned) > fmean(scratch))

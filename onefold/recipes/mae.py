@@ -13,10 +13,9 @@ from onefold.data.transforms import Flip, RandomResizedCrop
 from onefold.models import vision_sizes
 from onefold.objectives.reconstruction import Reconstruction
 from onefold.recipes import _pictures as pictures
-from onefold.recipes import vit
 from onefold.study.check import Report
 from onefold.training.optim import AdamWConfig
-from onefold.training.run import Run
+from onefold.training.run import Result, Run
 from onefold.training.schedule import Cosine
 from onefold.training.trainer import TrainerConfig
 
@@ -48,7 +47,7 @@ def recipe(data: str = "digits", size: str = "b/16", image: int = 224) -> Run:
 def tiny(data: str = "digits", image: int | None = None) -> Run:
     """Around the encoder of the small ViT: a minute or two on two cores."""
     image = image or pictures.small_side(data)
-    encoder = vit.shape(image, 1 if data == "digits" else 3).but({"classes": 0})
+    encoder = pictures.small_vit(image, 1 if data == "digits" else 3).but({"classes": 0})
     return recipe(data).but(
         {
             "data": pictures.small_data(data, image),
@@ -62,12 +61,17 @@ def tiny(data: str = "digits", image: int | None = None) -> Run:
     )
 
 
+def pretrained() -> list[Result]:
+    """Masked autoencoders of many digits, which the check of ViT begins with, too."""
+    return pictures.seeded(tiny().but({"data.path": str(pictures.some_digits(130))}), "mae")
+
+
 def check(report: Report) -> None:
     """What is filled in is better than the mean of the squares; the features tell digits apart without any label."""
     from onefold.infer.features import judge_features
     from onefold.interop.open import open_model
 
-    results = pictures.pretrained()
+    results = pretrained()
     losses = [r.log[-1]["held_out"]["loss"] for r in results]
     # Targets have variance 1, so predicting each square's mean costs 1.
     report.less("squared error of masked squares, against their own mean", losses, 1.0)

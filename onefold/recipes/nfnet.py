@@ -80,7 +80,7 @@ def small(width: int, stem: int) -> NFNetConfig:
 
 def small_vit(width: int, depth: int) -> ViTConfig:
     """Sixteen squares: of the same compute, those of four pixels learn less."""
-    return vit.shape(SIDE, 1, width, depth).but({"patch": SIDE // 4, "classes": 10})
+    return pictures.small_vit(SIDE, 1, width, depth).but({"patch": SIDE // 4, "classes": 10})
 
 
 # Models for four budgets, as large as leaves both families about as many pictures to see, with one of two to four

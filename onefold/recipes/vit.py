@@ -8,18 +8,17 @@ scratch, but for dropout, which is left out after the first layer of a feed-forw
 mae.py, fine-tuning in classifier.py.
 """
 
-from typing import Any
+from statistics import fmean
 
-from onefold.core.errors import UserError
 from onefold.data.images import ImageData
 from onefold.models import vision_sizes
 from onefold.models.transformer import count_parameters
-from onefold.models.vit import ViTConfig
 from onefold.objectives.classification import Classification
 from onefold.recipes import _pictures as pictures
+from onefold.recipes import mae
 from onefold.study.check import Report
 from onefold.training.optim import AdamWConfig
-from onefold.training.run import Run
+from onefold.training.run import Run, train
 from onefold.training.schedule import Cosine
 from onefold.training.trainer import TrainerConfig
 
@@ -48,27 +47,11 @@ def tiny(data: str = "digits", image: int | None = None) -> Run:
     return recipe(data).but(
         {
             "data": pictures.small_data(data, image),
-            "model": shape(image, 1 if data == "digits" else 3).to_dict(),
+            "model": pictures.small_vit(image, 1 if data == "digits" else 3).to_dict(),
             "optimizer": {"lr": 3e-3, "weight_decay": 0.05},
             **pictures.TINY_TRAINER,
         }
     )
-
-
-def shape(image: int, channels: int, width: int = 96, depth: int = 6) -> ViTConfig:
-    """A small one: about 4 squares a side up to 8 pixels, 8 above, and the mean of all squares for the classifier.
-
-    Errors: UserError when `image` cannot be cut into so few.
-    """
-    wanted = image / (4 if image <= 8 else 8)
-    patch = min((side for side in range(1, image) if image % side == 0), key=lambda side: abs(side - wanted), default=1)
-    if image // patch > 16:
-        raise UserError(f"image={image} cannot be cut into about eight squares a side: give a multiple of 8")
-    changes: dict[str, Any] = {
-        **{"image": image, "patch": patch, "channels": channels, "width": width},
-        **{"depth": depth, "pool": "mean", "block.mixer.heads": width // 32, "block.ffn.width": 4 * width},
-    }
-    return vision_sizes.vit().but(changes)
 
 
 SIZES = {"b/16": 86_567_656, "l/16": 304_326_632}
@@ -78,5 +61,34 @@ def check(report: Report) -> None:
     """Exact sizes; with few pictures convolutions are ahead, with more the lead shrinks; pre-training saves labels."""
     for size, published in SIZES.items():
         report.equal(f"parameters, {size}", count_parameters(vision_sizes.vit(size)), published)
-    pictures.convolutions_lead_less_with_more_pictures(report)
-    pictures.pretraining_saves_labels(report)
+    convolutions_lead_less_with_more_pictures(report)
+    pretraining_saves_labels(report)
+
+
+def convolutions_lead_less_with_more_pictures(report: Report) -> None:
+    """Error of a small ViT less that of a convnet of its size, learning from few and from all digits."""
+    leads = {}
+    for each in (10, 130):
+        folder, scores = pictures.some_digits(each), {}
+        for name, model in (("vit", pictures.small_vit(8, 1)), ("convnet", pictures.convnet(8, 1))):
+            run = tiny().but({"data.path": str(folder), "model": model.to_dict()})
+            scores[name] = [pictures.accuracy(result) for result in pictures.seeded(run, f"vit/{name}-{each}")]
+            report.note(f"held-out accuracy, {name}, {each} pictures of each digit", scores[name])
+        leads[each] = [c - v for c, v in zip(scores["convnet"], scores["vit"])]
+        report.note(f"the convnet's lead, {each} of each", leads[each])
+        report.less(f"held-out error of the ViT, {each} of each, against guessing", 1 - fmean(scores["vit"]), 0.9)
+    report.note("the lead shrinks with more pictures", fmean(leads[130]) < fmean(leads[10]))
+
+
+def pretraining_saves_labels(report: Report) -> None:
+    """A ViT that filled in masked digits without labels first, and one from scratch: both learn ten of each digit."""
+    fresh = tiny().but({"data.path": str(pictures.some_digits(10))})
+    scratch, tuned = [], []
+    for before, after in zip(mae.pretrained(), pictures.seeded(fresh, "vit/vit-10")):
+        seed = before.run.seed
+        changes = {"start": str(before.out), "seed": seed, "out": f"runs/check/vit/tuned/{seed}"}
+        tuned.append(pictures.accuracy(train(fresh.but(changes))))
+        scratch.append(pictures.accuracy(after))
+    report.note("held-out accuracy, 10 labels of each digit, from scratch", scratch)
+    report.note("the same after masked pre-training on 130 of each without labels", tuned)
+    report.note("pre-training helped", fmean(tuned) > fmean(scratch))
