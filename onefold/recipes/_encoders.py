@@ -39,7 +39,7 @@ def small(run: Run, tokenizer: str | None) -> Run:
         **shape,
         "model.vocab": VOCAB if tokenizer is None else run.model.vocab,
         "data.context": 128,
-        "optimizer.lr": 3e-3,
+        "optimizer.lr": 1e-3,
         "trainer": {"steps": 1000, "batch": 32, "clip": 1.0, "evaluate_every": 250, "checkpoint_every": 250},
         "trainer.schedule.warmup": 0.1,
     }
