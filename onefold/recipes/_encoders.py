@@ -144,8 +144,8 @@ def fine_tuning_saves_labels(report: Report) -> None:
         "accuracy against labels",
         draw(curves, Axis("labels of each package", log=True), Axis("held-out accuracy, %"), title="Accuracy"),
     )
-    helped = [fmean(p) > fmean(s) for s, p in zip(*found.values())]
-    report.note("pre-training helped with " + ", ".join(map(str, LABELS)) + " labels", helped)
+    helped = [str(n) for n, fresh, tuned in zip(LABELS, *found.values()) if fmean(tuned) > fmean(fresh)]
+    report.note("labels of each package with which pre-training helped", ", ".join(helped) or "none of them")
 
 
 def some_passages(each: int) -> tuple[Path, Path]:
