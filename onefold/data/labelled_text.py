@@ -193,7 +193,8 @@ class LabelledTextDataset:
         model = fit_tokens(model, self.tokenizer, self.context, grow)
         if model.classes != len(self.classes) and not grow:
             say(f"the model is made for the data: model.classes={len(self.classes)} instead of {model.classes}")
-        return model.but({"classes": len(self.classes), "masked": None})  # what hid behind masks is not asked for
+        # What hid behind masks is not asked for; one vector a text comes as in published classifiers.
+        return model.but({"classes": len(self.classes), "task": "sequence", "pooler": True, "masked": None})
 
     def texts(self, split: Split) -> Iterator[tuple[str, str, str]]:
         """(text, second text, class) of each row."""
