@@ -91,7 +91,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read tokenizer.json, vocab.json + merges.txt, vocab.txt or a SentencePiece .model: a file, or their folder."""
+        """Read tokenizer.json, vocab.json + merges.txt, vocab.txt or a SentencePiece .model, or the folder of them."""
         from onefold.data.tokenizer_files import load
 
         return cls(**load(Path(path)))
