@@ -70,21 +70,23 @@ def test_every_kind_of_table_gives_the_same_splits(kind, tokenizer, tmp_path):
     assert found == texts(reference)
 
 
-def test_own_splits_names_and_validation(tokenizer, tmp_path):
-    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-
-    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+def test_a_saved_dataset_keeps_its_splits_and_names(tokenizer, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": names})
     parts = {
-        name: Dataset.from_dict({"sentence": [f"{name} {i}" for i in range(6)], "label": [1, 0] * 3}, features)
+        name: datasets.Dataset.from_dict({"sentence": [f"{name} {i}" for i in range(6)], "label": [1, 0] * 3}, features)
         for name in ("train", "validation", "test")
     }
-    DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
     dataset = LabelledTextData(path=str(tmp_path / "saved")).prepare(tmp_path / "out", tokenizer)
     assert dataset.classes == ("no", "yes")
     found = texts(dataset)
     assert {len(rows) for rows in found.values()} == {6}
     assert found["held_out"][0] == ("validation 0", "", "yes")
 
+
+def test_an_own_validation_is_not_learned_from(tokenizer, tmp_path):
     own = write(tmp_path, "jsonl", ROWS[:7])
     whole = write(tmp_path, "csv")
     dataset = LabelledTextData(path=whole, validation=own).prepare(tmp_path / "out", tokenizer)
