@@ -15,7 +15,7 @@ from onefold.nn.linear import Linear
 class ConvNet(nn.Module):
     """`features` reads pictures, `head` makes logits of classes; calling the model does both.
 
-    A network lays its layers and, last, `classify`; `config` has the number of `classes`, and the `blocks` of stages.
+    A network lays its layers, the `classifier` last; its config has the number of `classes` and the `blocks` of stages.
     """
 
     entry_points = ("features", "head")  # what a parallel plan has to wrap
@@ -24,7 +24,7 @@ class ConvNet(nn.Module):
         super().__init__()
         self.config = config
 
-    def classify(self, width: int) -> nn.Module:
+    def make_classifier(self, width: int) -> nn.Module:
         """The classifier of features of this width; nothing without classes."""
         return Linear(width, self.config.classes) if self.config.classes else nn.Identity()
 

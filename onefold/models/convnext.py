@@ -123,7 +123,7 @@ class ConvNeXt(ConvNet):
         self.stem = Stem(config)
         self.stages = nn.ModuleList(Stage(config, i, of_stage.tolist()) for i, of_stage in enumerate(rates))
         self.norm = config.last_norm.build(config.widths[-1])
-        self.classifier = self.classify(config.widths[-1])
+        self.classifier = self.make_classifier(config.widths[-1])
         self.init_weights()
 
     @torch.no_grad()

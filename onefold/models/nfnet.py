@@ -154,7 +154,7 @@ class NFNet(ConvNet):
             variance = self.stages[-1].variance
         self.final = StandardisedConv(config.widths[-1], config.width, 1)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = self.classify(config.width)
+        self.classifier = self.make_classifier(config.width)
         self.init_weights()
 
     @torch.no_grad()

@@ -150,7 +150,7 @@ class ResidualNet(ConvNet):
         inward = (width, *config.widths)
         self.stages = nn.Sequential(*(Stage(config, inward[i], i, r.tolist()) for i, r in enumerate(rates)))
         self.norm = nn.LayerNorm(config.widths[-1], eps=1e-6) if config.down == "apart" else nn.Identity()
-        self.classifier = self.classify(config.widths[-1])
+        self.classifier = self.make_classifier(config.widths[-1])
         self.init_weights()
 
     @torch.no_grad()

@@ -89,7 +89,7 @@ class ResNet(ConvNet):
             Stage(inward[i], width, depth, 2 if i else 1)
             for i, (width, depth) in enumerate(zip(config.widths, config.blocks))
         )
-        self.classifier = self.classify(inward[-1])
+        self.classifier = self.make_classifier(inward[-1])
         self.init_weights()
 
     @torch.no_grad()
