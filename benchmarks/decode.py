@@ -26,7 +26,7 @@ import torch
 from race import machine, race
 
 from onefold.core.progress import say
-from onefold.data.tokenizer import Tokenizer
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.infer.model import Model
 from onefold.infer.sampling import Sampling
 from onefold.interop.loaded import Loaded

@@ -44,7 +44,7 @@ from race import machine, race
 from torch.utils.data import DataLoader
 
 from onefold.data.ahead import AHEAD
-from onefold.data.pictures import encoded_record, picture_columns
+from onefold.data.picture_columns import encoded_record, picture_columns
 from onefold.data.records import INDEX, Column, RecordsWriter
 from onefold.recipes._feeding import (
     CONTEXT,

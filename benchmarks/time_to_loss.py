@@ -18,7 +18,7 @@ from pathlib import Path
 
 from race import machine
 
-from onefold.data.text import Source, TextData, TrainBPE
+from onefold.data.text.documents import Source, TextData, TrainBPE
 from onefold.models import families
 from onefold.models.transformer import count_parameters
 from onefold.recipes.quickstart import VOCAB, Quickstart, pretraining

@@ -22,8 +22,8 @@ from race import machine
 from torch.utils.data import DataLoader, Dataset
 
 from onefold.core.batch import ImageBatch
-from onefold.data.images import ImageData, ImageDataset
-from onefold.data.transforms import Flip
+from onefold.data.pictures.images import ImageData, ImageDataset
+from onefold.data.pictures.transforms import Flip
 from onefold.infer.classify import predict
 from onefold.models.residual import ResidualConfig
 from onefold.models.transformer import count_parameters

@@ -64,8 +64,8 @@ def build(
     """
     from onefold.core.config import parse_override
     from onefold.core.errors import UserError
-    from onefold.data import store
-    from onefold.data.text import TextData
+    from onefold.data.pictures import store
+    from onefold.data.text.documents import TextData
 
     given = dict(parse_override(setting) for setting in settings or [])
     if text:
@@ -87,7 +87,7 @@ def info(
     stores: Annotated[list[Path], typer.Argument(metavar="STORE…", help="Stores, or data folders of runs")],
 ):
     """Print what stores hold, as JSON."""
-    from onefold.data import store
+    from onefold.data.pictures import store
 
     found = {str(path): store.info(path) for path in stores}
     print(json.dumps(found if len(found) > 1 else next(iter(found.values())), indent=2, ensure_ascii=False))
@@ -96,7 +96,7 @@ def info(
 @app.command(epilog=example("onefold data verify photos.store"))
 def verify(path: StorePath):
     """Compare all checksums; name what is damaged, to the page. Exit code 1 when something is."""
-    from onefold.data import store
+    from onefold.data.pictures import store
 
     problems = store.verify(path)
     print("\n".join(problems) if problems else f"{path} is whole")
@@ -113,6 +113,6 @@ def sample(
     seed: Annotated[int, typer.Option(help="Another one shows other records", min=0)] = 0,
 ):
     """Write some records as files to look at: pictures, clips frame by frame on one sheet, or texts."""
-    from onefold.data import store
+    from onefold.data.pictures import store
 
     print(f"wrote {len(store.sample(path, out, count, split, seed))} files to {out}")

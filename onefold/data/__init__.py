@@ -1,1 +1,1 @@
-"""From files to batches: sources, tokenizer, records, plans, loader, chat."""
+"""From files to batches: what text and pictures share (records, sources, order, loader), and a room for each."""

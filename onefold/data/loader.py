@@ -4,14 +4,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
 
-import numpy as np
-
-from onefold.core.batch import Batch, TokenBatch
+from onefold.core.batch import Batch
 from onefold.core.errors import UserError
-from onefold.data.ahead import Ahead, to_tensor
-from onefold.data.layout import Layout
-from onefold.data.plan import Plan
-from onefold.data.records import Ragged
+from onefold.data.ahead import Ahead
 
 
 class Planned(Protocol):
@@ -139,37 +134,3 @@ def _jobs(
 
 def _made(gather: Callable[[P, slice], B], planned: P, rows: slice, after: tuple[int, int]) -> tuple[B, int, int]:
     return gather(planned, rows), *after
-
-
-def gather(plan: Plan, rows: slice, tokens: Ragged, pad: int, learned: Ragged | None = None) -> TokenBatch:
-    """The batch of these rows of a plan, which lie in one batch of it.
-
-    tokens: start, text, end of every document; input t predicts target t + 1. learned: for each token 1 if it is to be
-    predicted; None: all are. Places that the plan leaves empty are `pad` with weight 0, in a segment of their own.
-    """
-    layout = Layout(plan, rows)
-    pieces, lengths, context = layout.pieces, layout.lengths, plan.context
-    starts = tokens.starts[pieces.document] + pieces.offset
-    alone = (layout.counts == 1).all() and (lengths == context).all()
-    if alone and learned is None and not pieces.skip.any():
-        return _windows(tokens, starts, context)
-    weights = layout.inside >= pieces.skip[layout.piece]
-    if learned is not None:
-        weights = weights * learned.gather(starts + 1, lengths)
-    return TokenBatch(
-        tokens=layout.filled(tokens.gather(starts, lengths), pad, np.int64),
-        targets=layout.filled(tokens.gather(starts + 1, lengths), pad, np.int64),
-        weights=layout.filled(weights, 0, np.float32),
-        **layout.packed(),
-    )
-
-
-def _windows(tokens: Ragged, starts: np.ndarray, context: int) -> TokenBatch:
-    """Rows that are one piece from end to end, which most are: what `gather` makes of them, without its tables."""
-    rows = len(starts)
-    found = tokens.gather(starts, np.full(rows, context + 1)).reshape(rows, context + 1)
-    return TokenBatch(
-        tokens=to_tensor(found[:, :-1].astype(np.int64)),
-        targets=to_tensor(found[:, 1:].astype(np.int64)),
-        weights=to_tensor(np.ones((rows, context), np.float32)),
-    )

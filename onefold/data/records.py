@@ -25,7 +25,7 @@ import pyarrow as pa
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write, disk_error
 from onefold.data.columns import Column, Ragged, Strided
-from onefold.data.pictures import Pictures
+from onefold.data.picture_columns import Pictures
 
 INDEX = "records.json"
 FORMAT, VERSION = "onefold.records", 2  # 2 came with picture columns; without them a store is still written as 1

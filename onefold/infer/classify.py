@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from onefold.core.batch import ImageBatch
 from onefold.core.errors import UserError
-from onefold.data.picture_reader import PictureReader
+from onefold.data.pictures.reader import PictureReader
 from onefold.infer.engine import device_of, evaluating
 from onefold.infer.look import Picture, look
 from onefold.infer.opened import Opened
@@ -126,7 +126,7 @@ def evaluate_pictures(classifier: Classifier, data: str, **settings: Any) -> Pre
 
     settings: those of `ImageData`, for its columns and the like.
     """
-    from onefold.data.images import ImageData
+    from onefold.data.pictures.images import ImageData
 
     reader = classifier.reader.but({"classes": list(classifier.classes)})  # with names, so that some of them will do
     with tempfile.TemporaryDirectory() as folder:

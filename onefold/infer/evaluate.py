@@ -13,9 +13,9 @@ from onefold.core.batch import TokenBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress
-from onefold.data.dataset import Dataset
 from onefold.data.split import Split
-from onefold.data.tokenizer import Tokenizer
+from onefold.data.text.dataset import Dataset
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.infer.engine import device_of, evaluating
 from onefold.infer.model import Model
 from onefold.objectives.language import NextToken

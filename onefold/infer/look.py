@@ -9,9 +9,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from onefold.core.errors import UserError, missing_extra
-from onefold.data.picture_reader import PictureReader
-from onefold.data.transforms.draws import Draws
-from onefold.data.transforms.frame import scaled
+from onefold.data.draws import Draws
+from onefold.data.pictures.reader import PictureReader
+from onefold.data.pictures.transforms.frame import scaled
 
 Picture = str | Path | bytes | np.ndarray | Any  # a file, its content, UInt8[H, W] or [H, W, C], Pillow's images
 
@@ -46,7 +46,7 @@ def _pixels(picture: Picture, channels: int) -> np.ndarray:
 def _files() -> Any:
     """The module that reads files and changes colours; only it needs Pillow."""
     try:
-        from onefold.data import picture_files
+        from onefold.data.pictures import files
     except ImportError:
         raise missing_extra("pillow", "vision", "looking at pictures") from None
-    return picture_files
+    return files

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from onefold.core.errors import UserError
-from onefold.data.chat import chat_ids
-from onefold.data.tokenizer import Tokenizer
+from onefold.data.text.chat import chat_ids
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.infer import engine
 from onefold.infer.beam import beam_search
 from onefold.infer.classify import Classifier

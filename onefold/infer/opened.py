@@ -8,7 +8,7 @@ from torch import nn
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.data.tokenizer import Tokenizer
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.interop.loaded import Loaded
 
 

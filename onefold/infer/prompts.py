@@ -9,7 +9,7 @@ from typing import Any
 
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress
-from onefold.data.chat import chat_ids
+from onefold.data.text.chat import chat_ids
 from onefold.infer.continuation import Continuation
 from onefold.infer.model import Model, Prompt
 from onefold.infer.sampling import Sampling

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from onefold.core.errors import UserError
-from onefold.data.picture_reader import PictureReader
-from onefold.data.tokenizer import Tokenizer
+from onefold.data.pictures.reader import PictureReader
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.interop.table import own_buffers
 from onefold.models.transformer import DecoderConfig
 

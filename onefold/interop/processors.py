@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from onefold.data.picture_reader import PictureReader
-from onefold.data.tokenizer import Tokenizer
+from onefold.data.pictures.reader import PictureReader
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.interop.tokens import load_tokenizer, save_tokenizer
 
 Processor = Tokenizer | PictureReader

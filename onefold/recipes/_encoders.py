@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onefold.core.files import atomic_write
-from onefold.data.labelled_text import LabelledTextData
+from onefold.data.text.labelled_text import LabelledTextData
 from onefold.models import encoder_families as families
 from onefold.models.encoder import EncoderConfig
 from onefold.study.charts import Axis, Curve, draw
@@ -153,7 +153,7 @@ def some_passages(each: int) -> tuple[Path, Path]:
     folder = Path("runs/check/passages")
     files = folder / f"{each}.jsonl", folder / "held_out.jsonl"
     if not all(file.is_file() for file in files):
-        from onefold.data.passages import passages
+        from onefold.data.text.passages import passages
 
         by_class: dict[tuple[str, str], list[str]] = defaultdict(list)
         for passage in passages(HELD_OUT, LabelledTextData().split_seed):

@@ -21,14 +21,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from onefold.core.errors import missing_extra
-from onefold.data.loader import Loader, gather
+from onefold.data.loader import Loader
 from onefold.data.order import plan_epoch
-from onefold.data.picture_batches import PictureBatches
-from onefold.data.picture_reader import PictureReader
-from onefold.data.pictures import encoded_record, picture_columns
-from onefold.data.plan import plan_rows
+from onefold.data.picture_columns import encoded_record, picture_columns
+from onefold.data.pictures.batches import PictureBatches
+from onefold.data.pictures.reader import PictureReader
+from onefold.data.pictures.transforms import CentreCrop, Flip, PadCrop, RandomResizedCrop
 from onefold.data.records import Column, Records, RecordsWriter
-from onefold.data.transforms import CentreCrop, Flip, PadCrop, RandomResizedCrop
+from onefold.data.text.plan import plan_rows
+from onefold.data.text.windows import gather
 
 Task = Literal["tokens", "small", "jpeg", "raw"]
 Pass = Callable[[], Iterable[Any]]  # goes through all batches once

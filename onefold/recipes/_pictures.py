@@ -15,9 +15,9 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.data.facts import read_contents
-from onefold.data.picture_sources import DIGITS, open_pictures, picture_stamp
-from onefold.data.store import build, is_store
-from onefold.data.transforms import Flip, RandomResizedCrop
+from onefold.data.pictures.sources import DIGITS, open_pictures, picture_stamp
+from onefold.data.pictures.store import build, is_store
+from onefold.data.pictures.transforms import Flip, RandomResizedCrop
 from onefold.models import vision_sizes
 from onefold.models.convnext import ConvNeXtConfig
 from onefold.models.vit import ViTConfig

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onefold.data.words import END, Vocabulary, WordCorpus
+from onefold.data.text.words import END, Vocabulary, WordCorpus
 from onefold.models.word_vectors import WordVectors
 from onefold.study.check import Report
 from onefold.training import glove

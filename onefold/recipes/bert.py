@@ -8,8 +8,8 @@ WordPiece, unless `tokenizer` names a folder or file of one; all sequences have 
 128. As in the released data, each document has ten masks and ten ways in which it is paired.
 """
 
-from onefold.data.masked import MaskedTextData
-from onefold.data.text import LoadTokenizer, Source, TrainBPE
+from onefold.data.text.documents import LoadTokenizer, Source, TrainBPE
+from onefold.data.text.masked import MaskedTextData
 from onefold.models import encoder_families as families
 from onefold.models.transformer import count_parameters
 from onefold.objectives.language import MaskedAndNext

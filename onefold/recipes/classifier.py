@@ -8,7 +8,7 @@ averaged weights are what is kept. The report shows which classes are confused, 
 looks.
 """
 
-from onefold.data.images import ImageData
+from onefold.data.pictures.images import ImageData
 from onefold.models.convnext import ConvNeXtConfig
 from onefold.objectives.classification import Classification
 from onefold.recipes import _pictures as pictures

@@ -10,8 +10,8 @@ from bisect import bisect_left
 from functools import cache
 from typing import Any
 
-from onefold.data.images import ImageData
-from onefold.data.transforms import Flip, MixupOrCutMix, RandAugment, RandomErasing, RandomResizedCrop
+from onefold.data.pictures.images import ImageData
+from onefold.data.pictures.transforms import Flip, MixupOrCutMix, RandAugment, RandomErasing, RandomResizedCrop
 from onefold.models import vision_sizes
 from onefold.models.residual import ResidualConfig
 from onefold.models.transformer import count_parameters

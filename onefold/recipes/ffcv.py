@@ -31,9 +31,9 @@ import torch
 
 from onefold.core.errors import missing_extra
 from onefold.data.ahead import NAME
-from onefold.data.images import ImageData, ImageDataset
 from onefold.data.order import Kind, order
-from onefold.data.transforms import Flip, MixupOrCutMix, RandAugment, RandomResizedCrop
+from onefold.data.pictures.images import ImageData, ImageDataset
+from onefold.data.pictures.transforms import Flip, MixupOrCutMix, RandAugment, RandomResizedCrop
 from onefold.models.resnet import ResNetConfig
 from onefold.models.transformer import count_parameters
 from onefold.objectives.classification import Classification

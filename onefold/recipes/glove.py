@@ -13,8 +13,8 @@ Stanford's tokenizer), all that occur five times (theirs: the 400,000 most frequ
 """
 
 from onefold.data.sources import STDLIB
-from onefold.data.text import Source
-from onefold.data.words import WordData
+from onefold.data.text.documents import Source
+from onefold.data.text.words import WordData
 from onefold.recipes import _words as words
 from onefold.study.check import Report
 from onefold.training.glove import GloveConfig

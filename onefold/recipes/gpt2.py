@@ -8,7 +8,7 @@ here are the ones with which open reproductions reach its loss (6e-4 at batch 51
 BPE of 50,257 tokens, as released, is trained on your data unless `tokenizer` names a folder or file that has one.
 """
 
-from onefold.data.text import LoadTokenizer, Source, TextData, TrainBPE
+from onefold.data.text.documents import LoadTokenizer, Source, TextData, TrainBPE
 from onefold.models import families
 from onefold.models.transformer import count_parameters
 from onefold.recipes import _miniature as miniature

@@ -9,7 +9,7 @@ Deviations: its text was never published, so `data` is yours; the batch of 4M to
 
 import torch
 
-from onefold.data.text import LoadTokenizer, Source, TextData, TrainBPE
+from onefold.data.text.documents import LoadTokenizer, Source, TextData, TrainBPE
 from onefold.models import families
 from onefold.models.transformer import count_parameters
 from onefold.recipes import _miniature as miniature

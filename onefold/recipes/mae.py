@@ -8,8 +8,8 @@ Deviation: matrices begin as truncated N(0, 0.02), as in the other transformers 
 A classifier begins with its encoder: `onefold train vit --tiny start=runs/mae`.
 """
 
-from onefold.data.images import ImageData
-from onefold.data.transforms import Flip, RandomResizedCrop
+from onefold.data.pictures.images import ImageData
+from onefold.data.pictures.transforms import Flip, RandomResizedCrop
 from onefold.models import vision_sizes
 from onefold.objectives.reconstruction import Reconstruction
 from onefold.recipes import _pictures as pictures

@@ -12,8 +12,8 @@ from math import inf
 from typing import Any
 
 from onefold.core.config import Config
-from onefold.data.images import ImageData
-from onefold.data.transforms import Flip, MixupOrCutMix, RandAugment, RandomResizedCrop
+from onefold.data.pictures.images import ImageData
+from onefold.data.pictures.transforms import Flip, MixupOrCutMix, RandAugment, RandomResizedCrop
 from onefold.models import vision_sizes
 from onefold.models.nfnet import NFNetConfig
 from onefold.models.vit import ViTConfig

@@ -8,7 +8,7 @@ ones; the learning rate of 1B is the README's 3e-4 (its config file says 2.5e-4)
 """
 
 from onefold.core.errors import UserError
-from onefold.data.text import LoadTokenizer, Source, TextData, TrainBPE
+from onefold.data.text.documents import LoadTokenizer, Source, TextData, TrainBPE
 from onefold.models import families
 from onefold.models.transformer import count_parameters
 from onefold.recipes import _miniature as miniature

@@ -19,10 +19,10 @@ from onefold.core.config import Config, differences
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
 from onefold.core.progress import Progress, clock, say
-from onefold.data.conversations import ChatData
-from onefold.data.dataset import Dataset
 from onefold.data.sources import STDLIB
-from onefold.data.text import Source, TextData, TrainBPE
+from onefold.data.text.conversations import ChatData
+from onefold.data.text.dataset import Dataset
+from onefold.data.text.documents import Source, TextData, TrainBPE
 from onefold.infer.evaluate import evaluate
 from onefold.infer.model import Model, load
 from onefold.study import baselines, forecast, machine

@@ -9,9 +9,9 @@ each other. Byte-level BPE of 50,265 tokens is trained on your data unless `toke
 A classifier begins with it: `onefold train text_classifier data=rows.csv start=runs/roberta`.
 """
 
-from onefold.data.masked import MaskedTextData
-from onefold.data.text import LoadTokenizer, Source, TrainBPE
-from onefold.data.tokenizer import ENCODER_TOKENS
+from onefold.data.text.documents import LoadTokenizer, Source, TrainBPE
+from onefold.data.text.masked import MaskedTextData
+from onefold.data.text.tokenizer import ENCODER_TOKENS
 from onefold.models import encoder_families as families
 from onefold.models.transformer import count_parameters
 from onefold.recipes import _encoders as encoders

@@ -7,9 +7,9 @@ The settings are those that RoBERTa was fine-tuned with (arXiv 1907.11692, table
 "stdlib" is passages of Python's standard library and the packages that they come from.
 """
 
-from onefold.data.labelled_text import LabelledTextData
-from onefold.data.text import TrainBPE
-from onefold.data.tokenizer import ENCODER_TOKENS
+from onefold.data.text.documents import TrainBPE
+from onefold.data.text.labelled_text import LabelledTextData
+from onefold.data.text.tokenizer import ENCODER_TOKENS
 from onefold.objectives.classification import Classification
 from onefold.recipes import _encoders as encoders
 from onefold.study.check import Report

@@ -10,7 +10,7 @@ mae.py, fine-tuning in classifier.py.
 
 from statistics import fmean
 
-from onefold.data.images import ImageData
+from onefold.data.pictures.images import ImageData
 from onefold.models import vision_sizes
 from onefold.models.transformer import count_parameters
 from onefold.objectives.classification import Classification

@@ -18,8 +18,8 @@ the tool's do: only with trainer.threads=1 the same run gives the same bits.
 """
 
 from onefold.data.sources import STDLIB
-from onefold.data.text import Source
-from onefold.data.words import WordData
+from onefold.data.text.documents import Source
+from onefold.data.text.words import WordData
 from onefold.recipes import _words as words
 from onefold.study.check import Report
 from onefold.training.skipgram import SkipGramConfig

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from onefold.core.errors import UserError
-from onefold.data.chat import chat_ids
+from onefold.data.text.chat import chat_ids
 from onefold.infer.continuation import Continuation
 from onefold.infer.model import Model
 from onefold.infer.sampling import Sampling

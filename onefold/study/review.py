@@ -8,7 +8,7 @@ import torch
 from onefold.core import dist
 from onefold.core.device import pick
 from onefold.core.progress import say
-from onefold.data.images import ImageData, ImageDataset
+from onefold.data.pictures.images import ImageData, ImageDataset
 from onefold.infer.features import judge_features
 from onefold.interop.open import open_model
 from onefold.study import machine

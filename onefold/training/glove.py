@@ -10,8 +10,8 @@ from pydantic import Field
 from onefold.core.config import Config
 from onefold.core.files import atomic_folder, verify_folder
 from onefold.core.progress import Progress
-from onefold.data.dataset import folder_name
-from onefold.data.words import WordCorpus
+from onefold.data.prepared import folder_name
+from onefold.data.text.words import WordCorpus
 from onefold.training.skipgram import kernels
 
 PAIR = np.dtype([("first", "<i4"), ("second", "<i4"), ("count", "<f4")])

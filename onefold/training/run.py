@@ -22,13 +22,13 @@ from onefold.core.config import Config, Slot
 from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.progress import clock, say
-from onefold.data.conversations import ChatData
-from onefold.data.dataset import Dataset
-from onefold.data.images import ImageData, ImageDataset
-from onefold.data.labelled_text import LabelledTextData, LabelledTextDataset
-from onefold.data.masked import MaskedTextData
-from onefold.data.picture_reader import PictureReader
-from onefold.data.text import TextData
+from onefold.data.pictures.images import ImageData, ImageDataset
+from onefold.data.pictures.reader import PictureReader
+from onefold.data.text.conversations import ChatData
+from onefold.data.text.dataset import Dataset
+from onefold.data.text.documents import TextData
+from onefold.data.text.labelled_text import LabelledTextData, LabelledTextDataset
+from onefold.data.text.masked import MaskedTextData
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model

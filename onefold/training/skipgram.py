@@ -9,7 +9,7 @@ from pydantic import Field
 
 from onefold.core.config import Config
 from onefold.core.errors import missing_extra
-from onefold.data.words import WordCorpus
+from onefold.data.text.words import WordCorpus
 
 PIECE = 10_000  # words of a step
 SCALE = 1 << 32

@@ -24,7 +24,7 @@ from onefold.core import dist
 from onefold.core.batch import Batch
 from onefold.core.config import Config, Slot
 from onefold.core.progress import Progress, say
-from onefold.data.dataset import Split
+from onefold.data.prepared import Split
 from onefold.objectives.base import Loss
 from onefold.training.buffers import Buffers
 from onefold.training.interrupt import Interrupt

@@ -24,7 +24,7 @@ from onefold.core.cores import cores
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.core.progress import Progress, say
-from onefold.data.words import WordCorpus, WordData
+from onefold.data.text.words import WordCorpus, WordData
 from onefold.interop.word_vectors import write_artifact
 from onefold.models.word_vectors import WordVectors
 from onefold.training.folder import claimed, read_facts, write_facts

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from onefold.data import picture_batches
-from onefold.data.images import ImageData
 from onefold.data.loader import Evaluation
-from onefold.data.picture_batches import decoder
+from onefold.data.pictures import batches as picture_batches
+from onefold.data.pictures.batches import decoder
+from onefold.data.pictures.images import ImageData
 from onefold.data.records import Records
-from tests.data.picture_makers import class_folders
+from tests.data.pictures.makers import class_folders
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onefold.core.errors import UserError
-from onefold.data.loader import Loader, gather
-from onefold.data.plan import plan_evaluation, plan_rows
+from onefold.data.loader import Loader
 from onefold.data.records import Column, Records, RecordsWriter
+from onefold.data.text.plan import plan_evaluation, plan_rows
+from onefold.data.text.windows import gather
 
 CONTEXT = 8
 PAD = 9999

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onefold.core.errors import UserError
-from onefold.data.pictures import encoded_record, picture_columns
+from onefold.data.picture_columns import encoded_record, picture_columns
 from onefold.data.records import Column, Records, RecordsDamaged, RecordsWriter, find_damage
 
 COLUMNS = {

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from onefold.core.errors import UserError
-from onefold.data.pictures import encoded_record, picture_columns
+from onefold.data.picture_columns import encoded_record, picture_columns
+from onefold.data.pictures.store import build
 from onefold.data.records import Column, Records, RecordsDamaged, RecordsWriter, find_damage
-from onefold.data.store import build
-from tests.data.picture_makers import class_folders, noise
+from tests.data.pictures.makers import class_folders, noise
 
 APPEND = """
 import sys, numpy as np

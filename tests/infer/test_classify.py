@@ -8,11 +8,11 @@ from torch import nn
 from onefold.core.batch import ImageBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.data.picture_reader import PictureReader
+from onefold.data.pictures.reader import PictureReader
 from onefold.infer import classify
 from onefold.infer.classify import Classifier, Predictions, evaluate_pictures, predict
 from onefold.interop.loaded import Loaded
-from tests.data.picture_makers import class_folders
+from tests.data.pictures.makers import class_folders
 from tests.objectives.small_pictures import SmallClassifier, picture_batch
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from onefold.data.images import ImageData, ImageDataset
+from onefold.data.pictures.images import ImageData, ImageDataset
 from onefold.infer.classify import Classifier, predict
 from onefold.infer.features import judge_features
 from onefold.interop.loaded import Loaded

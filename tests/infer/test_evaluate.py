@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from onefold.core.errors import UserError
-from onefold.data.text import TextData, TrainBPE
-from onefold.data.tokenizer import Tokenizer
+from onefold.data.text.documents import TextData, TrainBPE
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.infer.evaluate import Score, Sliding, bits_per_byte, evaluate, evaluate_documents, evaluate_text
 from onefold.infer.model import Model
 from onefold.interop.loaded import Loaded

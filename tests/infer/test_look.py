@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from onefold.core.errors import UserError
-from onefold.data.images import ImageData
-from onefold.data.picture_reader import PictureReader
+from onefold.data.pictures.images import ImageData
+from onefold.data.pictures.reader import PictureReader
 from onefold.infer.look import look
 
 COLOUR = PictureReader(side=8)
@@ -111,8 +111,8 @@ def test_what_is_no_picture_is_refused(picture, message):
 
 
 def test_files_need_pillow_and_arrays_do_not(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onefold.data.picture_files", None)
-    monkeypatch.delattr("onefold.data.picture_files", raising=False)
+    monkeypatch.setitem(sys.modules, "onefold.data.pictures.files", None)
+    monkeypatch.delattr("onefold.data.pictures.files", raising=False)
     assert look(noise(8, 8), COLOUR).shape == (3, 8, 8)
     with pytest.raises(UserError, match=r"onefold\[vision\]"):
         look(b"", COLOUR)

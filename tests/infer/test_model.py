@@ -12,8 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 import onefold
 from onefold.core.errors import UserError
-from onefold.data.chat import with_chat
-from onefold.data.tokenizer import Tokenizer
+from onefold.data.text.chat import with_chat
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.infer.prompts import answer_file
 
 transformers = pytest.importorskip("transformers")

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from onefold.core.errors import UserError
-from onefold.data.picture_reader import PictureReader
+from onefold.data.pictures.reader import PictureReader
 from onefold.infer.look import look
 from onefold.interop.loaded import Loaded
 from onefold.interop.table import own_weights

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from onefold.data.store import info
+from onefold.data.pictures.store import info
 from onefold.recipes._pictures import stored
-from tests.data.picture_makers import class_folders
+from tests.data.pictures.makers import class_folders
 
 
 def images(place):

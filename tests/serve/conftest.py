@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from onefold.data.chat import with_chat
-from onefold.data.tokenizer import Tokenizer
+from onefold.data.text.chat import with_chat
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.infer.model import Model
 from onefold.interop.loaded import Loaded
 from onefold.models import families

@@ -15,7 +15,7 @@ from onefold.serve.engine import About, Limits
 
 CHILD = """
 import sys, torch
-from onefold.data.tokenizer import Tokenizer
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.infer.model import Model
 from onefold.interop.loaded import Loaded
 from onefold.models import families

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from onefold.core.errors import UserError
-from onefold.data.picture_files import encode
-from onefold.data.picture_sources import open_pictures
-from onefold.data.store import append, build
+from onefold.data.pictures.files import encode
+from onefold.data.pictures.sources import open_pictures
+from onefold.data.pictures.store import append, build
 from onefold.infer.classify import predict
 from onefold.infer.model import load
 from onefold.models import vision_sizes

@@ -7,7 +7,7 @@ from typing import Any
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.progress import say
-from onefold.data.picture_reader import PictureReader
+from onefold.data.pictures.reader import PictureReader
 
 HALF = (0.5,)
 BICUBIC = 3  # of Pillow; 2 is bilinear
