@@ -2,13 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from onefold import recipes
+from onefold.cli_common import Device, ModelPath, Settings, example, open_model_at, open_writer, read_settings
 from onefold.cli_data import app as data_verbs
-from onefold.cli_data import example
+from onefold.cli_text import app as text_verbs
 from onefold.cli_words import app as word_verbs
 from onefold.core.errors import UserError
 
@@ -23,36 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[NAME=VALUE]…", help="Settings, by dotted path: trainer.steps=100", show_default=False),
-]
-ModelPath = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run, a Hugging Face folder, a .gguf file, or org/name")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto")]
-
-
-def _open(path: str, device: str):
-    """The model at a path, on the device of that name."""
-    from onefold.core.device import pick
-    from onefold.infer.model import load
-
-    return load(path, device=pick(device))
-
-
-def _open_text(path: str, device: str):
-    """The same for verbs that only a model that writes text can do."""
-    from onefold.infer.model import as_writer
-
-    return as_writer(_open(path, device), path)
-
-
-def _settings(given: list[str] | None) -> dict[str, Any]:
-    from onefold.core.config import parse_override
-
-    return dict(parse_override(text) for text in given or [])
 
 
 @app.command(
@@ -71,7 +42,7 @@ def quickstart(settings: Settings = None):
     """
     from onefold.recipes.quickstart import run
 
-    run(**_settings(settings))
+    run(**read_settings(settings))
 
 
 @app.command(
@@ -88,7 +59,7 @@ def train(
     tiny: Annotated[bool, typer.Option("--tiny", help="The same idea in minutes on two cores")] = False,
 ):
     """Train a recipe on your data. Given the same [bold]out=[/bold] again, it goes on where it stopped."""
-    if recipes.train(what, tiny=tiny, **_settings(settings)).status == "interrupted":
+    if recipes.train(what, tiny=tiny, **read_settings(settings)).status == "interrupted":
         raise typer.Exit(INTERRUPTED)
 
 
@@ -99,7 +70,7 @@ def show(
     tiny: Annotated[bool, typer.Option("--tiny", help="The same idea in minutes on two cores")] = False,
 ):
     """Print the resolved configuration as JSON: edit it, and `onefold train` it."""
-    print(recipes.resolve(what, _settings(settings), tiny).to_json())
+    print(recipes.resolve(what, read_settings(settings), tiny).to_json())
 
 
 @app.command(
@@ -119,7 +90,7 @@ def generate(
     """Continue a text, or answer a file of prompts."""
     from onefold.infer.prompts import answer_file
 
-    loaded, sampling = _open_text(model, device), _settings(settings)
+    loaded, sampling = open_writer(model, device), read_settings(settings)
     if prompt.endswith(".jsonl"):
         answer_file(loaded, Path(prompt), out, batch=batch, **sampling)
         return
@@ -135,7 +106,7 @@ def chat(model: ModelPath, settings: Settings = None, device: Device = "auto"):
     """Talk to a model in the terminal."""
     from onefold.serve.terminal import chat as talk
 
-    talk(_open_text(model, device), **_settings(settings))
+    talk(open_writer(model, device), **read_settings(settings))
 
 
 @app.command(epilog=example("onefold serve runs/quickstart", "onefold serve model.gguf --host 0.0.0.0 --port 8080"))
@@ -167,7 +138,7 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
     from onefold.infer.evaluate import evaluate_text
     from onefold.infer.model import as_writer
 
-    loaded, given = _open(model, device), _settings(settings)
+    loaded, given = open_model_at(model, device), read_settings(settings)
     if "data" not in given:
         raise UserError(f"evaluate needs data=: onefold evaluate {model} data=FOLDER")
     if isinstance(loaded, Classifier):
@@ -192,28 +163,11 @@ def classify(
     """Say what is in pictures, or of which kind texts are."""
     from onefold.infer.model import Model
 
-    loaded = _open(model, device)
+    loaded = open_model_at(model, device)
     if isinstance(loaded, Model):
         raise UserError(f"{model} writes text and classifies nothing: try onefold generate {model} PROMPT")
     for thing, found in zip(given, loaded.best(given, top)):
         print(f"{thing}: " + ", ".join(f"{name} {share:.1%}" for name, share in found))
-
-
-@app.command(epilog=example("onefold fill runs/roberta 'Paris is the <mask> of France.'"))
-def fill(
-    model: ModelPath,
-    text: Annotated[str, typer.Argument(help="Text with the model's mask token where words are missing")],
-    top: Annotated[int, typer.Option(help="How many tokens to name for each", min=1)] = 5,
-    device: Device = "auto",
-):
-    """Say which words could stand where a text hides them."""
-    from onefold.infer.text_encoder import TextEncoder
-
-    loaded = _open(model, device)
-    if not isinstance(loaded, TextEncoder):
-        raise UserError(f"{model} does not read around hidden words: that takes an encoder (BERT, RoBERTa, …)")
-    for found in loaded.fill_mask(text, top):
-        print(", ".join(f"{token} {share:.1%}" for token, share in found))
 
 
 @app.command(epilog=example("onefold compare runs/a runs/b", "onefold compare runs/* --html compare.html"))
@@ -266,6 +220,7 @@ def list_recipes():
         print(name)
 
 
+app.add_typer(text_verbs)  # without a name: its verbs stand beside those above
 app.add_typer(data_verbs, name="data")
 app.add_typer(word_verbs, name="words")
 

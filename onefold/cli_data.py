@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from onefold.cli_common import example
+
 app = typer.Typer(
     name="data",
     help="Prepare pictures or text once, look at what was prepared, and check that it is whole.",
@@ -17,11 +19,6 @@ app = typer.Typer(
 DAMAGED = 1
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store, or the data folder of a run")]
-
-
-def example(*lines: str) -> str:
-    """What stands below a verb's help."""
-    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
 
 
 @app.command(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from onefold.cli_data import example
+from onefold.cli_common import example
 
 app = typer.Typer(
     name="words",

@@ -1,0 +1,41 @@
+"""What the verbs of the command line share: how models and settings are named, examples, and opening a model."""
+
+from typing import Annotated, Any
+
+import typer
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME=VALUE]…", help="Settings, by dotted path: trainer.steps=100", show_default=False),
+]
+ModelPath = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run, a Hugging Face folder, a .gguf file, or org/name")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto")]
+
+
+def example(*lines: str) -> str:
+    """What stands below a verb's help."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
+
+
+def open_model_at(path: str, device: str):
+    """The model at a path, on the device of that name."""
+    from onefold.core.device import pick
+    from onefold.infer.model import load
+
+    return load(path, device=pick(device))
+
+
+def open_writer(path: str, device: str):
+    """The same for verbs that only a model that writes text can do."""
+    from onefold.infer.model import as_writer
+
+    return as_writer(open_model_at(path, device), path)
+
+
+def read_settings(given: list[str] | None) -> dict[str, Any]:
+    """The values of NAME=VALUE arguments by name."""
+    from onefold.core.config import parse_override
+
+    return dict(parse_override(text) for text in given or [])
