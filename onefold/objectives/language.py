@@ -4,9 +4,10 @@ What is learned is decided by the data: (tokens, targets, weights).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from onefold.core.batch import TokenBatch
@@ -22,10 +23,12 @@ class NextToken(Config):
 
     kind: Literal["next_token"] = "next_token"
     z_loss: float = 0.0
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each target, spread over all tokens; in training only
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, TokenBatch, int], Loss]:
         def loss(model: nn.Module, batch: TokenBatch, step: int) -> Loss:
-            return token_loss(model, model.features(*batch.inputs()), batch, self.z_loss)
+            smoothing = self.smoothing if model.training else 0.0
+            return token_loss(model, model.features(*batch.inputs()), batch, self.z_loss, smoothing)
 
         return loss
 
@@ -57,13 +60,19 @@ class BothTasks:
         return {"ce": batch.weights.sum(), "next": batch.weights.new_tensor(batch.rows)}
 
 
-def token_loss(model: nn.Module, features: Float[Tensor, "B T D"], batch: TokenBatch, z_loss: float = 0.0) -> Loss:
+def token_loss(
+    model: nn.Module,
+    features: Float[Tensor, "B T D"],
+    batch: TokenBatch,
+    z_loss: float = 0.0,
+    smoothing: float = 0.0,
+) -> Loss:
     """Cross-entropy of the batch's targets, given what the model made of its tokens."""
     targets, weights = batch.targets, batch.weights
     if (asked := batch.asked) is not None:  # the others would cost as much and add nothing
         features = features.gather(1, asked[..., None].expand(-1, -1, features.shape[-1]))
         targets, weights = targets.gather(1, asked), weights.gather(1, asked)
     read, head, bias = model.readout(features)
-    nll, z = linear_cross_entropy(read, head, targets, weights, z_loss, bias)
+    nll, z = linear_cross_entropy(read, head, targets, weights, z_loss, bias, smoothing)
     count = batch.weights.sum()
     return Loss({"ce": Term(nll, count)}, {"z": Term(z, count)} if z_loss else {})

@@ -11,22 +11,23 @@ from onefold.objectives.language import NextToken
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-def test_equals_plain_cross_entropy_with_gradients(monkeypatch, z_loss, biased):
+@pytest.mark.parametrize(("z_loss", "smoothing"), [(0.0, 0.0), (1e-2, 0.0), (0.0, 0.1), (1e-2, 0.3)])
+def test_equals_plain_cross_entropy_with_gradients(monkeypatch, z_loss, smoothing, biased):
     monkeypatch.setitem(cross_entropy.CHUNK, "cpu", 50)  # several chunks, the last one short
     torch.manual_seed(0)
     features, head = torch.randn(3, 5, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
     bias = torch.randn(13, requires_grad=True) if biased else None
     leaves = (features, head, bias) if biased else (features, head)
     targets, weights = torch.randint(0, 13, (3, 5)), torch.rand(3, 5)
-    nll, z = cross_entropy.linear_cross_entropy(features, head, targets, weights, z_loss, bias)
+    nll, z = cross_entropy.linear_cross_entropy(features, head, targets, weights, z_loss, bias, smoothing)
     (nll * 0.3).backward()
     got = [leaf.grad.clone() for leaf in leaves]
     for leaf in leaves:
         leaf.grad = None
 
     logits = features @ head.T + (bias if biased else 0)
-    plain = (F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") * weights.flatten()).sum()
+    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing)
+    plain = (plain * weights.flatten()).sum()
     plain_z = z_loss * (logits.logsumexp(-1).square() * weights).sum()
     ((plain + plain_z) * 0.3).backward()
     torch.testing.assert_close(nll, plain)
@@ -46,3 +47,19 @@ def test_next_token_counts_only_weighted_targets():
     each = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="none").view(2, 8)
     assert loss.terms["ce"].count == 11
     torch.testing.assert_close(loss.terms["ce"].sum, (each * weights).sum())
+
+
+def test_smoothing_is_of_training_alone_and_evaluations_tell_the_plain_loss():
+    config = families.gpt2().but(
+        {"vocab": 31, "width": 16, "depth": 1, "context": 8, "block.mixer.heads": 2, "block.ffn.width": 16}
+    )
+    torch.manual_seed(0)
+    model = config.build()
+    tokens, targets = torch.randint(0, 31, (2, 2, 8)).unbind()
+    batch = TokenBatch(tokens=tokens, targets=targets, weights=torch.ones(2, 8))
+    smooth, plain = NextToken(smoothing=0.1).build(), NextToken().build()
+    logits = model(tokens).flatten(0, 1)
+    expected = F.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=0.1)
+    torch.testing.assert_close(smooth(model, batch, 0).terms["ce"].sum, expected)
+    model.eval()
+    assert smooth(model, batch, 0).terms["ce"].sum == plain(model, batch, 0).terms["ce"].sum
