@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
-from onefold.training.schedule import WSD, Constant, Cosine, Linear, Schedule
+from onefold.training.schedule import Schedule
 
 Rule = Literal["adamw", "muon", "sgd"]
 Multiplier = Annotated[float, Field(ge=0)]
@@ -31,7 +31,7 @@ class Group(Config):
     lr: Multiplier | None = None  # times the config's
     decay: Multiplier | None = None  # times the config's
     adaptive_clip: Multiplier | None = None  # times the config's; 0: gradients stay as they are
-    schedule: Annotated[Constant | Linear | Cosine | WSD, Slot()] | None = None  # of its own, instead of the run's
+    schedule: Annotated[Schedule, Slot()] | None = None  # of its own, instead of the run's
     frozen_until: Annotated[int, Field(ge=0)] | None = None  # how many updates the others get before the first of these
 
     def fits(self, name: str, parameter: Tensor) -> bool:

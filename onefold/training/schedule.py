@@ -82,4 +82,19 @@ class WSD(_Warmed):
         return self.final + (1 - self.final) * (1 - (math.sqrt(x) if self.curve == "sqrt" else x))
 
 
-Schedule = Constant | Linear | Cosine | WSD
+class InverseSqrt(Config):
+    """√(warmup / (s + 1)) after the warm-up, however many steps there are: the first Transformer's schedule.
+
+    With t = s + 1 and the peak (width · warmup)^-0.5 the learning rate is width^-0.5 · min(t^-0.5, t · warmup^-1.5)
+    (arXiv 1706.03762, equation 3).
+    """
+
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+    warmup: Annotated[int, Field(ge=1)] = 4000  # steps
+
+    def multiplier(self, step: int, steps: int) -> float:
+        """As that of all schedules."""
+        return min((step + 1) / self.warmup, (self.warmup / (step + 1)) ** 0.5)
+
+
+Schedule = Constant | Linear | Cosine | WSD | InverseSqrt

@@ -31,7 +31,7 @@ from onefold.training.interrupt import Interrupt
 from onefold.training.log import Log, Pace
 from onefold.training.optim import Optimizer, local_gradients
 from onefold.training.parallel import UNITS, Unit, reshard, synchronise
-from onefold.training.schedule import WSD, Constant, Cosine, Linear, Schedule
+from onefold.training.schedule import WSD, Schedule
 from onefold.training.spikes import SkipConfig, SpikeRule
 from onefold.training.state import Checkpoints, TrainState, save_due
 from onefold.training.totals import Totals, global_counts
@@ -46,7 +46,7 @@ class TrainerConfig(Config):
     steps: Count = 1000
     batch: Count = 32  # rows, over all processes
     micro_batch: Count | None = None  # rows at once on one device; None: as many as fit its memory
-    schedule: Annotated[Constant | Linear | Cosine | WSD, Slot()] = WSD()
+    schedule: Annotated[Schedule, Slot()] = WSD()
     clip: Annotated[float, Field(gt=0)] | None = 1.0  # largest global norm of the gradient
     skip: SkipConfig | None = SkipConfig()
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where a GPU has it

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from onefold.training.schedule import WSD, Constant, Cosine, Linear
+from onefold.training.schedule import WSD, Constant, Cosine, InverseSqrt, Linear
 
 
 @pytest.mark.parametrize("schedule", [Constant(warmup=10), Linear(warmup=10), Cosine(warmup=10), WSD(warmup=10)])
@@ -45,3 +45,13 @@ def test_wsd():
 def test_never_zero_within_a_run_and_never_above_one(schedule):
     for steps in (1, 2, 7, 100):
         assert all(0 < schedule.multiplier(s, steps) <= 1 for s in range(steps))
+
+
+@pytest.mark.parametrize(("width", "warmup"), [(512, 4000), (64, 10)])
+def test_inverse_square_root_is_the_papers_formula(width, warmup):
+    """lrate = d^-0.5 · min(step^-0.5, step · warmup^-1.5), steps from 1; the run's length changes nothing."""
+    peak, schedule = (width * warmup) ** -0.5, InverseSqrt(warmup=warmup)
+    for step in (1, 2, warmup - 1, warmup, warmup + 1, 10 * warmup):
+        formula = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        for steps in (step, 100_000):
+            assert peak * schedule.multiplier(step - 1, steps) == pytest.approx(formula, rel=1e-12)
