@@ -17,12 +17,24 @@ TextConfig = DecoderConfig | EncoderConfig
 _HEAD = re.compile(r"(For[A-Z]\w*|LMHeadModel|Model)$")
 
 
-def family_of(data: Mapping[str, Any], where: str) -> Family:
-    """The family of a config.json. Raises UserError, naming the known ones, where it is none of them."""
-    family = FAMILIES.get(str(data.get("model_type")))
+def says_family(data: Mapping[str, Any]) -> bool:
+    """Whether a config.json names what it configures; those of 2019 leave it to whoever opens them."""
+    return bool(data.get("model_type") or data.get("architectures"))
+
+
+def family_of(data: Mapping[str, Any], where: str, tensors: Iterable[str] = ()) -> Family:
+    """The family of a config.json. Raises UserError, naming the known ones, where it is none of them.
+
+    tensors: the names of those beside it, by which older files are told.
+    """
+    family: Family | None = FAMILIES.get(str(data.get("model_type")))
     if family is None and "model_type" not in data:  # older files: by the name of the class, whatever its head
         named = {_HEAD.sub("", str(name)) for name in data.get("architectures") or []}
         family = next((f for f in FAMILIES.values() if _HEAD.sub("", f.architecture) in named), None)
+    if family is None and not says_family(data):
+        first = {name.partition(".")[0] for name in tensors}
+        alone = "bert" if {"embeddings", "encoder", "pooler"} <= first else None  # without the head that says more
+        family = FAMILIES.get(next((name for name in FAMILIES if name in first), alone or ""))
     if family is None:
         shown = data.get("model_type") or ", ".join(data.get("architectures") or []) or "nothing"
         raise UserError(f"{where}: the architecture {shown!r} is not supported; supported are {', '.join(FAMILIES)}")
@@ -39,8 +51,8 @@ def read_config(
     tensors: the names of those beside it, which tell what older files leave unsaid.
     Raises UserError for an unknown architecture (naming the known ones) and for settings that we have no model for.
     """
-    family = family_of(data, where)
     keys = Keys(data, where, tensors)
+    family = family_of(data, where, keys.tensors)
     try:
         return family, family.read(keys), keys.unknown()
     except ValidationError as error:

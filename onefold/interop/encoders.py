@@ -74,18 +74,19 @@ def _read_heads(keys: Keys, masked: MaskedHeadConfig) -> dict[str, Any]:
     if named is None:
         named = "ForMaskedLM" if keys.holds(r"\bpredictions\.|lm_head\.", False) else "Model"
     head = named.partition("For")[2]
-    if head == "MaskedLM" and keys.holds("seq_relationship|sop_classifier", False):
+    paired = keys.holds("seq_relationship|sop_classifier", False)
+    if head == "MaskedLM" and paired:
         head = "PreTraining"  # as the first files of BERT are, whatever they say
     if head in ("", "MaskedLM"):
         pooler = not head and keys.get("add_pooling_layer", keys.holds(r"pooler\.", True))
         return {"masked": masked if head else None, "pooler": pooler}
-    if head == "PreTraining" and named.startswith(_PAIRED):
+    if head == "PreTraining" and (paired or named.startswith(_PAIRED)):
         return {"masked": masked, "pooler": True, "classes": 2}
     if head not in TASKS:
         known = ", ".join(f"For{name}" for name in ("MaskedLM", "PreTraining", *TASKS))
         raise UserError(f"{keys.where}: the class {named} is not supported; supported are Model, {known}")
     given = keys.get("id2label")
-    classes = len(given) if isinstance(given, Mapping) else keys.get("num_labels", 2)
+    classes = keys.get("num_labels", len(given) if isinstance(given, Mapping) else 2)  # older files have both
     return {"masked": None, "pooler": TASKS[head] == "sequence", "classes": classes, "task": TASKS[head]}
 
 

