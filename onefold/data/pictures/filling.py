@@ -14,8 +14,8 @@ from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
 from onefold.data.picture_columns import encoded_record, picture_columns
 from onefold.data.pictures.files import BadPicture, Channels, clip, decode, encode, fit, normal, with_channels
+from onefold.data.pictures.picture import Picture, PictureSource
 from onefold.data.pictures.scan import UNLABELLED, Layout, Scan, content_key, in_order
-from onefold.data.pictures.sources import Picture, PictureSource
 from onefold.data.records import Column, Records, RecordsWriter
 
 SPLITS = ("train", "held_out")

@@ -17,7 +17,7 @@ from onefold.core.cores import cores
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
 from onefold.data.pictures.files import MIN_SIDE, BadPicture, Channels, header, shrunk
-from onefold.data.pictures.sources import Picture, PictureSource
+from onefold.data.pictures.picture import Picture, PictureSource
 from onefold.data.split import choose
 
 UNLABELLED = -1

@@ -7,8 +7,7 @@ than a few pictures at a time.
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import IO, Literal, cast
@@ -16,64 +15,17 @@ from typing import IO, Literal, cast
 import numpy as np
 
 from onefold.core.errors import UserError
-from onefold.core.progress import say
-from onefold.data.pictures.files import MAX_PIXELS, SUFFIXES, read_file
+from onefold.data.own_splits import TEST, TRAIN, VALIDATION, OwnSplit, own_splits
+from onefold.data.pictures import tables
+from onefold.data.pictures.files import MAX_PIXELS, SUFFIXES
+from onefold.data.pictures.picture import Picture, PictureSource
 from onefold.data.sources import is_dataset, stamp, walk
 
 DIGITS = "digits"  # 1,797 handwritten digits of 8 × 8 pixels that come with this package
-TRAIN, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing", "t10k")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 STRAY = frozenset({"__MACOSX"})  # what archives made on a Mac leave beside the pictures
 IDX_IMAGES = re.compile(r"(.*)images([-.])idx[34]-ubyte(\.gz)?")
 IDX_BYTES = 8  # the type code of unsigned bytes
-
-OwnSplit = Literal["train", "held_out"] | None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture and where it came from: `pixels` (UInt8[H, W, C]), or `content`, a file or its bytes.
-
-    split: where the source says it belongs; None: that is to be chosen.
-    """
-
-    name: str
-    label: str | None = None
-    pixels: np.ndarray | None = None
-    content: bytes | Path | None = None
-    split: OwnSplit = None
-
-    @property
-    def where(self) -> str:
-        """For errors: its file, or else its name."""
-        return str(self.content) if isinstance(self.content, Path) else self.name
-
-    @property
-    def data(self) -> bytes | None:
-        """The bytes of its file, read when they are asked for. Raises BadPicture when they cannot be."""
-        return read_file(self.content) if isinstance(self.content, Path) else self.content
-
-    @property
-    def bytes(self) -> int:
-        """Of its file or pixels, which need not be read; 0 where nobody can tell."""
-        if self.pixels is not None:
-            return self.pixels.nbytes
-        try:
-            return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content or b"")
-        except (OSError, ValueError):
-            return 0
-
-
-@dataclass(frozen=True)
-class PictureSource:
-    """Something to iterate over for pictures, more than once. classes: where the source itself names them, in order."""
-
-    path: str
-    read: Callable[[], Iterator[Picture]]
-    classes: tuple[str, ...] | None = None
-
-    def __iter__(self) -> Iterator[Picture]:
-        return self.read()
 
 
 def open_pictures(path: str | Path, image: str | None = None, label: str | None = None) -> PictureSource:
@@ -83,8 +35,6 @@ def open_pictures(path: str | Path, image: str | None = None, label: str | None 
     or Parquet files. image, label: which columns of a table hold the picture (a path relative to the table, or bytes)
     and its label; None: the first with a usual name. Raises UserError when there is nothing to read.
     """
-    from onefold.data.pictures import tables  # which knows what a source is from here
-
     if path == DIGITS:
         embedded = Path(__file__).parent / DIGITS / "images-idx3-ubyte.gz"
         return PictureSource(DIGITS, lambda: _read_idx(embedded, None), tuple("0123456789"))
@@ -120,24 +70,6 @@ def open_pictures(path: str | Path, image: str | None = None, label: str | None 
 def picture_stamp(path: str | Path) -> str | None:
     """Changes when names, sizes or times of what `open_pictures` reads do; None: nothing is there."""
     return DIGITS if path == DIGITS else stamp(path)
-
-
-def own_splits(names: Iterable[str], path: str | Path) -> dict[str, OwnSplit]:
-    """Which of these parts of a source are for training and which are held out; empty: they are no splits.
-
-    Where there are both, the validation part is held out and the test part left out: that is for the very end.
-    """
-    known = {name: name.lower() for name in names}
-    train = [name for name, word in known.items() if word in TRAIN]
-    validation = [name for name, word in known.items() if word in VALIDATION]
-    test = [name for name, word in known.items() if word in TEST]
-    if not train or len(train) + len(validation) + len(test) < len(known):
-        return {}
-    if validation and test:
-        say(f"{path}: {', '.join(validation)} is held out, {', '.join(test)} left out (a source of its own to test on)")
-    held_out = validation or test
-    kept, aside = cast("tuple[OwnSplit, OwnSplit]", ("train" if held_out else None, "held_out"))
-    return dict.fromkeys(train, kept) | dict.fromkeys(held_out, aside)
 
 
 def _kind(root: Path) -> Literal["idx", "parquet", "folders"]:

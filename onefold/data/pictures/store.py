@@ -34,8 +34,9 @@ from onefold.data.facts import FACTS, PROCESSOR, read_contents, read_facts
 from onefold.data.picture_columns import ENDS, Pictures
 from onefold.data.pictures.files import decode, encode, fit, spread, with_channels
 from onefold.data.pictures.filling import SPLITS, Present, Storage, write, write_new
+from onefold.data.pictures.picture import PictureSource
 from onefold.data.pictures.scan import UNLABELLED, Layout, Scan
-from onefold.data.pictures.sources import PictureSource, open_pictures, picture_stamp
+from onefold.data.pictures.sources import open_pictures, picture_stamp
 from onefold.data.records import INDEX, Column, Records, RecordsDamaged, find_damage
 
 SHEET, SHEET_SIDE = 64, 128  # frames of a clip that a sample shows at most, and their shorter side

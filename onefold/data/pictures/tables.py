@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from onefold.core.errors import UserError
-from onefold.data.pictures.sources import OwnSplit, Picture, PictureSource, own_splits
+from onefold.data.own_splits import OwnSplit, own_splits
+from onefold.data.pictures.picture import Picture, PictureSource
 from onefold.data.sources import dataset_files
 from onefold.data.tables import (
     LABELS,

@@ -20,7 +20,7 @@ from onefold.data.columns import Column
 from onefold.data.facts import PROCESSOR, read_facts
 from onefold.data.loader import Evaluation, Loader
 from onefold.data.order import Epoch, order_by_length
-from onefold.data.pictures.sources import own_splits
+from onefold.data.own_splits import own_splits
 from onefold.data.prepared import SPLITS, Split, folder_name, prepared
 from onefold.data.records import Records, RecordsWriter
 from onefold.data.sources import STDLIB, dataset_files, is_dataset, stamp

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from onefold.core.errors import UserError
-from onefold.data.pictures.sources import open_pictures, own_splits, picture_stamp
+from onefold.data.own_splits import own_splits
+from onefold.data.pictures.sources import open_pictures, picture_stamp
 from tests.data.pictures.makers import class_folders, encoded, idx, noise
 
 

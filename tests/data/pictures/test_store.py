@@ -15,8 +15,9 @@ from onefold.data.picture_columns import encoded_record, picture_columns
 from onefold.data.pictures import filling as picture_filling
 from onefold.data.pictures import scan as picture_scan
 from onefold.data.pictures.images import ImageData
+from onefold.data.pictures.picture import Picture
 from onefold.data.pictures.scan import Layout, in_order
-from onefold.data.pictures.sources import Picture, open_pictures
+from onefold.data.pictures.sources import open_pictures
 from onefold.data.pictures.store import append, build, fill, info, sample, verify
 from onefold.data.records import Column, Records, RecordsWriter
 from tests.data.pictures.makers import class_folders, encoded, idx, noise, smooth
