@@ -118,18 +118,28 @@ def verify_folder(path: Path, besides: Collection[str] = ()) -> list[str]:
 def exclusive(path: Path) -> Iterator[None]:
     """Be the only one that writes `path`, where killed processes have left nothing any more.
 
-    The system gives the lock back however a process ends. Raises UserError when somebody else writes it now.
+    Raises UserError when somebody else writes it now.
     """
     make_folder(path.parent)
-    lock = path.parent / f".{path.name}.lock"
+    busy = f"another process is writing {path} now: wait until it has ended"
+    with locked(path.parent / f".{path.name}.lock", busy):
+        clear_leftovers(path.parent, path.name)
+        yield
+
+
+@contextmanager
+def locked(lock: Path, busy: str) -> Iterator[None]:
+    """Hold the file `lock`, which is gone afterwards; the system gives it back however a process ends.
+
+    Raises UserError saying `busy` when another process holds it.
+    """
     try:
         handle = _open_locked(lock)
     except BlockingIOError:
-        raise UserError(f"another process is writing {path} now: wait until it has ended") from None
+        raise UserError(busy) from None
     except OSError as error:
-        raise disk_error(path, error) from error
+        raise disk_error(lock, error) from error
     try:
-        clear_leftovers(path.parent, path.name)
         yield
     finally:
         with suppress(OSError):  # Windows keeps a file that is open

@@ -1,7 +1,6 @@
 """A run's folder belongs to one run: recognised by its config, and to one process group at a time."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from onefold.core import dist
 from onefold.core.config import Config, differences
 from onefold.core.errors import UserError
-from onefold.core.files import atomic_write, disk_error
+from onefold.core.files import atomic_write, locked, make_folder
 
 # What may differ between two starts of one run: where it lies, what computes it, what is watched and kept, and when it
 # ends. None of it changes the weights after a given number of steps, but for rounding, and for what is drawn or
@@ -85,23 +84,9 @@ def _without_places(value: Any) -> Any:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """The system gives the lock back when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        fcntl = None
-    if fcntl is None or not dist.is_main():
+    if not dist.is_main():
         yield
         return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise disk_error(out, error) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    make_folder(out)
+    with locked(out / ".lock", f"another process is training in {out} now; wait for it, or give another out="):
         yield
-    except BlockingIOError:
-        raise UserError(f"another process is training in {out} now; wait for it, or give another out=") from None
-    finally:
-        os.close(handle)
