@@ -34,13 +34,20 @@ class Batch:
     def rows(self) -> int:
         return next(len(t) for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor))
 
+    @property
+    def slots(self) -> int:
+        """How many rows of `trainer.batch` this stands for: that many, unless rows are shorter and therefore more."""
+        return self.rows
+
     def take(self, rows: slice) -> Self:
         """The batch of these rows only (views, no copies)."""
         return self._map(lambda t: t[rows])
 
     def split(self, size: int) -> list[Self]:
-        """Micro-batches of at most `size` rows, in order."""
-        return [self.take(slice(start, start + size)) for start in range(0, self.rows, size)]
+        """Micro-batches in order, each of at most `size` slots, and of as many rows as the others (or one more)."""
+        parts = -(-self.slots // size)
+        edges = [self.rows * i // parts for i in range(parts + 1)]
+        return [self.take(slice(begin, end)) for begin, end in zip(edges, edges[1:])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +81,30 @@ class TokenBatch(Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seq2SeqBatch(TokenBatch):
+    """Sources, and what is written about each: `tokens` are what the decoder reads, a start and the targets before.
+
+    A row is one pair. Padding ends sources, where `source_segments` tells it (1) from text (0), and targets, where
+    weights are 0.
+    """
+
+    source: Tensor  # Long[B, S]
+    source_segments: Tensor | None = None  # Long[B, S]; None: no padding
+    stands_for: int | None = None  # slots of a batch that holds a number of tokens; None: each row is one
+
+    @property
+    def slots(self) -> int:
+        return self.stands_for or self.rows
+
+    @property
+    def size(self) -> int:
+        return self.tokens.numel() + self.source.numel()
+
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        return self.source, self.tokens, self.source_segments
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelledTextBatch(Batch):
     """Texts and what they are. `segments` tells padding (1) from text (0); None: there is none."""
 
@@ -89,6 +120,33 @@ class LabelledTextBatch(Batch):
 
     def inputs(self) -> tuple[Tensor | None, ...]:
         return self.tokens, None, self.segments, self.types
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedTextBatch(Batch):
+    """Two texts a row that belong together; padding is behind them."""
+
+    unit = "tokens"
+    tokens: Tensor  # Long[B, T]
+    lengths: Tensor  # Long[B]
+    others: Tensor  # Long[B, S]: the second texts
+    other_lengths: Tensor  # Long[B]
+
+    @property
+    def size(self) -> int:
+        return self.tokens.numel() + self.others.numel()
+
+    def sides(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What the two encoders of a model read."""
+        return (self.tokens, self.lengths), (self.others, self.other_lengths)
+
+    def split(self, size: int) -> list[Self]:
+        """Micro-batches, each as narrow as its longest texts."""
+        found = []
+        for part in super().split(size):
+            widths = int(part.lengths.max()), int(part.other_lengths.max())
+            found.append(replace(part, tokens=part.tokens[:, : widths[0]], others=part.others[:, : widths[1]]))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 _BLOCK = re.compile(r"(?:encoder\.)?(?:stages\.(?P<stage>\d+)\.)?blocks\.(?P<block>\d+)\.")
 _STAGE = re.compile(r"stages\.(?P<stage>\d+)\.")
-_FIRST = re.compile(r"(?:encoder\.)?(?:embed|stem)\.")
+_FIRST = re.compile(r"(?:encoder\.)?(?:embed|relative|stem)\.")
 
 
 def depth_of(name: str, blocks: Sequence[int]) -> int:

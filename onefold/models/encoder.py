@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config
 from onefold.models.depths import depth_of
-from onefold.models.transformer import Block, BlockConfig, Embed, EmbedConfig, Norm
+from onefold.models.transformer import Block, BlockConfig, Embed, EmbedConfig, Norm, build_relative, with_new_tokens
 from onefold.nn.attention import AttentionConfig, Layout
 from onefold.nn.feedforward import Activation, activation
 from onefold.nn.linear import Linear
@@ -60,6 +60,8 @@ class EncoderConfig(Config):
             self.block.mixer.widths(self.width)
             if self.block.mixer.causal:
                 raise ValueError("an encoder looks both ways: block.mixer.causal must be false")
+        if self.block.cross is not None:
+            raise ValueError("an encoder has nothing to look at but its own text: block.cross must be null")
         if isinstance(self.embed.position, LearnedPositionConfig) and self.embed.position.context < self.context:
             raise ValueError(f"context ({self.context}) exceeds the learned positions ({self.embed.position.context})")
         if self.groups is not None and not 1 <= self.groups <= self.depth:
@@ -105,6 +107,7 @@ class Encoder(nn.Module):
         self.config = config
         self.embed = Embed(config.embed, config.vocab, config.width)
         self.blocks = nn.ModuleList(block.build(config.width) for block in config.blocks())
+        self.relative = build_relative(config.block)
         self.norm = config.norm.build(config.width) if config.norm else None
         self.pooler = Linear(config.width, config.width) if config.pooler else None
         self.transform = self.unembed = None
@@ -129,7 +132,7 @@ class Encoder(nn.Module):
         """
         fan_in = self.config.init == "fan_in"
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or name.startswith("relative."):
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1)
@@ -226,11 +229,7 @@ class Encoder(nn.Module):
         if self.transform is None and "transform.dense.weight" in given:
             # Classes of pre-training (is this the next sentence?) are not those of a task, even if as many.
             given = {name: tensor for name, tensor in given.items() if not name.startswith("classifier.")}
-        for name in ("embed.token.weight", "unembed.bias"):
-            new = self.config.vocab - len(given.get(name, ()))
-            if name in given and new > 0:
-                mean = given[name].mean(0, keepdim=True)
-                given[name] = torch.cat((given[name], mean.expand(new, *mean.shape[1:])))
+        given = with_new_tokens(given, self.config.vocab, ("embed.token.weight", "unembed.bias"))
         adopted = {name: tensor for name, tensor in given.items() if name in own or not name.startswith(_HEADS)}
         fresh = {
             name: tensor
@@ -243,7 +242,9 @@ class Encoder(nn.Module):
         """Of the parameter `name`, from 0 (embedding) to `depths` (norm and heads)."""
         return depth_of(name, (len(self.blocks),))
 
-    @staticmethod
-    def _layout(tokens: Tensor, positions: Tensor | None, segments: Tensor | None) -> Layout:
+    def _layout(self, tokens: Tensor, positions: Tensor | None, segments: Tensor | None) -> Layout:
         whole = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        return Layout(whole if positions is None else positions, segments=segments)
+        layout = Layout(whole if positions is None else positions, segments=segments)
+        if self.relative is not None:
+            layout.relate(self.relative)
+        return layout

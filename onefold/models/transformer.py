@@ -2,26 +2,28 @@
 
     tokens → embed → blocks → norm → head → logits
 
-A block is norm, mixer, norm, feed-forward, each a slot; see families.py for the published settings.
+A block is norm, mixer, norm, feed-forward, each a slot; see families.py for the published settings. With a cross slot,
+between mixer and feed-forward, it is the second half of models/seq2seq.py.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.nn.attention import AttentionConfig, KVCache, Layout
+from onefold.nn.cross import CrossAttention, KeysValues
 from onefold.nn.drop_path import DropPath
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
-from onefold.nn.position import LearnedPositionConfig, SinusoidalPositionConfig
+from onefold.nn.position import LearnedPositionConfig, RelativeBias, RelativeBiasConfig, SinusoidalPositionConfig
 
 Norm = Annotated[LayerNormConfig | RMSNormConfig, Slot()]
 
@@ -43,12 +45,13 @@ class EmbedConfig(Config):
     types: int = 0  # kinds of tokens told apart (first and second sentence); 0: none
     norm: Norm | None = None
     width: int | None = None  # of the vectors before they are projected to the model's (ALBERT, arXiv 1909.11942)
+    scaled: bool = False  # token vectors times √width, before anything is added (arXiv 1706.03762, section 3.4)
     token_dropout: TokenDropoutConfig | None = None
     dropout: float = 0.0
 
 
 class BlockConfig(Config):
-    """norm → mixer → norm → feed-forward, each added to the residual stream.
+    """norm → mixer → norm → feed-forward, each added to the residual stream; with `cross`, norm → cross in between.
 
     `residual`: "pre" normalises what enters a branch, "post" what leaves the sum (the first Transformer), "parallel"
     gives both branches the same input (GPT-NeoX).
@@ -56,11 +59,21 @@ class BlockConfig(Config):
 
     norm: Norm = RMSNormConfig()
     mixer: Annotated[AttentionConfig, Slot()]
+    cross: AttentionConfig | None = None  # looks at another text, all of it
     ffn: Annotated[MLPConfig | GatedMLPConfig, Slot()]
     residual: Literal["pre", "post", "parallel"] = "pre"
     dropout: float = 0.0  # of what each branch adds
     drop_path: float | None = None  # how often a branch is left out for a row in training (arXiv 1603.09382)
     layer_scale: float | None = None  # what each channel of a branch is multiplied with at first (arXiv 2103.17239)
+
+    @model_validator(mode="after")
+    def _crosses(self) -> "BlockConfig":
+        if self.cross is not None:
+            if self.cross.causal or self.cross.window is not None or self.cross.position is not None:
+                raise ValueError("cross-attention sees all of its source: causal=false, no window, no position")
+            if self.residual == "parallel":
+                raise ValueError("cross-attention follows the mixer: residual must be pre or post")
+        return self
 
     def build(self, width: int) -> "Block":
         return Block(self, width)
@@ -81,16 +94,20 @@ class DecoderConfig(Config):
     embed: EmbedConfig = EmbedConfig()
     block: BlockConfig
     pattern: tuple[dict[str, Any], ...] = ()
-    norm: Norm = RMSNormConfig()  # before the head
+    norm: Norm | None = RMSNormConfig()  # before the head
     tied: bool = True  # the head is the embedding, transposed
+    head_bias: bool = False
     init: Literal["normal", "fan_in"] = "normal"
 
     @model_validator(mode="after")
     def _fits(self, info: Any) -> "DecoderConfig":  # pydantic.ValidationInfo
         trusted = info.context is None or info.context.get("trusted", False)  # no context: a call from Python
-        for block in set(self.blocks(trusted)) if self.pattern else (self.block,):
+        blocks = set(self.blocks(trusted)) if self.pattern else {self.block}
+        for block in blocks:
             if isinstance(block.mixer, AttentionConfig):
                 block.mixer.widths(self.width)
+        if len(blocks) > 1 and len({repr(relative_bias(block)) for block in blocks}) > 1:
+            raise ValueError("relative biases are shared by all layers: a pattern cannot change them")
         learned = self.embed.position
         if isinstance(learned, LearnedPositionConfig) and learned.context < self.context:
             raise ValueError(f"context ({self.context}) exceeds the learned positions ({learned.context})")
@@ -117,6 +134,8 @@ class DecoderState:
         self.layers, self.capacity = layers, capacity
         self.length = 0  # columns read, padding included
         self.pad: Tensor | None = None  # Long[B]: leading columns that are padding
+        self.memory: list[KeysValues | None] = [None] * len(layers)  # what cross-attention looks at
+        self.memory_seen: Tensor | None = None  # Bool[B, 1, 1, S]
 
     def bytes(self) -> int:
         return sum(layer.bytes for layer in self.layers)
@@ -125,8 +144,11 @@ class DecoderState:
         """Row i becomes what row rows[i] was (beams)."""
         for layer in self.layers:
             layer.reorder(rows)
+        self.memory = [kv and (kv[0][rows], kv[1][rows]) for kv in self.memory]
         if self.pad is not None:
             self.pad = self.pad[rows]
+        if self.memory_seen is not None:
+            self.memory_seen = self.memory_seen[rows]
 
     def layout(self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None) -> Layout:
         """Where the next tokens stand. Positions of -1 mark padding, which may only lead a row."""
@@ -138,7 +160,7 @@ class DecoderState:
             self.pad = pad if self.pad is None else self.pad + pad
         columns = torch.arange(self.length, self.length + T, device=tokens.device)[None]
         truth = columns if self.pad is None else (columns - self.pad[:, None]).clamp(min=0)
-        return Layout(truth, start=self.length, pad=self.pad)
+        return Layout(truth, start=self.length, pad=self.pad, memory_seen=self.memory_seen)
 
 
 class Block(nn.Module):
@@ -147,22 +169,32 @@ class Block(nn.Module):
         self.residual = config.residual
         self.mixer_norm = config.norm.build(width)
         self.mixer = config.mixer.build(width)
+        self.cross_norm = config.norm.build(width) if config.cross else None
+        self.cross = CrossAttention(config.cross, width) if config.cross else None
         self.ffn_norm = config.norm.build(width)
         self.ffn = config.ffn.build(width)
         self.dropout = nn.Dropout(config.dropout)
         self.drop_path = DropPath(config.drop_path) if config.drop_path else None
         scale = config.layer_scale
         self.mixer_scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
+        self.cross_scale = None if scale is None or not config.cross else nn.Parameter(torch.full((width,), scale))
         self.ffn_scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
 
-    def forward(self, x: Float[Tensor, "B T D"], layout: Layout, state: Any = None) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], layout: Layout, state: Any = None, memory: KeysValues | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """`memory`: what cross-attention looks at where it is known already; else the layout's."""
         if self.residual == "parallel":
             mixed = self.mixer(self.mixer_norm(x), layout, state)
             return x + self._branch(mixed, self.mixer_scale) + self._branch(self.ffn(self.ffn_norm(x)), self.ffn_scale)
         if self.residual == "post":
             x = self.mixer_norm(x + self._branch(self.mixer(x, layout, state), self.mixer_scale))
+            if self.cross is not None:
+                x = self.cross_norm(x + self._branch(self.cross(x, layout, memory), self.cross_scale))
             return self.ffn_norm(x + self._branch(self.ffn(x), self.ffn_scale))
         x = x + self._branch(self.mixer(self.mixer_norm(x), layout, state), self.mixer_scale)
+        if self.cross is not None:
+            x = x + self._branch(self.cross(self.cross_norm(x), layout, memory), self.cross_scale)
         return x + self._branch(self.ffn(self.ffn_norm(x)), self.ffn_scale)
 
     def _branch(self, y: Tensor, scale: Tensor | None) -> Tensor:
@@ -177,6 +209,7 @@ class Embed(nn.Module):
         inner = config.width or width
         self.token_dropout = config.token_dropout
         self.token = nn.Embedding(vocab, inner)
+        self.scale = math.sqrt(inner) if config.scaled else 1.0
         self.position = config.position.build(inner) if config.position else None
         self.token_type = nn.Embedding(config.types, inner) if config.types else None
         self.norm = config.norm.build(inner) if config.norm else None
@@ -188,6 +221,8 @@ class Embed(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """`types` None: every token is of the first type."""
         x = self.token(tokens)
+        if self.scale != 1.0:
+            x = x * self.scale
         if self.token_dropout is not None:
             x = _without_masked(x, tokens == self.token_dropout.mask, self.token_dropout.rate, layout)
         if self.position is not None:
@@ -211,6 +246,29 @@ def _without_masked(x: Tensor, masked: Tensor, rate: float, layout: Layout) -> T
     return x.masked_fill(masked[..., None], 0) * scale[..., None].to(x.dtype)
 
 
+def relative_bias(block: BlockConfig) -> RelativeBiasConfig | None:
+    """What the layers of a stack share of their positions."""
+    position = getattr(block.mixer, "position", None)
+    return position if isinstance(position, RelativeBiasConfig) else None
+
+
+def build_relative(block: BlockConfig) -> RelativeBias | None:
+    """The trained biases that a stack of these blocks owns, if any."""
+    relative = relative_bias(block)
+    return relative and relative.build(block.mixer.heads, block.mixer.causal)
+
+
+def with_new_tokens(weights: Mapping[str, Tensor], vocab: int, names: Collection[str]) -> dict[str, Tensor]:
+    """`weights` for a vocabulary that may be larger: in those of `names`, new tokens are the mean of the others."""
+    adopted = dict(weights)
+    for name in names:
+        new = vocab - len(adopted.get(name, ()))
+        if name in adopted and new > 0:
+            mean = adopted[name].mean(0, keepdim=True)
+            adopted[name] = torch.cat((adopted[name], mean.expand(new, *mean.shape[1:])))
+    return adopted
+
+
 class Decoder(nn.Module):
     """`features` reads tokens, `head` turns features into logits; calling the model does both.
 
@@ -225,8 +283,9 @@ class Decoder(nn.Module):
         self.config = config
         self.embed = Embed(config.embed, config.vocab, config.width)
         self.blocks = nn.ModuleList(block.build(config.width) for block in config.blocks())
-        self.norm = config.norm.build(config.width)
-        self.unembed = Linear(config.width, config.vocab, bias=False)
+        self.relative = build_relative(config.block)
+        self.norm = config.norm.build(config.width) if config.norm else None
+        self.unembed = Linear(config.width, config.vocab, bias=config.head_bias)
         if config.tied:
             self.unembed.weight = self.embed.token.weight
         self.init_weights()
@@ -241,7 +300,7 @@ class Decoder(nn.Module):
         """
         fan_in = self.config.init == "fan_in"
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or name.startswith("relative."):
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1)
@@ -258,13 +317,7 @@ class Decoder(nn.Module):
 
     def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of another decoder as this one takes them: tokens it adds begin as the mean of the others."""
-        adopted = dict(weights)
-        for name in ("embed.token.weight", "unembed.weight"):
-            new = self.config.vocab - len(adopted.get(name, ()))
-            if name in adopted and new > 0:
-                mean = adopted[name].mean(0, keepdim=True)
-                adopted[name] = torch.cat((adopted[name], mean.expand(new, -1)))
-        return adopted
+        return with_new_tokens(weights, self.config.vocab, ("embed.token.weight", "unembed.weight", "unembed.bias"))
 
     def features(
         self,
@@ -272,19 +325,24 @@ class Decoder(nn.Module):
         positions: Int[Tensor, "B T"] | None = None,
         segments: Int[Tensor, "B T"] | None = None,
         state: DecoderState | None = None,
+        memory: Float[Tensor, "B S D"] | None = None,
+        memory_seen: Bool[Tensor, "B 1 1 S"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """What the model makes of each token: the input of `head`."""
+        """What the model makes of each token: the input of `head`. `memory`: what blocks with a cross slot look at."""
         if state is not None:
             layout = state.layout(tokens, positions)
         else:
             whole = torch.arange(tokens.shape[1], device=tokens.device)[None]
-            layout = Layout(whole if positions is None else positions, segments=segments)
+            whole = whole if positions is None else positions
+            layout = Layout(whole, segments=segments, memory=memory, memory_seen=memory_seen)
+        if self.relative is not None:
+            layout.relate(self.relative)
         x = self.embed(tokens, layout)
         for i, block in enumerate(self.blocks):
-            x = block(x, layout, state.layers[i] if state is not None else None)
+            x = block(x, layout) if state is None else block(x, layout, state.layers[i], state.memory[i])
         if state is not None:
             state.length += tokens.shape[1]
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
 
     def head(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Logits of the next token."""

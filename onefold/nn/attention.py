@@ -11,12 +11,13 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config, Slot
 from onefold.nn.linear import Linear
 from onefold.nn.norm import RMSNormConfig
-from onefold.nn.position import AlibiConfig, RotaryConfig, rotate, turns
+from onefold.nn.position import AlibiConfig, RelativeBias, RelativeBiasConfig, RotaryConfig, rotate, turns
 
 FEW = 4  # rows up to which a CPU's fused attention kernel decodes faster than two products
 
@@ -29,11 +30,20 @@ class Layout:
     start: int = 0  # columns already in the cache
     pad: Int[Tensor, " B"] | None = None  # how many leading columns of each row are padding
     segments: Int[Tensor, "B T"] | None = None  # attention stays inside a segment
+    bias: Float[Tensor, "#B H T S"] | None = None  # trained, shared by all layers; -inf where nobody looks
+    memory: Float[Tensor, "B S D"] | None = None  # what cross-attention looks at…
+    memory_seen: Bool[Tensor, "B 1 1 S"] | None = None  # …and where there is something; None: everywhere
     memo: dict = field(default_factory=dict)
 
     @property
     def length(self) -> int:
         return self.positions.shape[1]
+
+    def relate(self, relative: RelativeBias) -> None:
+        """Set the bias of the layers to come, from all columns so far."""
+        keys = slice(0, self.start + self.length)
+        seen = self.mask(keys, None, relative.causal)
+        self.bias = relative(self.distance(keys)).masked_fill(~seen, -torch.inf)
 
     def rotation(self, rotary: RotaryConfig, name: str, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What heads of this width are turned by, two of [B|1, T, 1, turned]; `name` tells rotary configs apart."""
@@ -52,12 +62,16 @@ class Layout:
             self.memo[key] = self._mask(keys, window, causal)
         return self.memo[key]
 
-    def _mask(self, keys, window, causal):
+    def distance(self, keys: "slice | Tensor") -> Int[Tensor, "T S"]:
+        """How many columns each query stands behind each key."""
         device = self.positions.device
         queries = torch.arange(self.start, self.start + self.length, device=device)
         if isinstance(keys, slice):
             keys = torch.arange(keys.start, keys.stop, device=device)
-        distance = queries[:, None] - keys
+        return queries[:, None] - keys
+
+    def _mask(self, keys, window, causal):
+        distance = self.distance(keys)
         seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
         if window is not None:
             seen = seen & (distance.abs() < window)
@@ -65,6 +79,8 @@ class Layout:
         if self.segments is not None:
             seen = seen & (self.segments[:, None, :, None] == self.segments[:, None, None, :])
         if self.pad is not None:
+            if isinstance(keys, slice):
+                keys = torch.arange(keys.start, keys.stop, device=distance.device)
             # Padding sees itself: a row of attention with nothing to see would be NaN.
             seen = (seen & (keys >= self.pad[:, None])[:, None, None]) | (distance == 0)
         return seen
@@ -138,6 +154,7 @@ def attend_newest(
     k: Float[Tensor, "B Hkv S Dh"],
     v: Float[Tensor, "B Hkv S Dh"],
     mask: Tensor | None,  # Bool or Float[#B #H 1 S]
+    scale: float | None = None,
 ) -> Float[Tensor, "B H 1 Dh"]:
     """Attention of one token a row, a step of decoding, which costs what reading keys and values costs.
 
@@ -148,10 +165,10 @@ def attend_newest(
     if mask is not None and mask.shape[1] == H:
         mask = mask.reshape(mask.shape[0], k.shape[1], -1, mask.shape[-1])
     if v.stride(-1) == 1:
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     else:
         # Values by channel: in this order of products both read memory as it lies: 1.3 to 2 times as fast.
-        scores = (k @ (q * width**-0.5).mT).mT  # [B, Hkv, group, S]
+        scores = (k @ (q * (width**-0.5 if scale is None else scale)).mT).mT  # [B, Hkv, group, S]
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         y = (v.mT @ scores.softmax(-1).mT).mT
@@ -167,11 +184,18 @@ class AttentionConfig(Config):
     head_width: int | None = None  # None: width / heads
     window: int | None = None  # how many columns a token sees, itself included; None: all
     causal: bool = True
-    position: Annotated[RotaryConfig | AlibiConfig, Slot()] | None = None  # additive positions live in `embed`
+    position: Annotated[RotaryConfig | AlibiConfig | RelativeBiasConfig, Slot()] | None = None  # others are in `embed`
     bias: bool = False  # on queries, keys and values
     out_bias: bool = False
     qk_norm: RMSNormConfig | None = None  # over each head, before rotation (Qwen 3)
     dropout: float = 0.0  # of attention weights
+    scale: float | None = None  # of the products of queries and keys; None: 1 / √head_width
+
+    @model_validator(mode="after")
+    def _fits(self) -> "AttentionConfig":
+        if isinstance(self.position, RelativeBiasConfig) and self.window is not None:
+            raise ValueError("relative biases and windows do not go together")
+        return self
 
     def build(self, width: int) -> "Attention":
         return Attention(self, width)
@@ -200,6 +224,7 @@ class Attention(nn.Module):
         self.rotation = f"rotation {config.position!r} {self.head_width}"  # layers of one name share their angles
         self.q_norm = config.qk_norm.build(self.head_width) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(self.head_width) if config.qk_norm else None
+        self.biased = isinstance(config.position, AlibiConfig | RelativeBiasConfig)
 
     def forward(
         self, x: Float[Tensor, "B T D"], layout: Layout, state: KVCache | None = None
@@ -217,9 +242,10 @@ class Attention(nn.Module):
         q, k, _ = self._project(x, layout)
         columns = slice(0, x.shape[1])
         mask = layout.mask(columns, self.config.window, self.config.causal)
-        scores = q @ k.repeat_interleave(self.heads // self.kv_heads, dim=1).mT * self.head_width**-0.5
-        if isinstance(self.config.position, AlibiConfig):
-            scores = scores + self._bias(layout, columns, mask, q.dtype)
+        scale = self.head_width**-0.5 if self.config.scale is None else self.config.scale
+        scores = q @ k.repeat_interleave(self.heads // self.kv_heads, dim=1).mT * scale
+        if self.biased:
+            scores = scores + self._bias(layout, columns, q.dtype)
         return scores.masked_fill(~mask, -torch.inf).softmax(-1)
 
     def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,32 +266,33 @@ class Attention(nn.Module):
         T, S = q.shape[2], k.shape[2]
         aligned = isinstance(columns, slice) and columns.start == layout.start  # queries and keys: the same columns
         plain = layout.pad is None and layout.segments is None and (window is None or window >= S)
-        alibi = isinstance(self.config.position, AlibiConfig)
         # The newest token alone sees all that is in its cache; a ring holds no more than the window.
         everything = plain and (not causal or (T == 1 and not (aligned and S > 1)))
         dropout = self.config.dropout if self.training else 0.0
-        grouped = self.kv_heads != self.heads
-        if plain and causal and aligned and T > 1 and not alibi:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
-        mask = None
-        if alibi or not everything:
-            mask = layout.mask(columns, window, causal)
-        if alibi:
-            mask = self._bias(layout, columns, mask, q.dtype)
+        scale, grouped = self.config.scale, self.kv_heads != self.heads
+        if plain and causal and aligned and T > 1 and not self.biased:
+            return F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
+            )
+        if self.biased:
+            mask = self._bias(layout, columns, q.dtype)
+        else:
+            mask = None if everything else layout.mask(columns, window, causal)
         if T == 1 and not dropout:
-            return attend_newest(q, k, v, mask)
+            return attend_newest(q, k, v, mask, scale)
         if grouped and mask is not None and q.device.type != "cpu":  # no fused kernel there takes both
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
             grouped = False
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=grouped
+        )
 
-    def _bias(self, layout: Layout, columns: "slice | Tensor", mask: Tensor, dtype: torch.dtype) -> Tensor:
-        """ALiBi: -slope · distance where attention may look, -inf elsewhere. Float[B|1, H, T, S]."""
-        device = mask.device
-        queries = torch.arange(layout.start, layout.start + layout.length, device=device)
-        keys = torch.arange(columns.start, columns.stop, device=device) if isinstance(columns, slice) else columns
-        distance = (queries[:, None] - keys).abs()
-        bias = -AlibiConfig.slopes(self.heads, device)[:, None, None] * distance
+    def _bias(self, layout: Layout, columns: "slice | Tensor", dtype: torch.dtype) -> Tensor:
+        """What is added to scores, -inf where attention may not look: the stack's, or ALiBi's. Float[B|1, H, T, S]."""
+        if isinstance(self.config.position, RelativeBiasConfig):
+            return layout.bias.to(dtype)
+        mask = layout.mask(columns, self.config.window, self.config.causal)
+        bias = -AlibiConfig.slopes(self.heads, mask.device)[:, None, None] * layout.distance(columns).abs()
         return bias.masked_fill(~mask, float("-inf")).to(dtype)
 
     def init_state(self, batch: int, capacity: int, device=None, dtype=None) -> KVCache:

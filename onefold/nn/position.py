@@ -4,6 +4,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -93,6 +94,41 @@ class AlibiConfig(Config):
         return torch.tensor(powers, device=device)
 
 
+class RelativeBiasConfig(Config):
+    """T5's trained biases of attention (Raffel et al. 2019, arXiv 1910.10683, section 2.1): one a head and distance.
+
+    Half of the buckets are single distances, the others grow up to `distance`; all beyond share the last one. The
+    layers of a stack share them. Where attention looks both ways, either way has half of the buckets.
+    """
+
+    kind: Literal["relative"] = "relative"
+    buckets: int = 32
+    distance: int = 128
+
+    def build(self, heads: int, causal: bool) -> "RelativeBias":
+        return RelativeBias(self, heads, causal)
+
+
+class RelativeBias(nn.Module):
+    def __init__(self, config: RelativeBiasConfig, heads: int, causal: bool):
+        super().__init__()
+        self.buckets, self.distance, self.causal = config.buckets, config.distance, causal
+        self.weight = nn.Parameter(torch.zeros(config.buckets, heads))
+
+    def forward(self, distance: Int[Tensor, "*batch T S"]) -> Float[Tensor, "*batch H T S"]:
+        """`distance`: the query's column minus the key's."""
+        return F.embedding(self._bucket(distance), self.weight).movedim(-1, -3)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        count = self.buckets if self.causal else self.buckets // 2
+        exact = count // 2
+        away = distance.clamp(min=0) if self.causal else distance.abs()
+        share = (away.clamp(min=1).float() / exact).log() / math.log(self.distance / exact)
+        far = (exact + (share * (count - exact)).long()).clamp(max=count - 1)
+        bucket = torch.where(away < exact, away, far)
+        return bucket if self.causal else bucket + count * (distance < 0)  # those behind the query come second
+
+
 class LearnedPositionConfig(Config):
     """A trained vector for each of `context` positions, added to the embedding."""
 
@@ -107,17 +143,20 @@ class SinusoidalPositionConfig(Config):
     """The Transformer's fixed sines and cosines, interleaved (arXiv 1706.03762, section 3.5)."""
 
     kind: Literal["sinusoidal"] = "sinusoidal"
+    halves: bool = False  # all sines, then all cosines (Marian)
 
     def build(self, width: int) -> nn.Module:
-        return Sinusoidal(width)
+        return Sinusoidal(width, self.halves)
 
 
 class Sinusoidal(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int, halves: bool = False):
         super().__init__()
-        self.width = width
+        self.width, self.halves = width, halves
 
     def forward(self, positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T width"]:
         exponents = torch.arange(0, self.width, 2, device=positions.device) / self.width
         angles = positions[..., None].float() / 10000.0**exponents
+        if self.halves:
+            return torch.cat((angles.sin(), angles.cos()[..., : self.width // 2]), dim=-1)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., : self.width]

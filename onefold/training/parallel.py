@@ -31,7 +31,9 @@ class Unit(Config):
         return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-UNITS = tuple(Unit(pattern=pattern) for pattern in ("blocks.*", "encoder.blocks.*", "stages.*.blocks.*"))
+UNITS = tuple(
+    Unit(pattern=pattern) for pattern in ("blocks.*", "encoder.blocks.*", "decoder.blocks.*", "stages.*.blocks.*")
+)
 
 
 def place(model: nn.Module, plan: tuple[Unit, ...], device: torch.device, compiled: bool) -> None:
