@@ -16,6 +16,7 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.infer.continuation import Continuation
 from onefold.infer.sampling import Sampler, Sampling
+from onefold.models.recurrent import RecurrentConfig
 from onefold.nn.position import AlibiConfig, LearnedPositionConfig
 
 CHUNK = 1024  # columns of a prompt read at once: bounds memory, and still fills the machine
@@ -82,8 +83,10 @@ def reach(config: Config) -> int | None:
 
     Learned positions end with their table, and attention to everything means little beyond the context that it was
     trained on. A model whose layers all have a window, or ALiBi's penalty on distance, never looks further back than
-    it has learned to, so its texts have no end.
+    it has learned to, so its texts have no end; nor have those of a recurrence.
     """
+    if isinstance(config, RecurrentConfig):
+        return None
     context = getattr(config, "context", None)
     if context is None or isinstance(config.embed.position, LearnedPositionConfig):
         return context

@@ -22,6 +22,7 @@ from onefold.infer.sampling import Sampling, randomness
 from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.loaded import Loaded
 from onefold.models.encoder import EncoderConfig
+from onefold.models.recurrent import RecurrentConfig
 from onefold.models.transformer import DecoderConfig
 from onefold.nn.position import LearnedPositionConfig
 
@@ -41,7 +42,7 @@ def load(
     from onefold.interop.open import open_model
 
     loaded = open_model(path, device, dtype)
-    kinds = {DecoderConfig: Model, EncoderConfig: TextEncoder}
+    kinds = {DecoderConfig: Model, RecurrentConfig: Model, EncoderConfig: TextEncoder}
     return kinds.get(type(loaded.config), Classifier)(loaded)
 
 
@@ -78,7 +79,7 @@ class Model(OpenedText):
         ids = torch.as_tensor(ids, device=engine.device_of(self.network))
         if ids.ndim != 2 or ids.dtype.is_floating_point:
             raise UserError(f"logits takes whole numbers [rows, tokens], not {ids.dtype} {list(ids.shape)}")
-        learned = self.config.embed.position
+        learned = getattr(getattr(self.config, "embed", None), "position", None)
         if isinstance(learned, LearnedPositionConfig) and ids.shape[1] > learned.context:
             raise UserError(f"{ids.shape[1]} tokens exceed the model's {learned.context} learned positions")
         self._check(ids)

@@ -23,17 +23,20 @@ from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors, write_safetensors
 from onefold.interop.tokens import check_vocabulary
 from onefold.models.convnext import ConvNeXtConfig
+from onefold.models.embedder import EmbedderConfig
 from onefold.models.encoder import EncoderConfig
 from onefold.models.mae import MAEConfig
 from onefold.models.nfnet import NFNetConfig
+from onefold.models.recurrent import RecurrentConfig
 from onefold.models.residual import ResidualConfig
 from onefold.models.resnet import ResNetConfig
+from onefold.models.seq2seq import Seq2SeqConfig
 from onefold.models.transformer import DecoderConfig, count_parameters
 from onefold.models.vit import ViTConfig
 
 FILE, FORMAT, VERSION = "artifact.json", "onefold", 1
 Picture = ViTConfig | MAEConfig | ConvNeXtConfig | ResNetConfig | ResidualConfig | NFNetConfig
-ModelConfig = DecoderConfig | EncoderConfig | Picture
+ModelConfig = DecoderConfig | EncoderConfig | EmbedderConfig | Seq2SeqConfig | RecurrentConfig | Picture
 MODELS: Mapping[Any, Any] = {kind.model_fields["kind"].default: kind for kind in get_args(ModelConfig)}
 # From version n to n + 1, on the content of artifact.json.
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

@@ -177,8 +177,10 @@ class Encoder(nn.Module):
         first = features[:, 0]
         return first if self.pooler is None else self.pooler(first).tanh()
 
-    def classify(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B C"] | Float[Tensor, "B T C"]:
-        """Logits of the classes of each row, or of each token."""
+    def classify(
+        self, features: Float[Tensor, "B T D"], segments: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B C"] | Float[Tensor, "B T C"]:
+        """Logits of the classes of each row, or of each token; `segments`, for other models, do not matter here."""
         x = self.pool(features) if self.config.task == "sequence" else features
         return self.classifier(self.dropout(x))
 
@@ -197,12 +199,25 @@ class Encoder(nn.Module):
         The average product of rows and columns is taken off (APC), as ESM does (Rao et al. 2020, 2020.12.15.422761).
         `residues`: the tokens of a protein, without those that begin and end it; only their entries mean something.
         """
-        attention = torch.cat(list(self.attention(tokens, positions, segments)), dim=1)  # [B, depth · heads, T, T]
-        attention = attention * (residues[:, None, :, None] & residues[:, None, None, :])
-        both = attention + attention.mT
-        rows, columns = both.sum(-1, keepdim=True), both.sum(-2, keepdim=True)
-        corrected = both - rows * columns / both.sum((-1, -2), keepdim=True)
-        return self.regression(corrected.movedim(1, -1))[..., 0].sigmoid()
+        maps = self.coupled_attention(tokens, residues, positions, segments)
+        weights = self.regression.weight[0].split([self.config.block.mixer.heads] * self.config.depth)
+        logits = sum(torch.einsum("bhij,h->bij", layer, own) for layer, own in zip(maps, weights))
+        return (logits + self.regression.bias).sigmoid()
+
+    def coupled_attention(
+        self,
+        tokens: Int[Tensor, "B T"],
+        residues: Bool[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+    ) -> Iterator[Float[Tensor, "B H T T"]]:
+        """Layer after layer, what `contacts` sees: attention among `residues` both ways, corrected."""
+        among = residues[:, None, :, None] & residues[:, None, None, :]
+        for attention in self.attention(tokens, positions, segments):
+            both = attention * among
+            both = both + both.mT
+            rows, columns = both.sum(-1, keepdim=True), both.sum(-2, keepdim=True)
+            yield both - rows * columns / both.sum((-1, -2), keepdim=True)
 
     def attention(
         self,

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
+from onefold.models.text_head import PREFIX, TextHeadConfig, adopt_head
 from onefold.nn.attention import AttentionConfig, KVCache, Layout
 from onefold.nn.cross import CrossAttention, KeysValues
 from onefold.nn.drop_path import DropPath
@@ -97,6 +98,8 @@ class DecoderConfig(Config):
     norm: Norm | None = RMSNormConfig()  # before the head
     tied: bool = True  # the head is the embedding, transposed
     head_bias: bool = False
+    classes: int = Field(default=0, ge=0)  # of the classifier; 0: none
+    classifier: TextHeadConfig = TextHeadConfig()
     init: Literal["normal", "fan_in"] = "normal"
 
     @model_validator(mode="after")
@@ -274,9 +277,10 @@ class Decoder(nn.Module):
 
     Without a state, row after row is read whole; `positions` and `segments` tell documents packed into one row apart.
     With a state, tokens follow those already read, and positions of -1 mark the padding that leads shorter rows.
+    Where there are classes, `classify` turns features into their logits.
     """
 
-    entry_points = ("features", "head")  # what a parallel plan has to wrap
+    entry_points = ("features", "head", "classify")  # what a parallel plan has to wrap
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -288,6 +292,7 @@ class Decoder(nn.Module):
         self.unembed = Linear(config.width, config.vocab, bias=config.head_bias)
         if config.tied:
             self.unembed.weight = self.embed.token.weight
+        self.classifier = config.classifier.build(config.width, config.classes) if config.classes else None
         self.init_weights()
 
     @torch.no_grad()
@@ -300,7 +305,9 @@ class Decoder(nn.Module):
         """
         fan_in = self.config.init == "fan_in"
         for name, parameter in self.named_parameters():
-            if name.endswith("bias") or name.startswith("relative."):
+            if name.startswith(PREFIX):
+                pass  # as it made itself
+            elif name.endswith("bias") or name.startswith("relative."):
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1)
@@ -316,7 +323,11 @@ class Decoder(nn.Module):
                 parameter.normal_(std=1 / math.sqrt(parameter.shape[1]) if fan_in else 0.02)
 
     def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of another decoder as this one takes them: tokens it adds begin as the mean of the others."""
+        """The weights of another decoder as this one takes them: tokens it adds begin as the mean of the others.
+
+        Its classifier stays fresh where the other has none, or one of other classes.
+        """
+        weights = adopt_head(self.state_dict(), weights)
         return with_new_tokens(weights, self.config.vocab, ("embed.token.weight", "unembed.weight", "unembed.bias"))
 
     def features(
@@ -351,6 +362,12 @@ class Decoder(nn.Module):
     def readout(self, features: Float[Tensor, "*batch D"]) -> tuple[Tensor, Tensor, Tensor | None]:
         """What `head` multiplies, with which matrix [V, D], and the bias it adds: for losses that need no logits."""
         return features, self.unembed.weight, self.unembed.bias
+
+    def classify(
+        self, features: Float[Tensor, "B T D"], segments: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B C"]:
+        """Logits of the classes of each row, whose tokens of another segment than 0 are padding."""
+        return self.classifier(features, segments)
 
     def forward(self, tokens: Int[Tensor, "B T"], *args: Any, **kwargs: Any) -> Float[Tensor, "B T V"]:
         return self.head(self.features(tokens, *args, **kwargs))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of pictures (arXiv 1502.03167).
+    """Batch normalisation of channels, of pictures or of vectors (arXiv 1502.03167).
 
     In training by the mean and variance of the rows that are computed together, a micro-batch on one process: they, not
     the batch, are what a published batch size for these statistics stands for. Outside of training by their running
@@ -22,6 +22,6 @@ class BatchNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(width))
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def forward(self, x: Float[Tensor, "B C *places"]) -> Float[Tensor, "B C *places"]:
         weights = (self.weight, self.bias, self.training, self.momentum, self.eps)
         return F.batch_norm(x, self.mean, self.variance, *weights)

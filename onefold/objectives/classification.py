@@ -30,8 +30,10 @@ class Classification(Config):
         def loss(model: nn.Module, batch: ImageBatch | LabelledTextBatch, step: int) -> Loss:
             if batch.targets is None:
                 raise UserError("objective classification needs data with classes; these have none")
-            logits = model.head(model.features(*batch.inputs())).float()
-            return soft_cross_entropy(logits, batch.targets, self.smoothing if model.training else 0.0)
+            features = model.features(*batch.inputs())
+            texts = isinstance(batch, LabelledTextBatch)  # whose padding says nothing of their classes
+            logits = model.classify(features, batch.segments) if texts else model.head(features)
+            return soft_cross_entropy(logits.float(), batch.targets, self.smoothing if model.training else 0.0)
 
         return loss
 
