@@ -1,6 +1,7 @@
 """What a model is trained on in one step: a frozen bundle of tensors."""
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import ClassVar, Self
 
 import torch
@@ -46,8 +47,8 @@ class Batch:
     def split(self, size: int) -> list[Self]:
         """Micro-batches in order, each of at most `size` slots, and of as many rows as the others (or one more)."""
         parts = -(-self.slots // size)
-        edges = [self.rows * i // parts for i in range(parts + 1)]
-        return [self.take(slice(begin, end)) for begin, end in zip(edges, edges[1:])]
+        edges = [-(-self.rows * i // parts) for i in range(parts + 1)]
+        return [self.take(slice(*ends)) for ends in pairwise(edges)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,7 @@ def check_memory(model: Config, optimizer: Config, device: torch.device) -> tupl
 
 
 def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
-    """What a row of `batch` leaves in memory between the forward and the backward pass of `model`, on its device.
+    """What a slot of `batch`, mostly a row, leaves in memory between the passes forward and backward, on its device.
 
     Under FSDP the unit that stays whole (see parallel.py) counts too.
     """
@@ -92,7 +92,7 @@ def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
         objective(model, batch, 0)
     for name, buffer in model.named_buffers():
         buffer.copy_(before[name])
-    return sum(t.untyped_storage().nbytes() for t in kept.values()) // batch.rows
+    return sum(t.untyped_storage().nbytes() for t in kept.values()) // batch.slots
 
 
 def free_bytes(device: torch.device) -> int:

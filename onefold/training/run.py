@@ -248,7 +248,7 @@ def weigh(
     }
     facts = dist.broadcast(facts)
     write_facts(run.out, facts)
-    read = run.trainer.steps * run.trainer.batch * row.size // row.rows
+    read = run.trainer.steps * run.trainer.batch * row.size // row.slots
     seconds = read * facts["flops"] / (speed * dist.world() * estimate.USUAL_SHARE)
     total = needed + facts["micro_batch"] * each
     say(
