@@ -183,6 +183,22 @@ def compare(
 
 @app.command(
     epilog=example(
+        "onefold average runs/transformer --last 5", "onefold average runs/a runs/b --last 1 --out runs/mean"
+    )
+)
+def average(
+    models: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Runs, or single checkpoints of them")],
+    last: Annotated[int, typer.Option(help="How many of each run's newest checkpoints", min=1)] = 5,
+    out: Annotated[Path | None, typer.Option(help="Where the mean goes (of one run: RUN/averaged)")] = None,
+):
+    """The mean of checkpoints' weights, which is often better than each of them."""
+    from onefold.training.average import average_checkpoints
+
+    average_checkpoints(models, last, out)
+
+
+@app.command(
+    epilog=example(
         "onefold export runs/quickstart out/ --format hf", "onefold export model.gguf out.gguf --format gguf"
     )
 )
