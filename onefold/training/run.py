@@ -26,6 +26,7 @@ from onefold.data.pictures.images import ImageData, ImageDataset
 from onefold.data.pictures.reader import PictureReader
 from onefold.data.text.conversations import ChatData
 from onefold.data.text.dataset import Dataset
+from onefold.data.text.denoising import DenoisingTextData
 from onefold.data.text.documents import TextData
 from onefold.data.text.labelled_text import LabelledTextData, LabelledTextDataset
 from onefold.data.text.masked import MaskedTextData
@@ -52,7 +53,10 @@ Prepared = Dataset | LabelledTextDataset | ImageDataset
 class Run(Config):
     """The root of all configs: one training."""
 
-    data: Annotated[TextData | MaskedTextData | LabelledTextData | ChatData | ImageData, Slot()]
+    data: Annotated[
+        TextData | MaskedTextData | DenoisingTextData | LabelledTextData | ChatData | ImageData,
+        Slot(),
+    ]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
     objective: Annotated[NextToken | MaskedAndNext | Classification | Reconstruction, Slot()] = NextToken()
     optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig, Slot()] = AdamWConfig()

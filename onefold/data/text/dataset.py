@@ -36,7 +36,8 @@ class Dataset:
         """shares: of all training tokens, one for each source; None: every document once in an epoch."""
         self.facts: dict[str, Any] = read_facts(folder)
         self.processor = self.tokenizer = Tokenizer.load(folder / PROCESSOR)
-        self.context, self._shares = context, shares
+        self.context = self.length = context  # `length`: of a row's text, where that is another than what a model reads
+        self._shares = shares
         self._records = {split: Records(folder / split, verify=False) for split in SPLITS}
         self._pad = self.tokenizer.pad if self.tokenizer.pad is not None else 0
 
@@ -61,10 +62,10 @@ class Dataset:
         """What the loader reads in an epoch."""
         lengths = self._lengths(split)
         if self._shares is None or split != "train":
-            return plan_rows(lengths, self.context, rows, seed, epoch, self.frame)
+            return plan_rows(lengths, self.length, rows, seed, epoch, self.frame)
         records = self._records[split]
         sources = records.strided("source").gather(np.arange(len(records)))
-        return plan_mixture(lengths, sources, self._shares, self.context, rows, seed, epoch, self.frame)
+        return plan_mixture(lengths, sources, self._shares, self.length, rows, seed, epoch, self.frame)
 
     def evaluation(self, split: Split, rows: int, stride: int | None = None) -> Evaluation[Plan, TokenBatch]:
         """Every token of the split exactly once, always in the same order, of which any beginning is a fair sample.
@@ -72,7 +73,7 @@ class Dataset:
         stride: windows overlap and each predicts its last `stride` tokens, so that these see a long context.
         """
         self._check(split)
-        plan = plan_evaluation(self._lengths(split), self.context, rows, stride, self.frame)
+        plan = plan_evaluation(self._lengths(split), self.length, rows, stride, self.frame)
         return Evaluation(plan, self._gather(split), len(plan.first) - 1, rows)
 
     def size(self, split: Split) -> int:

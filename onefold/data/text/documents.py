@@ -19,7 +19,7 @@ from onefold.data.prepared import LAYOUT, folder_name, prepared
 from onefold.data.sources import STDLIB, Document, Skipped, read, stamp
 from onefold.data.split import Split, choose, content_hash
 from onefold.data.text.dataset import Dataset, SplitWriter, is_text_store
-from onefold.data.text.tokenizer import BATCH_BYTES, CHAT_TOKENS, END_OF_TEXT, Tokenizer
+from onefold.data.text.tokenizer import BATCH_BYTES, CHAT_TOKENS, END_OF_TEXT, SENTINEL, Tokenizer
 
 
 class TrainBPE(Config):
@@ -28,10 +28,12 @@ class TrainBPE(Config):
     kind: Literal["bpe"] = "bpe"
     vocab: int = Field(default=4096, ge=256)  # tokens at most, special ones included
     special: tuple[str, ...] = (END_OF_TEXT, *CHAT_TOKENS)  # the chat tokens are there before anyone needs them
+    sentinels: int = Field(default=0, ge=0)  # <extra_id_0> and so on, which name gaps; the first is the last token (T5)
     sample_bytes: int = Field(default=50_000_000, ge=1)  # of a larger corpus, a fair sample of about this size
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
-        return Tokenizer.train(texts, self.vocab, self.special)
+        tokenizer = Tokenizer.train(texts, self.vocab - self.sentinels, self.special)
+        return tokenizer.add_special([SENTINEL.format(i) for i in reversed(range(self.sentinels))])
 
 
 class LoadTokenizer(Config):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,9 @@ from onefold.core.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-ENCODER_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's
+ENCODER_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's and BART's
+T5_TOKENS = ("<pad>", "</s>", "<unk>")
+SENTINEL = "<extra_id_{}>"  # names a gap in a text (T5)
 FRAMED_TOGETHER = 1024  # texts, which are short where they are framed
 BATCH_BYTES = 4 << 20  # text encoded at once: bounds memory, still feeds every core
 
@@ -62,7 +65,8 @@ class Tokenizer:
         """Byte-level BPE (Sennrich 2016; words cut as in GPT-2) of at most `vocab` tokens, `special` first.
 
         Merges that occur fewer than `minimum` times are not made, so a small corpus gives a smaller vocabulary. The
-        first special token begins and ends documents and pads, unless others are named as published tokenizers do it.
+        first special token begins and ends documents and pads, unless others are named as published tokenizers do it;
+        one that pads begins nothing (T5).
         """
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         if vocab < len(alphabet) + len(special):
@@ -85,7 +89,8 @@ class Tokenizer:
         names = (_DOCUMENT_STARTS, _DOCUMENT_ENDS, _PADS)
         first = special[0] if special else None
         start, end, pad = (next((name for name in some if name in special), first) for some in names)
-        if start is not None and end is not None:
+        start = None if start in _PADS else start
+        if end is not None:
             _frame(backend, start, end)
         return cls(backend, bos=start, eos=end, pad=pad)  # no chat template: it comes with conversations
 
@@ -222,6 +227,20 @@ class Tokenizer:
         """The id that hides a token; None where the tokenizer has none."""
         return next((self.special[name] for name in MASKS if name in self.special), None)
 
+    @property
+    def decoder_start(self) -> int:
+        """The id that a decoder begins with where it reads another text first.
+
+        Padding (T5, Marian); where every text begins with a token anyhow, the one that ends texts (BART).
+        """
+        return self.end if self.prefix or self.pad is None else self.pad
+
+    @cached_property
+    def sentinels(self) -> list[int]:
+        """The ids of <extra_id_0>, <extra_id_1>, …, as many as there are."""
+        named = map(SENTINEL.format, range(len(self.vocabulary)))
+        return [self.vocabulary[name] for name in takewhile(self.vocabulary.__contains__, named)]
+
     @cached_property
     def stops(self) -> set[int]:
         """Ids that end a turn or a text."""
@@ -276,15 +295,17 @@ class TextStream:
         return rest
 
 
-def _frame(backend: Backend, start: str, end: str) -> None:
+def _frame(backend: Backend, start: str | None, end: str) -> None:
     """Let other programs that use the file put the tokens around every text, too."""
-    if start == end:  # between documents
+    if start is None:
+        single, pair = f"$A {end}", f"$A {end} $B {end}"
+    elif start == end:  # between documents
         single, pair = f"{start} $A", f"{start} $A $B"
     elif start == "[CLS]":
         single, pair = f"{start} $A {end}", f"{start} $A {end} $B:1 {end}:1"
     else:
         single, pair = f"{start} $A {end}", f"{start} $A {end} {end} $B {end}"
-    special = [(name, backend.token_to_id(name)) for name in {start, end}]
+    special = [(name, backend.token_to_id(name)) for name in {start or end, end}]
     backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
 
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as Backend
 
 from onefold.core.errors import UserError
 from onefold.data.text.sentencepiece import read_sentencepiece
+from onefold.data.text.tokenizer import SENTINEL
 
 _NAMES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 _ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -33,6 +34,8 @@ def load(path: Path) -> dict[str, Any]:
     else:
         backend = _tokenizer_json(file)
     _add_tokens(backend, file.parent, settings)
+    if file.suffix == ".model":
+        _add_sentinels(backend, settings, roles)
     for role in ("bos", "eos", "pad"):
         if f"{role}_token" in settings:
             roles[role] = _content(settings[f"{role}_token"])
@@ -173,6 +176,19 @@ def _add_tokens(backend: Backend, folder: Path, settings: dict[str, Any]) -> Non
     named = {c for role in ("bos", "eos", "pad") if (c := _content(settings.get(f"{role}_token")))}
     present = [t for t in sorted(named) if backend.token_to_id(t) is not None]
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in present if t not in known])
+
+
+def _add_sentinels(backend: Backend, settings: dict[str, Any], roles: dict[str, str | None]) -> None:
+    """What a SentencePiece file of T5 does not say: <extra_id_0> is the last of 100 more tokens, and a text ends."""
+    unsaid = "" if roles["bos"] or roles["pad"] is None or backend.token_to_id(roles["pad"]) else "T5Tokenizer"
+    if roles["eos"] is None or not settings.get("tokenizer_class", unsaid).startswith(("T5", "MT5")):
+        return
+    names = [SENTINEL.format(i) for i in reversed(range(settings.get("extra_ids", 100)))]
+    known = backend.get_vocab()
+    backend.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names if n not in known])
+    end = [(roles["eos"], backend.token_to_id(roles["eos"]))]
+    single, pair = f"$A {roles['eos']}", f"$A {roles['eos']} $B {roles['eos']}"
+    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=end)
 
 
 def _next(backend: Backend) -> int:

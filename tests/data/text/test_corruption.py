@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from onefold.core.errors import UserError
 from onefold.data.draws import Draws
-from onefold.data.text.corruption.infilling import Infilling, infill, permute_sentences
+from onefold.data.text.corruption.infilling import Infilling, infill
 from onefold.data.text.corruption.masking import Maskable, Masking, mask_tokens
 from onefold.data.text.corruption.next_sentence import plan_pairs
-from onefold.data.text.corruption.prefix import split_prefix
-from onefold.data.text.corruption.sequences import Sequences
+from onefold.data.text.corruption.prefix import Prefix, split_prefix
+from onefold.data.text.corruption.sentences import Sentences, permute_sentences
+from onefold.data.text.corruption.sequences import Sequences, framed
 from onefold.data.text.corruption.spans import Spans, corrupt_spans, divided
 
-SENTINELS, END, PAD, MASK = np.arange(999, 899, -1), 1, 0, 2
+SENTINELS, PAD, MASK = np.arange(999, 899, -1), 0, 2
 LENGTHS = st.lists(st.integers(0, 90), min_size=1, max_size=6)
 
 
@@ -106,17 +107,16 @@ def test_words_of_a_vocabulary(tokenizer):
 
 
 def test_lengths_are_those_of_the_paper():
-    assert Spans().raw_length(512) == 568
-    assert Spans().lengths(np.array([568])) == (np.array([512]), np.array([114]))
+    assert Spans().room(511) == 568  # and the token that ends a text
+    assert Spans().widths(568) == (511, 113)
 
 
 @given(LENGTHS, st.sampled_from([Spans(), Spans(rate=0.5, mean=1), Spans(rate=0.9, mean=10)]), st.integers(0, 99))
 def test_spans_have_the_lengths_that_were_said_and_hold_the_text_together(lengths, spans, seed):
     given = texts(lengths)
-    read, said = corrupt_spans(given, Draws(seed, 0, np.arange(len(given))), spans, SENTINELS, END, PAD)
+    read, said = corrupt_spans(given, Draws(seed, 0, np.arange(len(given))), spans, SENTINELS, PAD)
     assert [read.lengths.tolist(), said.lengths.tolist()] == [n.tolist() for n in spans.lengths(given.lengths)]
     for text, short, gaps in zip(rows(given), rows(read), rows(said)):
-        assert short.pop() == gaps.pop() == END
         names = [t for t in gaps if t >= 900]
         assert names == SENTINELS[: len(names)].tolist() == [t for t in short if t >= 900]
         borders = [i for i, t in enumerate(gaps) if t >= 900] + [len(gaps)]
@@ -137,7 +137,7 @@ def test_span_lengths_are_those_of_a_random_division():
     given = texts(np.full(4000, 100))
     spans = Spans()
     taken, count = (int(n[0]) for n in spans.counts(given.lengths))
-    _, said = corrupt_spans(given, Draws(0, 0, np.arange(4000)), spans, SENTINELS, END, PAD)
+    _, said = corrupt_spans(given, Draws(0, 0, np.arange(4000)), spans, SENTINELS, PAD)
     first = np.argmax(said.tokens == SENTINELS[1], axis=1) - 1  # length of the first span
     ways = [comb(taken - n - 1, count - 2) / comb(taken - 1, count - 1) for n in range(1, taken - count + 2)]
     few = 6
@@ -145,9 +145,39 @@ def test_span_lengths_are_those_of_a_random_division():
     assert abs(chi_square(counts, [*ways[: few - 1], sum(ways[few - 1 :])])) < 3
 
 
-def test_too_few_sentinels():
-    with pytest.raises(UserError, match="5 spans, the tokenizer only 3 sentinels"):
-        corrupt_spans(texts([100]), Draws(0, 0, np.arange(1)), Spans(), SENTINELS[:3], END, PAD)
+@pytest.mark.parametrize("noise", [Spans(), Spans(rate=0.5, mean=2), Infilling(), Infilling(mean=0.5), Prefix()])
+@pytest.mark.parametrize("length", [2, 5, 30, 127])
+def test_no_row_is_longer_than_was_said(noise, length, marked):
+    room = noise.room(length)
+    given = texts([room, *range(min(room, 40))], high=300)
+    most = noise.widths(room)
+    assert most[0] <= length
+    for seed in range(20):
+        sides = noise.build(marked, room, PAD)(given, np.zeros_like(given.real), Draws(seed, 0, np.arange(len(given))))
+        assert all((side.lengths <= width).all() for side, width in zip(sides, most))
+
+
+@pytest.fixture(scope="module")
+def marked(tokenizer):
+    return tokenizer.add_special(["<mask>", *(f"<extra_id_{i}>" for i in reversed(range(100)))])
+
+
+def test_sentinels_are_found_by_their_names(marked):
+    size = marked.size
+    assert marked.sentinels == list(range(size - 1, size - 101, -1))
+    noise, given = Spans().build(marked, 60, PAD), texts([60], high=300)
+    read, said = noise(given, given.real, Draws(0, 0, np.arange(1)))
+    for tokens in (read.tokens, said.tokens):
+        assert [t for t in tokens[0] if t in marked.sentinels] == [size - 1, size - 2, size - 3]
+
+
+def test_noise_that_a_tokenizer_has_no_tokens_for(tokenizer, marked):
+    with pytest.raises(UserError, match="has 100 sentinels: train one with"):
+        Spans().build(marked, 3000, PAD)
+    with pytest.raises(UserError, match="has no sentinels"):
+        Spans().build(tokenizer, 60, PAD)
+    with pytest.raises(UserError, match="has no mask token"):
+        Infilling().build(tokenizer, 60, PAD)
 
 
 # BART
@@ -191,6 +221,30 @@ def test_sentences_are_permuted_whole_and_every_order_is_equally_likely():
     assert abs(chi_square(list(found.values()), [1 / 6] * 6)) < 3
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'the model reads.| It writes "a token."| page 3.5 of a.b runs!| then...| and',
+        "a title\n\n|the page\nruns on.|    x+=1\n\n\n|héllo",
+        "東京。|東京 a。|b",
+    ],
+)
+def test_sentences_end_at_full_stops_before_blanks_and_where_paragraphs_do(text, tokenizer):
+    tokenizer = tokenizer.add_special(["。"])  # else it would be three bytes
+    parts = text.split("|")
+    ids = tokenizer.encode("".join(parts), special=True)
+    row = np.array([ids])
+    ends = np.flatnonzero(Sentences.of(tokenizer).ends(row, np.zeros(row.shape, bool))[0])
+    found = [tokenizer.decode(ids[a + 1 : b + 1], special=True) for a, b in pairwise([-1, *ends, len(ids) - 1])]
+    assert found == parts
+
+
+def test_where_a_text_ends_a_sentence_does(tokenizer):
+    row = np.array([tokenizer.encode("the model")])
+    borders = np.arange(row.shape[1])[None] == 1
+    assert (Sentences.of(tokenizer).ends(row, borders) == borders).all()
+
+
 def test_padding_stays_where_it_is():
     given = texts([7, 3, 0])
     found = permute_sentences(given, given.tokens % 2 == 0, Draws(0, 0, np.arange(3)))
@@ -203,10 +257,16 @@ def test_padding_stays_where_it_is():
 @given(LENGTHS, st.integers(0, 99))
 def test_a_prefix_and_the_rest_are_the_text(lengths, seed):
     given = texts(lengths)
-    read, said = split_prefix(given, Draws(seed, 0, np.arange(len(given))), PAD, END)
+    read, said = split_prefix(given, Draws(seed, 0, np.arange(len(given))), PAD)
     for text, a, b in zip(rows(given), rows(read), rows(said)):
-        assert a + b == [*text, END]
-        assert len(text) < 2 or (a and len(b) > 1)
+        assert a + b == text
+        assert len(text) < 2 or (a and b)
+
+
+@given(LENGTHS, st.lists(st.integers(10, 20), max_size=3), st.lists(st.integers(10, 20), max_size=3))
+def test_frames(lengths, before, after):
+    given = texts(lengths)
+    assert rows(framed(given, before, after, PAD)) == [[*before, *text, *after] for text in rows(given)]
 
 
 def test_every_prefix_is_equally_likely():
@@ -251,7 +311,7 @@ def corrupted(which: np.ndarray) -> list[list[list[int]]]:
     given = Sequences(every.tokens[which, : lengths[which].max()], lengths[which])
     draws = Draws(5, 6, which)
     kinds = [
-        *corrupt_spans(given, draws, Spans(), SENTINELS, END, PAD),
+        *corrupt_spans(given, draws, Spans(), SENTINELS, PAD),
         infill(given, draws, Infilling(), MASK, PAD),
         permute_sentences(given, given.tokens % 5 == 0, draws.stream(3)),
         *split_prefix(given, draws, PAD),

@@ -8,8 +8,9 @@ from transformers import AutoTokenizer
 
 from onefold.core.errors import UserError
 from onefold.data.text.chat import with_chat
+from onefold.data.text.documents import TrainBPE
 from onefold.data.text.template import DEFAULT_TEMPLATE
-from onefold.data.text.tokenizer import CHAT_TOKENS, ENCODER_TOKENS, END_OF_TEXT, Tokenizer
+from onefold.data.text.tokenizer import CHAT_TOKENS, ENCODER_TOKENS, END_OF_TEXT, T5_TOKENS, Tokenizer
 from tests.data.conftest import prose
 
 SAMPLES = ["", "a", " lead", "two  spaces \n\n\ttab", "héllo 東京 🙂🙂", "<|end|> <|endoftext|>", "x" * 500, "\x00\x7f"]
@@ -130,6 +131,38 @@ def test_sentencepiece_models_give_the_ids_of_the_library(kind, rule, trim, tmp_
     stream = ours.stream()
     ids = ours.encode("the green river 東京 🙂 runs")
     assert "".join(map(stream.push, ids)) + stream.finish() == ours.decode(ids)
+
+
+@pytest.mark.parametrize("settings", [None, {"tokenizer_class": "T5Tokenizer", "extra_ids": 7}, {"extra_ids": 7}])
+def test_what_the_sentencepiece_file_of_t5_does_not_say(settings, tmp_path):
+    spm = pytest.importorskip("sentencepiece")
+    trained, lines = io.BytesIO(), [prose(i, 60).replace("\n", " ") for i in range(60)]
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=trained, vocab_size=120, minloglevel=2, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+    )  # fmt: skip
+    (tmp_path / "spiece.model").write_bytes(trained.getvalue())
+    if settings:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    oracle, ours = spm.SentencePieceProcessor(model_proto=trained.getvalue()), Tokenizer.load(tmp_path)
+    count = settings["extra_ids"] if settings else 100
+    assert ours.sentinels == list(range(oracle.vocab_size() + count - 1, oracle.vocab_size() - 1, -1))
+    assert ours.encode_framed(["the model"]) == [
+        ([*oracle.encode("the model"), 1], [0] * (len(ours.encode("the model")) + 1))
+    ]
+    assert (ours.pad, ours.end, ours.decoder_start, ours.prefix) == (0, 1, 0, [])
+    gap = ours.encode("the<extra_id_0> runs", special=True)
+    assert gap[1] == ours.sentinels[0]
+    assert ours.sentinels[0] not in ours.encode("the<extra_id_0> runs")
+
+
+def test_sentinels_stand_at_the_end(tmp_path):
+    made = TrainBPE(vocab=300, special=T5_TOKENS, sentinels=5).build(prose(i, 50) for i in range(3))
+    assert made.size == 300
+    assert made.sentinels == [299, 298, 297, 296, 295]
+    made.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert (again.sentinels, again.decoder_start, again.digest) == (made.sentinels, 0, made.digest)
 
 
 def test_everything_survives_saving(tokenizer, tmp_path):

@@ -1,13 +1,19 @@
 """BART's noise (Lewis et al. 2019, arXiv 1910.13461, section 2.2): sentences out of order, gaps of unknown length."""
 
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from onefold.core.config import Config
+from onefold.core.errors import UserError
 from onefold.data.draws import Draws
-from onefold.data.text.corruption.sequences import Sequences
+from onefold.data.text.corruption.sentences import Sentences, permute_sentences
+from onefold.data.text.corruption.sequences import Noise, Sequences
+from onefold.data.text.tokenizer import Tokenizer
+
+PERMUTED = 3  # stream of draws
 
 
 class Infilling(Config):
@@ -15,20 +21,37 @@ class Infilling(Config):
 
     The last span of a text is cut so that exactly `rate` of its tokens (rounded) are gone. Spans lie in different gaps
     between the tokens that stay, every choice of gaps being equally likely, so two masks are never neighbours. (Where
-    there are more spans than gaps, in texts of a few tokens, the last one takes what is left.)
+    there would be more spans than gaps, or than tokens taken out, as in texts of a few tokens, the last one takes what
+    is left: no text grows.)
     """
 
+    kind: Literal["infilling"] = "infilling"
     rate: float = Field(default=0.3, ge=0, lt=1)
     mean: float = Field(default=3.0, gt=0, le=100)  # tokens of a span
+    sentences: bool = True  # in random order, before spans are taken out
 
+    def room(self, length: int) -> int:
+        """Tokens of a text of which no more than `length` are to be said, nor read."""
+        return length
 
-def permute_sentences(texts: Sequences, ends: np.ndarray, draws: Draws) -> Sequences:
-    """The sentences of each text in random order. ends: Bool[B, T], the last tokens of sentences."""
-    number = np.cumsum(ends, axis=1) - ends
-    drawn = draws.uniform(int(number.max(initial=0)) + 1)
-    keys = np.where(texts.real, np.take_along_axis(drawn, number, axis=1), 2)  # padding stays at the end
-    order = np.argsort(keys, axis=1, kind="stable")
-    return Sequences(np.take_along_axis(texts.tokens, order, axis=1), texts.lengths)
+    def widths(self, room: int) -> tuple[int, int]:
+        """Tokens read, and said, of a text of `room`: at most."""
+        return room, room
+
+    def build(self, tokenizer: Tokenizer, room: int, pad: int) -> Noise:
+        """Errors: UserError when the tokenizer has no mask token."""
+        mask = tokenizer.mask
+        if mask is None:
+            raise UserError("this tokenizer has no mask token; train one with data.tokenizer.special=…, or take BART's")
+        known = Sentences.of(tokenizer) if self.sentences else None
+
+        def noise(texts: Sequences, borders: np.ndarray, draws: Draws) -> tuple[Sequences, Sequences]:
+            moved = texts
+            if known is not None:
+                moved = permute_sentences(texts, known.ends(texts.tokens, borders), draws.stream(PERMUTED))
+            return infill(moved, draws, self, mask, pad), texts
+
+        return noise
 
 
 def infill(texts: Sequences, draws: Draws, infilling: Infilling, mask: int, pad: int) -> Sequences:
@@ -63,7 +86,7 @@ def _spans(gone: np.ndarray, gaps: np.ndarray, mean: float, draws: Draws) -> tup
     while (drawn.sum(1) < gone).any():
         drawn = np.concatenate((drawn, np.searchsorted(table, draws.uniform(16), side="right")), axis=1)
     before = np.cumsum(drawn, axis=1) - drawn
-    counts = np.minimum((before < gone[:, None]).sum(1), gaps)
+    counts = np.minimum((before < gone[:, None]).sum(1), np.minimum(gaps, gone))
     number = np.arange(drawn.shape[1])
     lengths = np.where(number < counts[:, None] - 1, drawn, gone[:, None] - before)
     return np.where(number < counts[:, None], lengths, 0)[:, : int(counts.max(initial=0))], counts

@@ -7,18 +7,22 @@ How many tokens are taken out, in how many spans, follows from a text's length a
 what is taken out are each divided into spans, every division being equally likely, and the two kinds alternate.
 """
 
+from typing import Literal
+
 import numpy as np
 from pydantic import Field
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.data.draws import Draws
-from onefold.data.text.corruption.sequences import Sequences, compact
+from onefold.data.text.corruption.sequences import Noise, Sequences, compact
+from onefold.data.text.tokenizer import Tokenizer
 
 
 class Spans(Config):
     """How much is taken out. A text of fewer than two tokens is left whole."""
 
+    kind: Literal["spans"] = "spans"
     rate: float = Field(default=0.15, gt=0, lt=1)  # of the tokens
     mean: float = Field(default=3.0, ge=1)  # tokens of a span
 
@@ -33,29 +37,41 @@ class Spans(Config):
         return np.where(whole, 0, taken), np.where(whole, 0, spans)
 
     def lengths(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(what is read, what is to be said) of texts of these lengths, in tokens, each with the token that ends it."""
+        """(what is read, what is to be said) of texts of these lengths, in tokens."""
         taken, spans = self.counts(lengths)
-        return lengths - taken + spans + 1, taken + spans + 1
+        return lengths - taken + spans, taken + spans
 
-    def raw_length(self, read: int) -> int:
-        """The longest text of which no more than `read` tokens are to be read."""
-        candidates = np.arange(1, int(read / (1 - self.rate)) + 3)
-        return int(candidates[self.lengths(candidates)[0] <= read].max(initial=0))
+    def room(self, length: int) -> int:
+        """The longest text of which no more than `length` tokens are to be read."""
+        candidates = np.arange(1, int((length + 1) / (1 - self.rate)) + 3)
+        return int(candidates[self.lengths(candidates)[0] <= length].max(initial=0))
+
+    def widths(self, room: int) -> tuple[int, int]:
+        """Tokens read, and said, of a text of `room`: at most."""
+        read, said = self.lengths(np.arange(room + 1))
+        return int(read.max()), int(said.max())
+
+    def build(self, tokenizer: Tokenizer, room: int, pad: int) -> Noise:
+        """Errors: UserError when the tokenizer has too few sentinels for texts of `room` tokens."""
+        known, needed = tokenizer.sentinels, int(self.counts(np.arange(room + 1))[1].max())
+        if needed > len(known):
+            has = f"has {len(known)} sentinels" if known else "has no sentinels (<extra_id_0>, <extra_id_1>, …)"
+            raise UserError(
+                f"texts of {room} tokens have up to {needed} spans, and this tokenizer {has}: train one with "
+                "data.tokenizer.sentinels=100, take a shorter context, or another noise"
+            )
+        sentinels = np.array(known)
+        return lambda texts, borders, draws: corrupt_spans(texts, draws, self, sentinels, pad)
 
 
 def corrupt_spans(
-    texts: Sequences, draws: Draws, spans: Spans, sentinels: np.ndarray, end: int, pad: int
+    texts: Sequences, draws: Draws, spans: Spans, sentinels: np.ndarray, pad: int
 ) -> tuple[Sequences, Sequences]:
-    """(what is read, what is to be said), each with `end` at its end and `pad` behind.
+    """(what is read, what is to be said), `pad` behind them.
 
-    sentinels: Int[S], the ids of <extra_id_0>, <extra_id_1>, … Raises UserError when a text needs more of them.
+    sentinels: Int[S], the ids of <extra_id_0>, <extra_id_1>, …, at least as many as a text has spans.
     """
     taken, count = spans.counts(texts.lengths)
-    if count.max(initial=0) > len(sentinels):
-        raise UserError(
-            f"a text of {texts.lengths.max()} tokens has {count.max()} spans, the tokenizer only {len(sentinels)} "
-            "sentinels: take a shorter context, or longer spans"
-        )
     kept_parts = divided(texts.lengths - taken, count, draws.stream(1))
     taken_parts = divided(taken, count, draws.stream(2))
     parts = np.stack((kept_parts, taken_parts), axis=2).reshape(len(texts), -1)  # kept, taken, kept, …
@@ -65,8 +81,8 @@ def corrupt_spans(
     named = np.append(sentinels, pad)[np.minimum(part // 2, len(sentinels))]
     tokens = np.where(first, named, texts.tokens)
     begins, real = first & (count > 0)[:, None], texts.real
-    read = compact(np.where(out, tokens, texts.tokens), (~out | begins) & real, pad, end)
-    said = compact(np.where(out, texts.tokens, tokens), (out | begins) & real, pad, end)
+    read = compact(np.where(out, tokens, texts.tokens), (~out | begins) & real, pad)
+    said = compact(np.where(out, texts.tokens, tokens), (out | begins) & real, pad)
     return read, said
 
 
