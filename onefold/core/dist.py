@@ -59,6 +59,35 @@ def all_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """The rows [n, …] of all processes, which may have different numbers of them, and where this one's begin.
+
+    A gradient that reaches the result is added up over the processes and returns to whoever gave the rows.
+    """
+    if not _running() or rows.is_meta:
+        return rows, 0
+    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(world())]
+    td.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    sizes = [int(count) for count in counts]
+    return _Gathered.apply(rows, sizes), sum(sizes[: rank()])
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        padded = rows.new_zeros((max(sizes), *rows.shape[1:]))  # collectives want equal shapes
+        padded[: len(rows)] = rows
+        found = [torch.empty_like(padded) for _ in sizes]
+        td.all_gather(found, padded)
+        return torch.cat([part[:size] for part, size in zip(found, sizes)])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        own = all_sum(gradient.clone()).split(ctx.sizes)[rank()]
+        return own, None
+
+
 def broadcast(value: T) -> T:
     """The main process's value, on every process. The value is pickled between our own processes only."""
     if not _running():

@@ -50,8 +50,9 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def check_vocabulary(tokenizer: Tokenizer | None, config: DecoderConfig, where: str) -> None:
     """A tokenizer may have fewer tokens than the model (padded embeddings), never more."""
-    if tokenizer is not None and tokenizer.size > config.vocab:
+    vocab = getattr(config, "trunk", config).vocab
+    if tokenizer is not None and tokenizer.size > vocab:
         raise UserError(
-            f"{where}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary only {config.vocab}; "
+            f"{where}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary only {vocab}; "
             "they do not belong together"
         )

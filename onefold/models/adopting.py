@@ -1,4 +1,4 @@
-"""Beginning a picture model with the weights of another one: other classes, another size of pictures."""
+"""Beginning a model with the weights of another: a part of it; of pictures, other classes and another size."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from onefold.nn.patches import resample
+
+
+def below(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The weights of a model's `part`, by its own names, where there is one; else all, which are those of a part."""
+    inside = {name.removeprefix(f"{part}."): w for name, w in weights.items() if name.startswith(f"{part}.")}
+    return inside or dict(weights)
 
 
 @torch.no_grad()
@@ -17,8 +23,8 @@ def adopt(model: nn.Module, weights: Mapping[str, Tensor], prefix: int = 0) -> d
     one of as many classes is kept, even if they are others: what a class means is not in the weights.
     """
     own = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    if any(name.startswith("encoder.") for name in weights) and not any(name.startswith("encoder.") for name in own):
-        weights = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
+    if not any(name.startswith("encoder.") for name in own):
+        weights = below(weights, "encoder")
     fitted = dict(weights)
     for name, tensor in own.items():
         given = weights.get(name)

@@ -32,7 +32,8 @@ class Unit(Config):
 
 
 UNITS = tuple(
-    Unit(pattern=pattern) for pattern in ("blocks.*", "encoder.blocks.*", "decoder.blocks.*", "stages.*.blocks.*")
+    Unit(pattern=pattern)
+    for pattern in ("blocks.*", "encoder.blocks.*", "decoder.blocks.*", "trunk.blocks.*", "stages.*.blocks.*")
 )
 
 

@@ -10,7 +10,7 @@ does not change the way to a given step, and the same data, wherever they lie no
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from onefold.core.errors import UserError
 from onefold.core.progress import clock, say
 from onefold.data.pictures.images import ImageData, ImageDataset
 from onefold.data.pictures.reader import PictureReader
+from onefold.data.text.contrastive import ContrastiveDataset, ContrastiveTextData
 from onefold.data.text.conversations import ChatData
 from onefold.data.text.dataset import Dataset
 from onefold.data.text.denoising import DenoisingTextData
@@ -35,8 +36,10 @@ from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model
 from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
+from onefold.models.embedder import EmbedderConfig, embedder_of
 from onefold.models.mae import MAEConfig
 from onefold.objectives.classification import Classification
+from onefold.objectives.contrastive import InfoNCE
 from onefold.objectives.language import MaskedAndNext, NextToken
 from onefold.objectives.reconstruction import Reconstruction
 from onefold.training import estimate, parallel
@@ -47,18 +50,18 @@ from onefold.training.state import Checkpoints, TrainState, copy_tensors
 from onefold.training.trainer import Objective, Trainer, TrainerConfig, is_over
 
 PROCESSOR = "processor"
-Prepared = Dataset | LabelledTextDataset | ImageDataset
+Prepared = Dataset | LabelledTextDataset | ContrastiveDataset | ImageDataset
 
 
 class Run(Config):
     """The root of all configs: one training."""
 
     data: Annotated[
-        TextData | MaskedTextData | DenoisingTextData | LabelledTextData | ChatData | ImageData,
+        TextData | MaskedTextData | DenoisingTextData | LabelledTextData | ChatData | ContrastiveTextData | ImageData,
         Slot(),
     ]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
-    objective: Annotated[NextToken | MaskedAndNext | Classification | Reconstruction, Slot()] = NextToken()
+    objective: Annotated[NextToken | MaskedAndNext | Classification | InfoNCE | Reconstruction, Slot()] = NextToken()
     optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig, Slot()] = AdamWConfig()
     trainer: TrainerConfig = TrainerConfig()
     start: str | None = None  # a run, artifact, published model or hub id whose weights to begin with
@@ -125,7 +128,7 @@ def train(run: Run) -> Result:
 
 def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Path | None, state: TrainState) -> Trainer:
     """Build everything that training needs, from the start or as the checkpoint `good` has it."""
-    start = open_model(run.start, "cpu", torch.float32) if run.start and not good else None
+    start = open_start(run) if run.start and not good else None
     begun = {"state": read_facts(run.out).get("data")} if isinstance(run.data, ImageData) else {}  # a store may grow
     dataset = run.data.prepare(run.out / "data", first_processor(run, start), keep=True, **begun)
     config = read_model_config(read_card(good), good / FILE) if good else model_config(run, dataset, start)
@@ -142,6 +145,9 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     if good:
         checkpoints.restore(good, model, optimizer)
     facts = weigh(run, config, model, objective, dataset, device, (needed, free))
+    micro_batch = facts["micro_batch"]
+    if hasattr(objective, "in_chunks"):  # it compares the rows of a batch, and reads them in parts itself
+        objective, micro_batch = objective.in_chunks(micro_batch), run.trainer.batch // dist.world()
 
     def artifact(folder: Path, tensors: dict[str, Tensor]) -> None:
         card = {"step": state.step, dataset.unit: state.read, "best": state.best, "run": run.to_dict(), **facts}
@@ -150,7 +156,7 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
 
     return Trainer(
         config=run.trainer,
-        micro_batch=facts["micro_batch"],
+        micro_batch=micro_batch,
         model=model,
         objective=objective,
         optimizer=optimizer,
@@ -163,6 +169,14 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
         device=device,
         mfu=lambda rate: rate * facts["flops"] / (facts["speed"] * dist.world()),
     )
+
+
+def open_start(run: Run) -> Loaded:
+    """The model to begin with; of an embedder only the trunk where what is learned is not vectors of texts."""
+    start = open_model(run.start, "cpu", torch.float32)
+    if isinstance(start.config, EmbedderConfig) and not isinstance(run.objective, InfoNCE):
+        return replace(start, config=start.config.trunk, model=start.model.trunk)
+    return start
 
 
 def resumption(run: Run, before: Mapping[str, Any] | None, state: TrainState) -> str:
@@ -205,6 +219,8 @@ def model_config(run: Run, dataset: Prepared, start: Loaded | None) -> ModelConf
     config = start.config
     if isinstance(config, MAEConfig) and not isinstance(run.objective, Reconstruction):
         config = config.encoder  # all that is kept of a masked autoencoder
+    if isinstance(run.objective, InfoNCE):
+        config = embedder_of(config)
     if isinstance(run.objective, Classification) and getattr(config, "classes", None) == 0:
         config = config.but({"classes": len(dataset.classes)})
     return dataset.fit(config, grow=True)

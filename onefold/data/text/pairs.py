@@ -31,6 +31,7 @@ class Pair:
     last_line: int
     request: str
     code: str
+    docstring: str  # alone
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -70,7 +71,7 @@ def _pair(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str], file: 
         hashlib.blake2b(f"{node.name}\0{docstring}".encode("utf-8", "replace"), digest_size=1).digest()[0] % 3
     ]
     request = form.format(signature=signature, name=node.name, request=inspect.cleandoc(docstring))
-    return Pair(name, node.lineno, node.end_lineno or node.lineno, request, code)
+    return Pair(name, node.lineno, node.end_lineno or node.lineno, request, code, docstring)
 
 
 def _does_something(body: list[ast.stmt]) -> bool:
