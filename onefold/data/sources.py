@@ -1,4 +1,4 @@
-"""Where text comes from: folders, text files, JSONL, Parquet, Hugging Face datasets on disk, the standard library.
+"""Where text comes from: folders, text files, JSONL, Parquet, FASTA, Hugging Face datasets on disk, Python's own files.
 
 Everything is read lazily: no more than one document (of a Parquet file, one batch of rows) is in memory at a time.
 """
@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 
 from onefold.core.errors import UserError
 from onefold.core.progress import say
+from onefold.data.proteins import fasta
 
 STDLIB = "stdlib"
 TESTS = {"test", "tests", "idle_test"}
@@ -55,7 +56,7 @@ class Skipped:
 
 
 def read(path: str | Path, field: str = "text", skipped: Skipped | None = None) -> Iterator[Document]:
-    """All documents at `path` in a fixed order: "stdlib", a folder, or a file (text, .jsonl, .parquet, also .gz).
+    """All documents at `path` in a fixed order: "stdlib", a folder, or a file (text, .jsonl, .fasta, also .gz; .parquet).
 
     field: what holds the text in JSONL, Parquet and datasets. What is left out is counted in `skipped`; without one,
     it is told in a line at the end. Raises UserError when there is nothing to read, or a record is damaged.
@@ -156,6 +157,8 @@ def _read_file(file: Path, name: str, field: str, counts: Skipped) -> Iterator[D
         yield from _read_lines(file, name, field, counts)
     elif file.suffix == ".parquet":
         yield from _read_parquet(file, name, field)
+    elif inner.suffix in fasta.SUFFIXES:
+        yield from _read_chains(file, name, counts)
     else:
         yield from _read_text(file, name, counts)
 
@@ -209,6 +212,14 @@ def _read_lines(file: Path, name: str, field: str, counts: Skipped) -> Iterator[
             counts.broken_utf8 += "\ufffd" in line
             # Lone surrogates are valid JSON and no valid text.
             yield Document(f"{name}:{number}", text.encode("utf-8", "replace").decode())
+
+
+def _read_chains(file: Path, name: str, counts: Skipped) -> Iterator[Document]:
+    with open_text(file) as opened:
+        for chain in fasta.read_fasta(opened, file):
+            counts.empty += not chain.sequence
+            if chain.sequence:
+                yield Document(f"{name}:{chain.line}", chain.sequence)
 
 
 def _read_parquet(file: Path, name: str, field: str) -> Iterator[Document]:

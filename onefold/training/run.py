@@ -24,6 +24,7 @@ from onefold.core.errors import UserError
 from onefold.core.progress import clock, say
 from onefold.data.pictures.images import ImageData, ImageDataset
 from onefold.data.pictures.reader import PictureReader
+from onefold.data.proteins.masked import ProteinData
 from onefold.data.text.contrastive import ContrastiveDataset, ContrastiveTextData
 from onefold.data.text.conversations import ChatData
 from onefold.data.text.dataset import Dataset
@@ -57,7 +58,7 @@ class Run(Config):
     """The root of all configs: one training."""
 
     data: Annotated[
-        TextData | MaskedTextData | DenoisingTextData | LabelledTextData | ChatData | ContrastiveTextData | ImageData,
+        TextData | MaskedTextData | ProteinData | DenoisingTextData | LabelledTextData | ChatData | ContrastiveTextData | ImageData,
         Slot(),
     ]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`

@@ -106,6 +106,7 @@ class MaskedDataset(Dataset):
             draws, places = Draws(seed, plan.epoch, layout.numbers), inside
         choice, fate = (draws.stream(s).uniform_at(piece, places) for s in (CHOICE, FATE))
         seen, asked = self._mask(targets, first, choice, fate)
+        asked = asked & (inside > pieces.skip[piece])  # what overlaps with the window before was asked for there
         weights = layout.filled(asked, 0, np.float32)
         return TokenBatch(
             tokens=layout.filled(seen, self._pad, np.int64),

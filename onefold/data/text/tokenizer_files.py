@@ -96,7 +96,7 @@ def _vocabulary_lines(file: Path, settings: dict[str, Any]) -> tuple[Backend, di
         raise UserError(f"{file} is not a readable vocabulary: {error}") from None
     vocabulary = {line: i for i, line in enumerate(lines)}
     if set(_ESM) <= set(vocabulary):
-        return _letters(vocabulary)
+        return one_letter_each(vocabulary)
     if missing := [token for token in _BERT[1:4] if token not in vocabulary]:
         raise UserError(f"{file} is no vocabulary of WordPiece: it lacks {', '.join(missing)}")
     backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
@@ -112,13 +112,13 @@ def _vocabulary_lines(file: Path, settings: dict[str, Any]) -> tuple[Backend, di
     return backend, _framed(backend, _BERT, "[CLS]", "[SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
 
 
-def _letters(vocabulary: dict[str, int]) -> tuple[Backend, dict[str, str | None]]:
-    """A token a letter, whatever blanks stand between them."""
+def one_letter_each(vocabulary: dict[str, int]) -> tuple[Backend, dict[str, str | None]]:
+    """A token a letter, whatever blanks stand between them; special tokens are ESM's. The tokenizer and its roles."""
     backend = Backend(models.WordLevel(vocabulary, unk_token="<unk>"))
     each = pre_tokenizers.Split(Regex("."), behavior="isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), each])
     backend.decoder = decoders.Fuse()
-    return backend, _framed(backend, _ESM, "<cls>", "<eos>", "<cls> $A <eos> $B <eos>")
+    return backend, _framed(backend, (*_ESM, "<null_1>"), "<cls>", "<eos>", "<cls> $A <eos> $B <eos>")
 
 
 def _framed(backend: Backend, special: tuple[str, ...], start: str, end: str, pair: str) -> dict[str, str | None]:

@@ -1,0 +1,1 @@
+"""Proteins: files of sequences and of structures, their alphabet, training data, and synthetic families."""
