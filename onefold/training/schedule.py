@@ -97,4 +97,21 @@ class InverseSqrt(Config):
         return min((step + 1) / self.warmup, (self.warmup / (step + 1)) ** 0.5)
 
 
-Schedule = Constant | Linear | Cosine | WSD | InverseSqrt
+class SlantedTriangular(Config):
+    """A short straight rise to 1 and a long straight fall (ULMFiT, arXiv 1801.06146, equation 3).
+
+    The first step of `steps` has 1 / ratio, the step ⌊cut · steps⌋ has 1, the one after the last 1 / ratio again.
+    """
+
+    kind: Literal["slanted_triangular"] = "slanted_triangular"
+    cut: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the steps that rise
+    ratio: Annotated[float, Field(ge=1)] = 32.0  # of the highest to the lowest
+
+    def multiplier(self, step: int, steps: int) -> float:
+        """As that of all schedules."""
+        top = max(1, int(self.cut * steps))
+        share = step / top if step < top else 1 - (step - top) / max(1, steps - top)
+        return (1 + max(0.0, share) * (self.ratio - 1)) / self.ratio
+
+
+Schedule = Constant | Linear | Cosine | WSD | InverseSqrt | SlantedTriangular

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from onefold.training.schedule import WSD, Constant, Cosine, InverseSqrt, Linear
+from onefold.training.schedule import WSD, Constant, Cosine, InverseSqrt, Linear, SlantedTriangular
 
 
 @pytest.mark.parametrize("schedule", [Constant(warmup=10), Linear(warmup=10), Cosine(warmup=10), WSD(warmup=10)])
@@ -55,3 +55,13 @@ def test_inverse_square_root_is_the_papers_formula(width, warmup):
         formula = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
         for steps in (step, 100_000):
             assert peak * schedule.multiplier(step - 1, steps) == pytest.approx(formula, rel=1e-12)
+
+
+def test_slanted_triangle_is_the_papers_formula():
+    """Equation 3 of arXiv 1801.06146; the fall ends at the last step, which equals theirs where cut · steps is whole."""
+    schedule, steps, cut = SlantedTriangular(cut=0.1, ratio=32), 200, 20
+    for t in range(steps):
+        p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / 0.1 - 1))
+        assert schedule.multiplier(t, steps) == pytest.approx((1 + p * (32 - 1)) / 32)
+    assert schedule.multiplier(0, 3) == pytest.approx(1 / 32)
+    assert schedule.multiplier(500, 3) == pytest.approx(1 / 32)
