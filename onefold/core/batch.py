@@ -7,6 +7,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+UNASKED = -100  # a token's target where nothing is asked, as F.cross_entropy has it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -107,11 +109,15 @@ class Seq2SeqBatch(TokenBatch):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTextBatch(Batch):
-    """Texts and what they are. `segments` tells padding (1) from text (0); None: there is none."""
+    """Texts and what is known of them. `segments` tells padding (1) from text (0); None: there is none.
+
+    targets: Float[B, classes], probabilities of what each text is; Float[B, 1], a number; Long[B, T], the class of each
+    token or UNASKED; Long[B, 2], the first and the last token of an answer.
+    """
 
     unit = "tokens"
     tokens: Tensor  # Long[B, T]
-    targets: Tensor  # Float[B, classes]: probabilities
+    targets: Tensor
     segments: Tensor | None = None  # Long[B, T]
     types: Tensor | None = None  # Long[B, T]: which of two texts, where the tokenizer tells them apart; None: one type
 
@@ -120,7 +126,8 @@ class LabelledTextBatch(Batch):
         return self.tokens.numel()
 
     def inputs(self) -> tuple[Tensor | None, ...]:
-        return self.tokens, None, self.segments, self.types
+        seen = self.tokens, None, self.segments
+        return seen if self.types is None else (*seen, self.types)
 
 
 @dataclass(frozen=True, kw_only=True)

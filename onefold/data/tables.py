@@ -56,10 +56,11 @@ def arrow_schema(file: Path) -> pa.Schema:
 
 
 def class_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
-    """The names that a Hugging Face schema gives to the numbers of the label column."""
+    """The names that a Hugging Face schema gives to the numbers of the label column, or of the lists in it."""
     label = label or next((name for name in LABELS if name in schema.names), None)
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]
+        feature = feature.get("feature") or feature
         return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else None
     except (KeyError, TypeError, ValueError):
         return None

@@ -41,6 +41,7 @@ from onefold.models.embedder import EmbedderConfig, embedder_of
 from onefold.models.mae import MAEConfig
 from onefold.objectives.classification import Classification
 from onefold.objectives.contrastive import InfoNCE
+from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
 from onefold.objectives.language import MaskedAndNext, NextToken
 from onefold.objectives.reconstruction import Reconstruction
 from onefold.training import estimate, parallel
@@ -62,7 +63,17 @@ class Run(Config):
         Slot(),
     ]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
-    objective: Annotated[NextToken | MaskedAndNext | Classification | InfoNCE | Reconstruction, Slot()] = NextToken()
+    objective: Annotated[
+        NextToken
+        | MaskedAndNext
+        | Classification
+        | TokenClassification
+        | SpanSelection
+        | Regression
+        | InfoNCE
+        | Reconstruction,
+        Slot(),
+    ] = NextToken()
     optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig, Slot()] = AdamWConfig()
     trainer: TrainerConfig = TrainerConfig()
     start: str | None = None  # a run, artifact, published model or hub id whose weights to begin with
@@ -153,6 +164,7 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     def artifact(folder: Path, tensors: dict[str, Tensor]) -> None:
         card = {"step": state.step, dataset.unit: state.read, "best": state.best, "run": run.to_dict(), **facts}
         card |= {"classes": list(dataset.classes)} if dataset.classes else {}
+        card |= dataset.facts.get("card", {})
         write_artifact(folder, config, tensors, dataset.processor, card)
 
     return Trainer(

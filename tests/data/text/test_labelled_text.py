@@ -17,7 +17,7 @@ from onefold.data.text.labelled_text import LabelledTextData
 from onefold.data.text.passages import passages
 from onefold.data.text.tokenizer import ENCODER_TOKENS, Tokenizer
 from onefold.models.encoder_families import roberta
-from onefold.models.families import gpt2
+from onefold.models.vision_sizes import mae
 from onefold.objectives.classification import Classification
 from onefold.training.optim import AdamWConfig
 from onefold.training.run import Run, train
@@ -183,8 +183,8 @@ def test_other_mistakes(tokenizer, tmp_path):
     data = LabelledTextData(path=write(tmp_path, "csv"))
     with pytest.raises(UserError, match="needs a tokenizer"):
         data.prepare(tmp_path / "out")
-    with pytest.raises(UserError, match="a model that classifies texts, not a decoder"):
-        data.prepare(tmp_path / "out", tokenizer).fit(gpt2(), False)
+    with pytest.raises(UserError, match="a model that classifies texts, not a mae"):
+        data.prepare(tmp_path / "out", tokenizer).fit(mae(), False)
 
 
 def test_a_run_learns_what_words_tell(tmp_path):
