@@ -11,10 +11,11 @@ from onefold.core.errors import UserError
 from onefold.interop.families import FAMILIES
 from onefold.interop.family import Family, Keys
 from onefold.models.encoder import EncoderConfig
+from onefold.models.seq2seq import Seq2SeqConfig
 from onefold.models.transformer import DecoderConfig
 
-TextConfig = DecoderConfig | EncoderConfig
-_HEAD = re.compile(r"(For[A-Z]\w*|LMHeadModel|Model)$")
+TextConfig = DecoderConfig | EncoderConfig | Seq2SeqConfig
+_HEAD = re.compile(r"(For[A-Z]\w*|LMHeadModel|MTModel|Model)$")
 
 
 def says_family(data: Mapping[str, Any]) -> bool:
@@ -91,8 +92,14 @@ def write_config(config: TextConfig, prefer: str | None = None) -> tuple[Family,
 
 def canonical(config: TextConfig) -> dict[str, Any]:
     """What a config computes, as plain values: layers spelled out, defaults resolved, initialisation left out."""
+    if isinstance(config, Seq2SeqConfig):
+        halves = zip(("encoder", "decoder"), map(canonical, config.halves()))
+        return config.to_dict() | {"init": None, **dict(halves)}
     plain = config.to_dict() | {"block": None, "pattern": None, "init": None}
     for i, block in enumerate(config.blocks()):
-        _, kv_heads, head_width = block.mixer.widths(config.width)
-        plain[f"layer {i}"] = block.but({"mixer.kv_heads": kv_heads, "mixer.head_width": head_width}).to_dict()
+        resolved = {}
+        for slot in ("mixer", "cross") if block.cross else ("mixer",):
+            _, kv_heads, head_width = getattr(block, slot).widths(config.width)
+            resolved[slot] = {"kv_heads": kv_heads, "head_width": head_width}
+        plain[f"layer {i}"] = block.but(resolved).to_dict()
     return plain

@@ -11,6 +11,7 @@ from onefold.core.errors import UserError
 from onefold.interop.encoders import ENCODERS
 from onefold.interop.family import THEIR_ACTIVATION, Family, Keys, need
 from onefold.interop.rope import read_rope, write_rope
+from onefold.interop.seq2seq import SEQ2SEQ
 from onefold.interop.table import GateUp, HeadByHead, QueryKeyValue, Row, Table, Transposed
 from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
 from onefold.nn.attention import AttentionConfig
@@ -289,5 +290,6 @@ FAMILIES: Mapping[str, Family] = {
         Family("gpt2", "GPT2LMHeadModel", _GPT2, _read_gpt2, _write_gpt2),
         Family("gpt_neox", "GPTNeoXForCausalLM", _NEOX, _read_neox, _write_neox),
         *ENCODERS,
+        *SEQ2SEQ,
     )
 }

@@ -48,8 +48,8 @@ class Seq2SeqConfig(Config):
     tied: bool = True  # the head is the embedding, transposed
     head_scaled: bool = False  # features are divided by √width before the head (T5)
     head_bias: bool = False
-    start: int = 0  # the token that the decoder reads first…
-    first: int | None = None  # …and the one that it always writes first (BART's <s>); None: what it likes
+    start: int | None = None  # the token that the decoder reads first; None: the tokenizer's `decoder_start`
+    first: int | None = None  # the token that every text begins with when it is written (BART's <s>); None: any
     init: Literal["normal", "fan_in"] = "normal"
 
     @model_validator(mode="after")

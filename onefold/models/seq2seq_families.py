@@ -99,6 +99,7 @@ def t5(size: str = "small") -> Seq2SeqConfig:
         encoder=stack(causal=False),
         decoder=stack(causal=True),
         head_scaled=True,
+        start=0,
     )
 
 

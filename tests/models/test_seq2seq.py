@@ -120,7 +120,7 @@ def test_a_gradient_reaches_every_parameter(model):
 
 def test_the_loss_is_that_of_the_logits(model):
     source, target = tokens(2, 7), tokens(2, 6, seed=2)
-    inputs = torch.cat((torch.full((2, 1), model.config.start), target[:, :-1]), 1)
+    inputs = torch.cat((torch.full((2, 1), 60), target[:, :-1]), 1)
     weights = torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2])
     batch = Seq2SeqBatch(tokens=inputs, targets=target, weights=weights, source=source)
     assert batch.size == 26
