@@ -1,5 +1,8 @@
 """Two texts a row, one to read and one to say, as a batch for an encoder and a decoder."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
 from onefold.core.batch import Seq2SeqBatch
@@ -11,6 +14,14 @@ from onefold.data.text.dataset import fit_tokens
 from onefold.data.text.tokenizer import Tokenizer
 
 COLUMNS = 8  # widths are a multiple of this: fewer different shapes
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of an epoch, in order: how many, and what makes (what is read, what is to be said) of some of them."""
+
+    count: int
+    sides: Callable[[np.ndarray], tuple[Sequences, Sequences]]  # of rows Int64[B], 0…count - 1
 
 
 def seq2seq_batch(
@@ -38,12 +49,15 @@ def seq2seq_batch(
 def fit_seq2seq(model: Config, tokenizer: Tokenizer, length: int, grow: bool) -> Config:
     """The model's config for rows of at most `length` of these tokens a side, as `fit_tokens` makes it.
 
+    Its decoder begins where that of the tokenizer does, which is how the batches are made.
+
     Errors: UserError also when it does not read one text to write another.
     """
-    if "decoder" not in type(model).model_fields:
+    if "start" not in type(model).model_fields:
         kind = getattr(model, "kind", "stranger")
         raise UserError(f"these data need a model that reads one text and writes another, not a {kind}")
-    return fit_tokens(model, tokenizer, length, grow).but({"start": tokenizer.decoder_start})
+    first = tokenizer.prefix[0] if tokenizer.prefix else None
+    return fit_tokens(model, tokenizer, length, grow).but({"start": tokenizer.decoder_start, "first": first})
 
 
 def _widened(tokens: np.ndarray, most: int, pad: int) -> np.ndarray:

@@ -10,6 +10,11 @@ from onefold.core.errors import UserError
 from onefold.data.text.denoising import DenoisingDataset, DenoisingTextData
 from onefold.data.text.documents import LoadTokenizer
 from onefold.data.text.tokenizer import ENCODER_TOKENS, T5_TOKENS
+from onefold.models.families import gpt2
+from onefold.models.seq2seq_families import t5
+from onefold.training.optim import AdamWConfig
+from onefold.training.run import Run, train
+from onefold.training.trainer import TrainerConfig
 
 SMALL = {"context": 48, "held_out": 0.1}
 TOKENS = {
@@ -18,6 +23,7 @@ TOKENS = {
     "prefix": {"vocab": 400, "special": ENCODER_TOKENS},
 }
 KINDS = list(TOKENS)
+SIDE = {"depth": 1, "block.mixer": {"heads": 2, "head_width": 8}, "block.ffn.width": 32}
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +175,39 @@ def test_a_row_without_text_counts_for_nothing(prepare):
     empty = int((np.diff(plan.first) == 0).sum())
     assert empty
     assert sum(int((batch.weights.sum(1) == 0).sum()) for batch in last) == empty
+
+
+def test_models_begin_texts_as_the_batches_do(prepare):
+    for kind, tokens in (("spans", (0, None)), ("infilling", (2, 0))):
+        dataset = prepare(kind)
+        model = dataset.fit(t5().but({"vocab": 400, "start": 5, "first": 5}), grow=False)
+        assert (model.start, model.first) == tokens
+    with pytest.raises(UserError, match="reads one text and writes another, not a decoder"):
+        dataset.fit(gpt2(), grow=False)
+    with pytest.raises(UserError, match=r"data\.context=48 is longer than model\.context=40"):
+        dataset.fit(t5().but({"vocab": 400, "context": 40}), grow=False)
+
+
+def test_a_run_learns_to_fill_gaps_and_resumes(folder, tmp_path):
+    sides = {f"{side}.{name}": value for side in ("encoder", "decoder") for name, value in SIDE.items()}
+    model = t5().but(
+        {"vocab": 400, "width": 16, "context": 64, "decoder.block.cross": {"heads": 2, "head_width": 8}, **sides}
+    )
+    run = Run(
+        data=DenoisingTextData(sources=str(folder)).but(SMALL | {"tokenizer": TOKENS["spans"]}),
+        model=model.but({"init": "fan_in"}),
+        optimizer=AdamWConfig(lr=1e-2),
+        trainer=TrainerConfig(steps=12, batch=8, micro_batch=3, checkpoint_every=4, keep=9),
+        out=tmp_path / "whole",
+    )
+    whole = train(run)
+    assert whole.log[-1]["loss"] < whole.log[0]["loss"]
+    assert set(whole.log[-1]["held_out"]) == {"loss"}
+    train(run.but({"out": str(tmp_path / "parts")}))
+    for step in ("8", "12"):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / step)
+    again = train(run.but({"out": str(tmp_path / "parts")}))
+    assert [r["loss"] for r in again.log] == [r["loss"] for r in whole.log]
 
 
 @pytest.mark.parametrize(
