@@ -28,6 +28,7 @@ from onefold.models.encoder import EncoderConfig
 from onefold.models.mae import MAEConfig
 from onefold.models.nfnet import NFNetConfig
 from onefold.models.recurrent import RecurrentConfig
+from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
 from onefold.models.residual import ResidualConfig
 from onefold.models.resnet import ResNetConfig
 from onefold.models.seq2seq import Seq2SeqConfig
@@ -36,7 +37,8 @@ from onefold.models.vit import ViTConfig
 
 FILE, FORMAT, VERSION = "artifact.json", "onefold", 1
 Picture = ViTConfig | MAEConfig | ConvNeXtConfig | ResNetConfig | ResidualConfig | NFNetConfig
-ModelConfig = DecoderConfig | EncoderConfig | EmbedderConfig | Seq2SeqConfig | RecurrentConfig | Picture
+Text = DecoderConfig | EncoderConfig | EmbedderConfig | RecurrentConfig
+ModelConfig = Text | Seq2SeqConfig | RecurrentSeq2SeqConfig | Picture
 MODELS: Mapping[Any, Any] = {kind.model_fields["kind"].default: kind for kind in get_args(ModelConfig)}
 # From version n to n + 1, on the content of artifact.json.
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

@@ -32,6 +32,7 @@ from onefold.data.text.denoising import DenoisingTextData
 from onefold.data.text.documents import TextData
 from onefold.data.text.labelled_text import LabelledTextData, LabelledTextDataset
 from onefold.data.text.masked import MaskedTextData
+from onefold.data.text.text_pairs import TextPairsData, TextPairsDataset
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model
@@ -52,14 +53,22 @@ from onefold.training.state import Checkpoints, TrainState, copy_tensors
 from onefold.training.trainer import Objective, Trainer, TrainerConfig, is_over
 
 PROCESSOR = "processor"
-Prepared = Dataset | LabelledTextDataset | ContrastiveDataset | ImageDataset
+Prepared = Dataset | TextPairsDataset | LabelledTextDataset | ContrastiveDataset | ImageDataset
 
 
 class Run(Config):
     """The root of all configs: one training."""
 
     data: Annotated[
-        TextData | MaskedTextData | ProteinData | DenoisingTextData | LabelledTextData | ChatData | ContrastiveTextData | ImageData,
+        TextData
+        | MaskedTextData
+        | ProteinData
+        | DenoisingTextData
+        | TextPairsData
+        | LabelledTextData
+        | ChatData
+        | ContrastiveTextData
+        | ImageData,
         Slot(),
     ]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
