@@ -16,11 +16,13 @@ from onefold.infer import engine
 from onefold.infer.beam import beam_search
 from onefold.infer.classify import Classifier
 from onefold.infer.continuation import Continuation, Decodes
+from onefold.infer.embedder import TextEmbedder
 from onefold.infer.few_rows import for_decoding
 from onefold.infer.opened import OpenedText
 from onefold.infer.sampling import Sampling, randomness
 from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.loaded import Loaded
+from onefold.models.embedder import EmbedderConfig
 from onefold.models.encoder import EncoderConfig
 from onefold.models.recurrent import RecurrentConfig
 from onefold.models.transformer import DecoderConfig
@@ -33,7 +35,7 @@ Prompt = str | Sequence[int]  # text, or ids as they are
 
 def load(
     path: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
-) -> "Model | TextEncoder | Classifier":
+) -> "Model | TextEncoder | TextEmbedder | Classifier":
     """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf file, or org/name.
 
     Returns a `Model` that writes text, a `TextEncoder` that reads it, or a `Classifier` of pictures. `dtype` None: fp32
@@ -42,12 +44,16 @@ def load(
     from onefold.interop.open import open_model
 
     loaded = open_model(path, device, dtype)
+    if isinstance(loaded.config, EmbedderConfig):
+        return TextEmbedder(loaded)
     kinds = {DecoderConfig: Model, RecurrentConfig: Model, EncoderConfig: TextEncoder}
     return kinds.get(type(loaded.config), Classifier)(loaded)
 
 
-def as_writer(model: "Model | TextEncoder | Classifier", name: str | Path) -> "Model":
+def as_writer(model: "Model | TextEncoder | TextEmbedder | Classifier", name: str | Path) -> "Model":
     """`model`, which has to write text. Raises UserError saying what it does instead."""
+    if isinstance(model, TextEmbedder):
+        raise UserError(f"{name} makes vectors of texts and writes none: try onefold embed {name} TEXT")
     if isinstance(model, TextEncoder):
         raise UserError(
             f"{name} reads text and writes none: onefold.load({str(name)!r}) has embed, fill_mask, classify"

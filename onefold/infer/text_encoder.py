@@ -1,7 +1,6 @@
 """A model that reads text both ways: vectors of texts, words for hidden ones, classes of texts."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor
 from onefold.core.errors import UserError
 from onefold.infer.engine import device_of
 from onefold.infer.opened import OpenedText
+from onefold.models.embedder import Pooling, pool
 
 ROWS = 32  # texts at once
 
@@ -24,23 +24,15 @@ class TextEncoder(OpenedText):
         return tuple(self.card.get("classes") or map(str, range(self.config.classes)))
 
     @torch.no_grad()
-    def embed(
-        self, texts: Sequence[str], pooling: Literal["mean", "first"] | None = None, normalize: bool = True
-    ) -> Float[Tensor, "N D"]:
-        """A vector for each text, on the CPU: the mean of its tokens' features, or the first token's.
+    def embed(self, texts: Sequence[str], pooling: Pooling = "mean", normalize: bool = True) -> Float[Tensor, "N D"]:
+        """A vector for each text, on the CPU: the mean of its tokens' features.
 
-        pooling: None takes that which the model was published with, else the mean. normalize: to length 1, so that
-        products of two are their cosines.
+        pooling: or that of the first token, or the last one. normalize: to length 1, so that products of two are their
+        cosines.
         """
-        pooling = pooling or self.card.get("pooling", "mean")
         found = torch.empty(len(texts), self.config.width)
         for rows, features, lengths in self._read(texts):
-            if pooling == "first":
-                pooled = features[:, 0]
-            else:
-                inside = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
-                pooled = (features * inside[..., None]).sum(1) / lengths[:, None]
-            found[rows] = pooled.float().cpu()
+            found[rows] = pool(features, lengths, pooling).float().cpu()
         return F.normalize(found, dim=1) if normalize else found
 
     @torch.no_grad()

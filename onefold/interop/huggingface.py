@@ -1,9 +1,10 @@
 """Folders as Hugging Face publishes them: config.json, safetensors (one file or shards), tokenizer, chat template."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.core.progress import say
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.interop.config_json import family_of, read_config, says_family, write_config
 from onefold.interop.encoders import class_names
+from onefold.interop.family import Family
 from onefold.interop.loaded import Loaded, dtype_named, fill, name_of
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import (
@@ -26,37 +29,57 @@ from onefold.interop.tensors import (
 from onefold.interop.tokens import check_vocabulary, load_tokenizer, save_tokenizer, token_ids
 
 
+@dataclass(frozen=True)
+class Published:
+    """A folder of one of the known families, looked into: what the model is, and where its weights are."""
+
+    folder: Path
+    data: dict[str, Any]  # config.json
+    family: Family
+    config: Any
+    source: Mapping[str, Tensor]
+    tokenizer: Tokenizer | None
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Raises UserError for other architectures, settings without a counterpart here, missing weights, and a
+        tokenizer that is larger than the vocabulary."""
+        place = f"{folder / 'config.json'}"
+        data = read_json(folder / "config.json")
+        if says_family(data):
+            family_of(data, place)  # refused before its weights are looked for
+        source = open_weights(folder)
+        family, config, unknown = read_config(data, place, source)
+        if unknown:
+            say(f"{place}: settings not understood and left out: {', '.join(unknown)}")
+        tokenizer = load_tokenizer(folder, data)
+        check_vocabulary(tokenizer, config, str(folder))
+        return cls(folder, data, family, config, source, tokenizer)
+
+    def weights(self, names: Iterable[str]) -> Mapping[str, Tensor]:
+        """The parameters `names` of our model. Raises UserError for missing and unknown ones."""
+        return self.family.table.read(self.config, names, self.source, str(self.folder))
+
+    def card(self) -> dict[str, Any]:
+        """Where the model comes from."""
+        return {
+            "source": str(self.folder),
+            "format": "huggingface",
+            "family": self.family.name,
+            "dtype": self.data.get("dtype") or self.data.get("torch_dtype"),
+            "generation": read_json(self.folder / "generation_config.json", optional=True),
+        }
+
+
 def load_folder(folder: Path, device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None) -> Loaded:
     """Read a Hugging Face folder of one of the known families.
 
-    Raises UserError for other architectures, settings without a counterpart here, missing, unknown or damaged weights,
-    and a tokenizer that is larger than the vocabulary.
+    Raises UserError as `Published.open` does, and for missing, unknown or damaged weights.
     """
-    where = str(folder)
-    data = read_json(folder / "config.json")
-    if says_family(data):
-        family_of(data, f"{folder / 'config.json'}")  # refused before its weights are looked for
-    source = open_weights(folder)
-    family, config, unknown = read_config(data, f"{folder / 'config.json'}", source)
-    if unknown:
-        say(f"{folder / 'config.json'}: settings not understood and left out: {', '.join(unknown)}")
-    generation = read_json(folder / "generation_config.json", optional=True)
-    tokenizer = load_tokenizer(folder, data)
-    check_vocabulary(tokenizer, config, where)
-    model = fill(
-        config,
-        lambda names: family.table.read(config, names, source, where),
-        torch.device(device),
-        dtype,
-        where,
-    )
-    stored = data.get("dtype") or data.get("torch_dtype")
-    card = {"source": where, "format": "huggingface", "family": family.name, "dtype": stored, "generation": generation}
-    if names := class_names(data, config):
-        card["classes"] = names
-    if pooling := read_json(folder / "1_Pooling" / "config.json", optional=True):  # of sentence-transformers
-        card["pooling"] = "first" if pooling.get("pooling_mode_cls_token") else "mean"
-    return Loaded(config, model, tokenizer, card)
+    published = Published.open(folder)
+    model = fill(published.config, published.weights, torch.device(device), dtype, str(folder))
+    card, names = published.card(), class_names(published.data, published.config)
+    return Loaded(published.config, model, published.tokenizer, card | ({"classes": names} if names else {}))
 
 
 def save_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None" = None) -> None:
@@ -64,6 +87,12 @@ def save_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None" 
 
     `dtype`: None keeps the model's. Raises UserError when no published family can say this model.
     """
+    with atomic_folder(Path(folder)) as temporary:
+        write_folder(temporary, loaded, dtype)
+
+
+def write_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None" = None) -> None:
+    """The same into a folder that the caller finishes."""
     family, written = write_config(loaded.config, prefer=loaded.card.get("family"))
     check_vocabulary(loaded.tokenizer, loaded.config, str(folder))
     weights = family.table.write(loaded.config, own_weights(loaded.model))
@@ -79,12 +108,11 @@ def save_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None" 
     if (names := loaded.card.get("classes")) and "id2label" in written and len(names) == len(written["id2label"]):
         written["id2label"] = {str(i): name for i, name in enumerate(names)}
         written["label2id"] = {name: i for i, name in enumerate(names)}
-    with atomic_folder(Path(folder)) as temporary:
-        content = {**tokens, **written, "torch_dtype": name_of(kind)}
-        (temporary / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-        write_safetensors(temporary, weights, dtype_named(dtype))
-        if tokenizer is not None:
-            save_tokenizer(temporary, tokenizer, loaded.card.get("generation"))
+    content = {**tokens, **written, "torch_dtype": name_of(kind)}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_safetensors(folder, weights, dtype_named(dtype))
+    if tokenizer is not None:
+        save_tokenizer(folder, tokenizer, loaded.card.get("generation"))
 
 
 def open_weights(folder: Path) -> Mapping[str, Tensor]:

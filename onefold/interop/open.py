@@ -14,6 +14,7 @@ from onefold.interop import artifact, hub, meta
 from onefold.interop.gguf import load_gguf
 from onefold.interop.huggingface import load_folder
 from onefold.interop.loaded import Loaded
+from onefold.interop.sentence_transformers import is_sentence_folder, load_sentences
 from onefold.interop.vision import folder as vision
 
 CHECKPOINTS = "checkpoints"
@@ -66,6 +67,8 @@ def _open_folder(folder: Path, device: torch.device, dtype: "str | torch.dtype |
         return _open_run(folder, device, dtype)
     if folder.name == CHECKPOINTS and any(checkpoints(folder.absolute().parent)):
         return _open_run(folder.absolute().parent, device, dtype)
+    if is_sentence_folder(folder):
+        return load_sentences(folder, device, dtype)
     if meta.is_makers_folder(folder) and not _is_published(folder):
         return meta.load_makers(folder, device, dtype)
     if _is_published(folder):

@@ -8,25 +8,30 @@ from onefold.interop.artifact import save_artifact
 from onefold.interop.gguf.model import save_gguf
 from onefold.interop.huggingface import save_folder
 from onefold.interop.loaded import Loaded
+from onefold.interop.sentence_transformers import save_sentences
 from onefold.interop.vision.folder import save_vision
 
 
 def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: Any) -> None:
     """Write our folder ("onefold"), one of Hugging Face's ("hf") or timm's ("timm"), or a .gguf file ("gguf").
 
-    "hf" writes timm's folder where transformers does not know the architecture. options: `dtype=` other than the
+    "hf" writes timm's folder where transformers does not know the architecture, and of an embedder that of
+    sentence-transformers. options: `dtype=` other than the
     model's; `kind="F16"` of a .gguf file. Raises UserError for a format that cannot hold the model.
     """
     path, kind = Path(path), loaded.config.kind
-    text = kind in ("decoder", "encoder")
+    text = kind in ("decoder", "encoder", "embedder")
     if format == "onefold":
         save_artifact(path, loaded.model, loaded.config, loaded.processor, loaded.card, **options)
     elif format == "hf":
-        (save_folder if text else save_vision)(path, loaded, **options)
+        write = save_sentences if kind == "embedder" else save_folder if text else save_vision
+        write(path, loaded, **options)
     elif format == "gguf" and kind == "decoder":
         save_gguf(path, loaded, **options)
     elif format == "timm" and not text:
         save_vision(path, loaded, library="timm", **options)
     else:
-        formats = {"decoder": "onefold, hf or gguf", "encoder": "onefold or hf"}.get(kind, "onefold, hf or timm")
+        formats = {"decoder": "onefold, hf or gguf", "encoder": "onefold or hf", "embedder": "onefold or hf"}.get(
+            kind, "onefold, hf or timm"
+        )
         raise UserError(f"no format named {format!r} for a model of kind {kind}; use {formats}")

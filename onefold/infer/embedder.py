@@ -1,0 +1,93 @@
+"""A model that makes one vector of a text; texts of like lengths go through it together."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from onefold.core.errors import UserError
+from onefold.data.text.contrastive import encode_texts
+from onefold.infer.engine import device_of
+from onefold.infer.opened import OpenedText
+from onefold.models.embedder import EmbedderConfig
+
+TOKENS = {"cpu": 2048}  # read at once, padding included: what a CPU's caches hold, and elsewhere…
+TOKENS_ELSEWHERE = 65536  # …what keeps a GPU busy
+SHORTER = 0.9  # of a batch's longest text, at least: how much of a batch may be padding
+SIDES = ("query", "document")  # what delimiters tell apart
+
+
+class TextEmbedder(OpenedText):
+    """A loaded embedder. Of texts that are longer than it reads, the beginning counts."""
+
+    config: EmbedderConfig  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What a text can be read as: the names of the model's prompts, or "query" and "document" with delimiters."""
+        return SIDES if self.config.delimiters is not None else tuple(self.config.prompts)
+
+    def embed(self, texts: Sequence[str], kind: str | None = None) -> Float[Tensor, "N E"]:
+        """A vector for each text, on the CPU.
+
+        kind: what the texts are, see `kinds`; None: what the model takes them for if it is not told. A model that tells
+        nothing apart takes any of "query" and "document".
+        """
+        return self.embed_ids(self.encode(texts, kind))
+
+    def encode(self, texts: Sequence[str], kind: str | None = None, length: int | None = None) -> list[list[int]]:
+        """The ids of each text with all that stands around it, at most `length`; None: as many as are read."""
+        if isinstance(texts, str):
+            raise UserError("give a list of texts; for a single one, [text]")
+        config, length = self.config, length or self.config.length
+        if kind is not None and kind not in (self.kinds or SIDES):
+            raise UserError(f"{kind!r} is no kind of text that this model knows, only {', '.join(self.kinds or SIDES)}")
+        if config.delimiters is not None:
+            around = config.delimiters[SIDES.index(kind or SIDES[0])]
+            return encode_texts(self.tokenizer, texts, length, around)
+        before = config.prompts.get(kind or config.prompt or "", "")
+        return encode_texts(self.tokenizer, [before + text for text in texts] if before else texts, length)
+
+    @torch.inference_mode()
+    def embed_ids(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "N E"]:
+        """A vector for each text, given as ids with all that stands around it."""
+        found = torch.empty(len(ids), self.config.width)
+        device, pad = device_of(self.network), self.tokenizer.pad or 0
+        for rows in batches([len(row) for row in ids], TOKENS.get(device.type, TOKENS_ELSEWHERE)):
+            lengths = [len(ids[i]) for i in rows]
+            width = max(lengths)
+            tokens = torch.tensor([[*ids[i], *[pad] * (width - n)] for i, n in zip(rows, lengths)], device=device)
+            padded = min(lengths) < width
+            vectors = self.network.encode(tokens, torch.tensor(lengths, device=device) if padded else None)
+            found[rows] = vectors.float().cpu()
+        return found
+
+
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Which rows (lengths: of each) to read together: at most `tokens`, padding included, and hardly any padding.
+
+    The longest come first, so that memory is short at the beginning if ever. Without padding no mask is needed, so
+    texts of one length stand alone where they are many.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        most = max(1, tokens // max(1, longest))
+        end = start + 1
+        while end < len(order) and end - start < most and lengths[order[end]] >= SHORTER * longest:
+            end += 1
+        yield order[start:end]
+        start = end
+
+
+def as_embedder(model: Any, name: Any) -> TextEmbedder:
+    """`model`, which has to make vectors of texts. Raises UserError saying what it is instead."""
+    if isinstance(model, TextEmbedder):
+        return model
+    raise UserError(
+        f"{name} is no embedding model: take a folder of sentence-transformers, or train one with "
+        f"onefold train cpt start={name}"
+    )
