@@ -32,6 +32,7 @@ from onefold.data.text.denoising import DenoisingTextData
 from onefold.data.text.documents import TextData
 from onefold.data.text.labelled_text import LabelledTextData, LabelledTextDataset
 from onefold.data.text.masked import MaskedTextData
+from onefold.data.text.mixture import MixtureData, MixtureDataset
 from onefold.data.text.text_pairs import TextPairsData, TextPairsDataset
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
@@ -53,7 +54,7 @@ from onefold.training.state import Checkpoints, TrainState, copy_tensors
 from onefold.training.trainer import Objective, Trainer, TrainerConfig, is_over
 
 PROCESSOR = "processor"
-Prepared = Dataset | TextPairsDataset | LabelledTextDataset | ContrastiveDataset | ImageDataset
+Prepared = Dataset | TextPairsDataset | MixtureDataset | LabelledTextDataset | ContrastiveDataset | ImageDataset
 
 
 class Run(Config):
@@ -65,6 +66,7 @@ class Run(Config):
         | ProteinData
         | DenoisingTextData
         | TextPairsData
+        | MixtureData
         | LabelledTextData
         | ChatData
         | ContrastiveTextData

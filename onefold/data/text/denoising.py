@@ -25,8 +25,8 @@ from onefold.data.text.corruption.sequences import Sequences, framed, stacked
 from onefold.data.text.corruption.spans import Spans
 from onefold.data.text.dataset import Dataset
 from onefold.data.text.documents import LoadTokenizer, TextData, TrainBPE
-from onefold.data.text.plan import Plan
-from onefold.data.text.seq2seq import fit_seq2seq, seq2seq_batch
+from onefold.data.text.plan import Plan, plan_evaluation
+from onefold.data.text.seq2seq import Examples, fit_seq2seq, seq2seq_batch
 from onefold.data.text.tokenizer import ENCODER_TOKENS, MASKS, T5_TOKENS
 
 EVALUATION = 0  # seed of the noise that all evaluations have
@@ -91,24 +91,36 @@ class DenoisingDataset(Dataset):
     def _lengths(self, split: Split) -> np.ndarray:
         return np.maximum(self._records[split].ragged("tokens").lengths - 2, 0)  # but for what begins and ends them
 
+    def examples(self, split: Split, seed: int | None, epoch: int) -> Examples:
+        """The rows of an epoch one by one, for mixtures; of the evaluation, where `seed` is None."""
+        if seed is None:
+            plan = plan_evaluation(self._lengths(split), self.length, 1)
+        else:
+            plan = self.plan(split, 1, seed, epoch)
+        return Examples(plan.batches, partial(self._sides, split, seed, plan))
+
     def _gather(self, split: Split, seed: int | None = None) -> Callable[[Plan, slice], Seq2SeqBatch]:
         return partial(self._corrupted, split, seed)
 
     def _corrupted(self, split: Split, seed: int | None, plan: Plan, rows: slice) -> Seq2SeqBatch:
-        tokens, first = self._records[split].ragged("tokens"), plan.first[rows.start : rows.stop + 1]
-        pieces = plan.pieces.take(np.arange(first[0], first[-1]))
+        read, said = self._sides(split, seed, plan, np.arange(rows.start, rows.stop))
+        return seq2seq_batch(read, said, self.tokenizer.decoder_start, self._pad, self._most)
+
+    def _sides(self, split: Split, seed: int | None, plan: Plan, rows: np.ndarray) -> tuple[Sequences, Sequences]:
+        """(what is read, what is to be said) of these rows, Int64[B], of a plan; of an empty row nothing is to be."""
+        tokens, counts = self._records[split].ragged("tokens"), np.diff(plan.first)[rows]
+        before = np.concatenate(([0], np.cumsum(counts)))  # pieces, of each row
+        pieces = plan.pieces.take(np.repeat(plan.first[rows] - before[:-1], counts) + np.arange(before[-1]))
         starts = np.concatenate(([0], np.cumsum(pieces.length)))  # of each piece among the tokens of all rows
-        lengths = np.diff(starts[first - first[0]])
         flat = tokens.gather(tokens.starts[pieces.document] + 1 + pieces.offset, pieces.length)
-        texts = stacked(flat, lengths, self._pad)
+        texts = stacked(flat, np.diff(starts[before]), self._pad)
         borders = np.zeros(texts.tokens.shape, bool)
         borders[texts.real] = np.isin(np.arange(len(flat)), starts[1:] - 1)
 
         if seed is None:  # by the text that it begins with, whatever the size of a batch
-            begins = np.append(pieces.document << 32 | pieces.offset, 0)[first[:-1] - first[0]]
+            begins = np.append(pieces.document << 32 | pieces.offset, 0)[before[:-1]]
             draws = Draws(EVALUATION, 0, begins)
         else:
-            draws = Draws(seed, plan.epoch, np.arange(rows.start, rows.stop))
+            draws = Draws(seed, plan.epoch, rows)
         read, said = (framed(s, self._before, self._after, self._pad) for s in self._noise(texts, borders, draws))
-        said = Sequences(said.tokens, np.where(lengths > 0, said.lengths, 0))  # nothing is to be said of no text
-        return seq2seq_batch(read, said, self.tokenizer.decoder_start, self._pad, self._most)
+        return read, Sequences(said.tokens, np.where(texts.lengths > 0, said.lengths, 0))

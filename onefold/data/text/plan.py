@@ -280,14 +280,14 @@ def _lay_out(parts: Sequence[_Rows], context: int, rows: int, frame: int, genera
     every = _join(parts)
     pure = every.pure(context - frame)
     source = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
-    full = _spread(np.flatnonzero(pure), source, generator)
-    packed = _spread(np.flatnonzero(~pure), source, generator)
+    full = spread(np.flatnonzero(pure), source, generator)
+    packed = spread(np.flatnonzero(~pure), source, generator)
     if len(packed):  # full rows that make no whole batch of their own may as well stand among the others
         whole = len(full) // rows * rows
         full, packed = full[:whole], np.concatenate([packed, full[whole:]])
     kinds = [_batches(full, rows), _batches(packed, rows)]
     kind = np.repeat([0, 1], [len(k) for k in kinds])
-    order = _spread(np.arange(len(kind)), kind, generator)
+    order = spread(np.arange(len(kind)), kind, generator)
     places = np.concatenate(kinds)[order].reshape(-1)
     rows_with_none = _join([every, _Rows(every.pieces.take(np.empty(0, np.int64)), np.zeros(2, np.int64))])
     laid = rows_with_none.take(np.where(places < 0, len(every), places))
@@ -301,7 +301,7 @@ def _batches(chosen: np.ndarray, rows: int) -> np.ndarray:
     return filled
 
 
-def _spread(items: np.ndarray, kind: np.ndarray, generator: Generator) -> np.ndarray:
+def spread(items: np.ndarray, kind: np.ndarray, generator: Generator) -> np.ndarray:
     """Items so arranged that every stretch holds each kind in the proportion of the whole, give or take one."""
     mine = kind[items]
     order = np.argsort(mine, kind="stable")

@@ -35,6 +35,16 @@ def stacked(flat: np.ndarray, lengths: np.ndarray, pad: int) -> Sequences:
     return Sequences(found, lengths)
 
 
+def merged(parts: Sequence[Sequences], places: Sequence[np.ndarray], pad: int) -> Sequences:
+    """Row i of a part at place places[part][i]; all places together are 0…B-1."""
+    lengths = np.empty(sum(map(len, parts)), np.int64)
+    found = np.full((len(lengths), max((part.tokens.shape[1] for part in parts), default=0)), pad, np.int64)
+    for part, own in zip(parts, places):
+        lengths[own] = part.lengths
+        found[own, : part.tokens.shape[1]] = part.tokens
+    return Sequences(found, lengths)
+
+
 def compact(tokens: np.ndarray, kept: np.ndarray, pad: int) -> Sequences:
     """Of each row the tokens (Int[B, T]) that are `kept` (Bool[B, T]), moved together."""
     return stacked(tokens[kept], kept.sum(1), pad)
