@@ -22,13 +22,17 @@ from onefold.infer.opened import OpenedText
 from onefold.infer.sampling import Sampling, randomness
 from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.loaded import Loaded
+from onefold.models.bilm import BiLMConfig
 from onefold.models.embedder import EmbedderConfig
 from onefold.models.encoder import EncoderConfig
 from onefold.models.recurrent import RecurrentConfig
 from onefold.models.transformer import DecoderConfig
+from onefold.models.word_reader import WordReaderConfig
 from onefold.nn.position import LearnedPositionConfig
 
 REMEMBERED = 16  # ids of the prompt that a continuation's first piece of text is decoded behind
+
+TEXT = DecoderConfig | RecurrentConfig | EncoderConfig | BiLMConfig | WordReaderConfig
 
 Prompt = str | Sequence[int]  # text, or ids as they are
 
@@ -38,16 +42,19 @@ def load(
 ) -> "Model | TextEncoder | TextEmbedder | Classifier":
     """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf file, or org/name.
 
-    Returns a `Model` that writes text, a `TextEncoder` that reads it, or a `Classifier` of pictures. `dtype` None: fp32
-    on the CPU, as stored elsewhere. Raises UserError for what is not a model or is damaged.
+    Returns a `Model` that writes text, a `TextEncoder` that reads or classifies it, or a `Classifier` of pictures.
+    `dtype` None: fp32 on the CPU, as stored elsewhere. Raises UserError for what is not a model or is damaged.
     """
     from onefold.interop.open import open_model
 
     loaded = open_model(path, device, dtype)
     if isinstance(loaded.config, EmbedderConfig):
         return TextEmbedder(loaded)
-    kinds = {DecoderConfig: Model, RecurrentConfig: Model, EncoderConfig: TextEncoder}
-    return kinds.get(type(loaded.config), Classifier)(loaded)
+    if isinstance(loaded.config, DecoderConfig | RecurrentConfig) and not loaded.config.classes:
+        return Model(loaded)
+    if isinstance(loaded.config, WordReaderConfig) and not loaded.config.classes:
+        raise UserError(f"{path} holds word vectors: use onefold.load_vectors, or fine-tune with start={path}")
+    return (TextEncoder if isinstance(loaded.config, TEXT) else Classifier)(loaded)
 
 
 def as_writer(model: "Model | TextEncoder | TextEmbedder | Classifier", name: str | Path) -> "Model":

@@ -22,6 +22,9 @@ from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors, write_safetensors
 from onefold.interop.tokens import check_vocabulary
+from onefold.interop.word_reader import as_reader
+from onefold.interop.word_vectors import KIND, load_vectors
+from onefold.models.bilm import BiLMConfig
 from onefold.models.convnext import ConvNeXtConfig
 from onefold.models.embedder import EmbedderConfig
 from onefold.models.encoder import EncoderConfig
@@ -34,11 +37,21 @@ from onefold.models.resnet import ResNetConfig
 from onefold.models.seq2seq import Seq2SeqConfig
 from onefold.models.transformer import DecoderConfig, count_parameters
 from onefold.models.vit import ViTConfig
+from onefold.models.word_reader import WordReaderConfig
 
 FILE, FORMAT, VERSION = "artifact.json", "onefold", 1
 Picture = ViTConfig | MAEConfig | ConvNeXtConfig | ResNetConfig | ResidualConfig | NFNetConfig
-Text = DecoderConfig | EncoderConfig | EmbedderConfig | RecurrentConfig
-ModelConfig = Text | Seq2SeqConfig | RecurrentSeq2SeqConfig | Picture
+ModelConfig = (
+    DecoderConfig
+    | EncoderConfig
+    | EmbedderConfig
+    | Seq2SeqConfig
+    | RecurrentSeq2SeqConfig
+    | RecurrentConfig
+    | BiLMConfig
+    | WordReaderConfig
+    | Picture
+)
 MODELS: Mapping[Any, Any] = {kind.model_fields["kind"].default: kind for kind in get_args(ModelConfig)}
 # From version n to n + 1, on the content of artifact.json.
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -90,6 +103,8 @@ def load_artifact(
     """Read what `save_artifact` wrote. Raises UserError naming the file that is missing, damaged or too new."""
     folder = Path(folder)
     content = read_card(folder)
+    if isinstance(model := content.get("model"), dict) and model.get("kind") == KIND:
+        return as_reader(load_vectors(folder), torch.device(device))
     check_written(folder, every=True)
     config = read_model_config(content, folder / FILE)
     files = find_safetensors(folder)

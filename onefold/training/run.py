@@ -46,6 +46,7 @@ from onefold.objectives.contrastive import InfoNCE
 from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
 from onefold.objectives.language import MaskedAndNext, NextToken
 from onefold.objectives.reconstruction import Reconstruction
+from onefold.objectives.transfer import BothDirections, ClassificationAndNext
 from onefold.training import estimate, parallel
 from onefold.training.folder import claimed, read_facts, write_facts
 from onefold.training.log import read_log
@@ -77,7 +78,9 @@ class Run(Config):
     objective: Annotated[
         NextToken
         | MaskedAndNext
+        | BothDirections
         | Classification
+        | ClassificationAndNext
         | TokenClassification
         | SpanSelection
         | Regression
