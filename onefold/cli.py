@@ -130,19 +130,27 @@ def serve(
         "onefold evaluate runs/quickstart data=notes/",
         "onefold evaluate model.gguf data=stdlib",
         "onefold evaluate runs/vit data=photos/",
+        "onefold evaluate runs/reviews data=test.csv",
     )
 )
 def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto"):
-    """How good a model is on your data ([bold]data=[/bold]): bits per byte of text, accuracy on pictures by class."""
+    """How good a model is on your data ([bold]data=[/bold]): bits per byte of text, accuracy on pictures by class.
+
+    A fine-tuned encoder is judged on rows as it was trained on, by what its task is measured with.
+    """
     from onefold.infer.classify import Classifier, evaluate_pictures
     from onefold.infer.evaluate import evaluate_text
+    from onefold.infer.judge import judge_rows
     from onefold.infer.model import as_writer
+    from onefold.infer.text_encoder import TextEncoder
 
     loaded, given = open_model_at(model, device), read_settings(settings)
     if "data" not in given:
         raise UserError(f"evaluate needs data=: onefold evaluate {model} data=FOLDER")
     if isinstance(loaded, Classifier):
         evaluate_pictures(loaded, **given)
+    elif isinstance(loaded, TextEncoder):
+        judge_rows(loaded, **given)
     else:
         evaluate_text(as_writer(loaded, model), **given)
 

@@ -1,5 +1,7 @@
 """Verbs for models that read text both ways, or one text and write another: they stand beside those of cli.py."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +23,71 @@ def fill(
     loaded = _open_encoder(model, device, "does not read around hidden words")
     for found in loaded.fill_mask(text, top):
         print(", ".join(f"{token} {share:.1%}" for token, share in found))
+
+
+@app.command(epilog=example("onefold tag runs/names 'Ada Lovelace saw Paris.'", "onefold tag runs/names notes.txt"))
+def tag(
+    model: ModelPath,
+    text: Annotated[str, typer.Argument(help="Text, or a file of it")],
+    words: Annotated[bool, typer.Option("--words", help="Every word with its tag, also where tags mark names")] = False,
+    device: Device = "auto",
+):
+    """Find names and the like in a text, or say what each of its words is."""
+    from onefold.infer.tags import entities, spell_entities
+
+    loaded, text = _open_encoder(model, device, "tags no words"), _text_or_file(text)
+    tags = loaded.tag([text])[0]
+    if words or not spell_entities(loaded.classes):
+        for found in tags:
+            print(f"{found.word}\t{found.name}\t{found.share:.1%}")
+        return
+    named = entities(text, tags)
+    for entity in named:
+        print(f"{' '.join(entity.text.split())}\t{entity.kind}\t{entity.share:.1%}")
+    if not named:
+        print("nothing found", file=sys.stderr)
+
+
+@app.command(
+    epilog=example(
+        "onefold answer runs/squad 'Who wrote it?' 'It was written by Ada in 1843.'",
+        "onefold answer runs/squad 'Who wrote it?' notes.txt",
+    )
+)
+def answer(
+    model: ModelPath,
+    question: Annotated[str, typer.Argument(help="A question")],
+    context: Annotated[str, typer.Argument(help="The text that answers it, or a file of it, however long")],
+    device: Device = "auto",
+):
+    """Find the passage of a text that answers a question."""
+    loaded = _open_encoder(model, device, "finds no answers")
+    found = loaded.answer(question, _text_or_file(context))
+    if not found.text:
+        print("no answer in this text", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{' '.join(found.text.split())}\t{found.share:.1%}\tcharacters {found.start} to {found.end}")
+
+
+@app.command(epilog=example("onefold predict runs/ratings 'a fine film' 'too long by half'"))
+def predict(
+    model: ModelPath,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT…")],
+    device: Device = "auto",
+):
+    """Give texts the numbers that a regression learned."""
+    loaded = _open_encoder(model, device, "gives no numbers")
+    for text, value in zip(texts, loaded.predict(texts).tolist()):
+        print(f"{value:.4g}\t{text}")
+
+
+def _text_or_file(given: str) -> str:
+    """What a file of this name holds, else the text itself."""
+    try:
+        path = Path(given).expanduser()
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else given
+    except (OSError, ValueError, RuntimeError):  # too long for a name, or no name at all
+        return given
 
 
 def _open_encoder(path: str, device: str, otherwise: str):

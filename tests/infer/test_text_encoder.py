@@ -80,7 +80,7 @@ def test_texts_and_pairs_are_classified(tmp_path, tokenizer):
 
 def test_what_it_cannot_do_is_a_line(tmp_path, tokenizer, monkeypatch, capsys):
     tags = opened(tmp_path, tokenizer, masked=None, pooler=False, classes=5, task="token")
-    with pytest.raises(UserError, match="classifies single tokens"):
+    with pytest.raises(UserError, match="does not classify texts, it tags words"):
         tags.classify(TEXTS)
     with pytest.raises(UserError, match="reads text and writes none"):
         as_writer(tags, "model")
@@ -88,8 +88,7 @@ def test_what_it_cannot_do_is_a_line(tmp_path, tokenizer, monkeypatch, capsys):
         tags.save(tmp_path / "out", "gguf")
     for verb, argument, line in (
         ("generate", "Once", "reads text and writes none"),
-        ("evaluate", "data=stdlib", "reads text and writes none"),
-        ("classify", "Once", "single tokens"),
+        ("classify", "Once", "tags words: use tag"),
         ("fill", "<mask>", "no head that names hidden tokens"),
     ):
         assert run(monkeypatch, verb, tmp_path / "model", argument) == 2
