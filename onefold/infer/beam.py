@@ -8,6 +8,7 @@ token that ends a text, as does its log-probability.
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from onefold.core.errors import UserError
 from onefold.infer.continuation import Finish
 from onefold.infer.engine import device_of, left_pad, read
-from onefold.infer.sampling import Sampling
+from onefold.infer.sampling import Sampling, most_likely
 
 
 @dataclass(frozen=True, order=True)
@@ -70,7 +71,7 @@ def beam_search(
     tokens, positions = left_pad(prompts, device)
     state = model.init_state(B, tokens.shape[1] + max(budgets) - 1)
     logits = model.head(read(model, tokens, positions, state))
-    state.reorder(torch.arange(B, device=device).repeat_interleave(K))
+    _fork(state, B, K, device)
     # All beams of a prompt begin alike: only the first counts, or each token would be chosen K times.
     scores = torch.full((B, K), -math.inf, device=device)
     scores[:, 0] = 0.0
@@ -92,6 +93,14 @@ def beam_search(
     return [search.ended for search in searches]
 
 
+def _fork(state: Any, rows: int, beams: int, device: torch.device) -> None:
+    """Every row becomes its beams; a state that knows how keeps once what they share."""
+    if hasattr(state, "fork"):
+        state.fork(beams)
+    else:
+        state.reorder(torch.arange(rows, device=device).repeat_interleave(beams))
+
+
 def _step(
     scores: Tensor,  # Float[b, K]
     logits: Tensor,  # Float[b, K, V]
@@ -107,9 +116,11 @@ def _step(
     others are left even if every possible end is among them.
     """
     b, K, V = logits.shape
-    total = scores[..., None] + logits.float().log_softmax(-1)
-    best, place = total.view(b, K * V).topk(min(K * (1 + len(ends)), K * V))
-    parents, tokens = place // V, place % V
+    enough = min(K * (1 + len(ends)), V)
+    each, ids = most_likely(logits.float().log_softmax(-1).view(b * K, V), enough)
+    total = scores[..., None] + each.view(b, K, enough)
+    best, place = total.flatten(1).topk(min(K * (1 + len(ends)), K * enough))
+    parents, tokens = place // enough, ids.view(b, -1).gather(1, place)
     last = torch.zeros_like(best, dtype=torch.bool)
     for end in ends:
         last |= tokens == end

@@ -137,21 +137,38 @@ class DecoderState:
         self.layers, self.capacity = layers, capacity
         self.length = 0  # columns read, padding included
         self.pad: Tensor | None = None  # Long[B]: leading columns that are padding
+        self.beams = 1  # rows that share a memory
         self.memory: list[KeysValues | None] = [None] * len(layers)  # what cross-attention looks at
-        self.memory_seen: Tensor | None = None  # Bool[B, 1, 1, S]
+        self.memory_seen: Tensor | None = None  # Bool[B / beams, 1, 1, S]
 
     def bytes(self) -> int:
         return sum(layer.bytes for layer in self.layers)
 
+    def fork(self, beams: int) -> None:
+        """Every row becomes so many, one beside the other, which go on sharing what cross-attention looks at."""
+        rows = torch.arange(self.rows, device=self.layers[0].k.device).repeat_interleave(beams)
+        self._reorder(rows)
+        self.beams *= beams
+
     def reorder(self, rows: Int[Tensor, " B"]) -> None:
-        """Row i becomes what row rows[i] was (beams)."""
+        """Row i becomes what row rows[i] was. After `fork`, the beams of a row stay together, in any order."""
+        before = self.rows // self.beams
+        self._reorder(rows)
+        if not any(self.memory):
+            return
+        sources = rows[:: self.beams] // self.beams
+        if len(sources) < before or not torch.equal(sources, torch.arange(before, device=rows.device)):
+            self.memory = [kv and (kv[0].mT[sources].mT, kv[1][sources]) for kv in self.memory]
+            self.memory_seen = None if self.memory_seen is None else self.memory_seen[sources]
+
+    @property
+    def rows(self) -> int:
+        return len(self.layers[0].k)
+
+    def _reorder(self, rows: Tensor) -> None:
         for layer in self.layers:
             layer.reorder(rows)
-        self.memory = [kv and (kv[0][rows], kv[1][rows]) for kv in self.memory]
-        if self.pad is not None:
-            self.pad = self.pad[rows]
-        if self.memory_seen is not None:
-            self.memory_seen = self.memory_seen[rows]
+        self.pad = None if self.pad is None else self.pad[rows]
 
     def layout(self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None) -> Layout:
         """Where the next tokens stand. Positions of -1 mark padding, which may only lead a row."""

@@ -89,29 +89,38 @@ class Layout:
 class KVCache:
     """Keys and values of one layer: every column so far, or, for a window, a ring of the last `capacity`.
 
-    `k`, `v`: Float[B, kv_heads, capacity, head_width]. With many rows on a CPU the values of a channel lie side by side
-    in memory (v is a transposed view): the sum over columns then streams, see `attend_newest`. It does so only as long
-    as there is little room behind the values in use, so there v grows with the text.
+    `k`, `v`: Float[B, kv_heads, room, head_width]. On a CPU room grows with the text. With many rows there the values
+    of a channel lie side by side in memory (v is a transposed view): the sum over columns then streams, see
+    `attend_newest`. It does so only as long as there is little room behind the values in use.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], rolling: bool, device=None, dtype=None):
         batch, heads, self.capacity, width = shape
         self.rolling = rolling
-        self.by_channel = batch > FEW and torch.device(device or "cpu").type == "cpu" and dtype in (None, torch.float32)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        grows = not rolling and torch.device(device or "cpu").type == "cpu"
+        self.k = torch.zeros((batch, heads, 0 if grows else self.capacity, width), device=device, dtype=dtype)
         self.v = torch.zeros_like(self.k)
-        if self.by_channel:
-            self.v = self.k.new_zeros((batch, heads, width, self.capacity if rolling else 0)).mT
+        self.by_channel = False
+        self._lay(batch)
+        self._spare: tuple[Tensor, Tensor] | None = None  # for `reorder`
+
+    def _lay(self, rows: int) -> None:
+        """Choose the layout of values for so many rows."""
+        if rows > FEW and not self.by_channel and self.k.device.type == "cpu" and self.k.dtype == torch.float32:
+            self.by_channel = True
+            self.v = self.v.mT.contiguous().mT
 
     @property
     def bytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes
+        """What it takes once it is full."""
+        batch, heads, _, width = self.k.shape
+        return 2 * batch * heads * self.capacity * width * self.k.element_size()
 
     def extend(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor, "slice | Tensor"]:
         """Append columns start, start+1, …; return the keys and values to attend over, and their columns."""
         stop = start + k.shape[2]
         if not self.rolling:
-            if stop > self.v.shape[2]:
+            if stop > self.k.shape[2]:
                 self._grow(stop)
             self.k.narrow(2, start, k.shape[2]).copy_(k)  # as k[:, :, start:stop] = k, in a third of the time
             self.v.narrow(2, start, k.shape[2]).copy_(v)
@@ -137,16 +146,29 @@ class KVCache:
 
     def _grow(self, columns: int) -> None:
         """Make room for this many columns and a quarter more."""
-        batch, heads, held, width = self.v.shape
+        batch, heads, held, width = self.k.shape
         room = min(self.capacity, columns + max(columns // 4, 32))
-        grown = self.v.new_zeros((batch, heads, width, room)).mT
-        grown[:, :, :held] = self.v
-        self.v = grown
+        k, v = self.k.new_empty((batch, heads, room, width)), self.v.new_empty((batch, heads, room, width))
+        if self.by_channel:
+            v = v.view(batch, heads, width, room).mT
+        k[:, :, :held], v[:, :, :held] = self.k, self.v
+        self.k, self.v, self._spare = k, v, None
 
     def reorder(self, rows: Int[Tensor, " B"]) -> None:
-        """Row i becomes what row rows[i] was (beams)."""
-        self.k = self.k[rows]
-        self.v = self.v.mT[rows].mT if self.by_channel else self.v[rows]
+        """Row i becomes what row rows[i] was (beams).
+
+        Without gradients, two sets of buffers take turns: memory that is fresh every step costs more than the copying.
+        """
+        self._lay(len(rows))
+        k, v = self.k, self.v.mT if self.by_channel else self.v
+        if torch.is_grad_enabled():
+            taken = k[rows], v[rows]
+        else:
+            if self._spare is None or len(self._spare[0]) < len(rows) or self._spare[1].shape[1:] != v.shape[1:]:
+                self._spare = tuple(x.new_empty((len(rows), *x.shape[1:])) for x in (k, v))
+            taken = tuple(torch.index_select(x, 0, rows, out=y[: len(rows)]) for x, y in zip((k, v), self._spare))
+            self._spare = k, v
+        self.k, self.v = taken[0], taken[1].mT if self.by_channel else taken[1]
 
 
 def attend_newest(
