@@ -1,7 +1,7 @@
 """Folders as Hugging Face publishes them: config.json, safetensors (one file or shards), tokenizer, chat template."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -95,7 +95,7 @@ def write_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None"
     """The same into a folder that the caller finishes."""
     family, written = write_config(loaded.config, prefer=loaded.card.get("family"))
     check_vocabulary(loaded.tokenizer, loaded.config, str(folder))
-    weights = family.table.write(loaded.config, own_weights(loaded.model))
+    weights = family.table.write(loaded.config, _in_units(own_weights(loaded.model), loaded.card.get("numbers")))
     kind = dtype_named(dtype) or next(iter(weights.values())).dtype
     tokenizer = loaded.tokenizer
     tokens = token_ids(tokenizer) if tokenizer else {}
@@ -113,6 +113,15 @@ def write_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None"
     write_safetensors(folder, weights, dtype_named(dtype))
     if tokenizer is not None:
         save_tokenizer(folder, tokenizer, loaded.card.get("generation"))
+
+
+def _in_units(weights: Mapping[str, Tensor], numbers: Sequence[float] | None) -> Mapping[str, Tensor]:
+    """Of a regression, with outputs as its data had them, since others know no mean and standard deviation."""
+    if numbers is None:
+        return weights
+    (mean, deviation), last = numbers, "classifier."
+    weight, bias = weights[f"{last}weight"] * deviation, weights[f"{last}bias"] * deviation + mean
+    return {**weights, f"{last}weight": weight, f"{last}bias": bias}
 
 
 def open_weights(folder: Path) -> Mapping[str, Tensor]:

@@ -10,14 +10,33 @@ from typing import Any
 
 import numpy as np
 
+from onefold.core.config import unknown_name
+from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
+from onefold.data.sources import STDLIB
 from onefold.data.text.labelled_text import LabelledTextData
 from onefold.models import encoder_families as families
 from onefold.models.encoder import EncoderConfig
+from onefold.objectives.classification import Classification
+from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
 from onefold.study.charts import Axis, Curve, draw
 from onefold.study.check import Report
+from onefold.training.optim import AdamWConfig
 from onefold.training.run import Result, Run, train
+from onefold.training.schedule import Linear
+from onefold.training.trainer import TrainerConfig
 
+OBJECTIVES = {
+    "sequence": Classification(),
+    "token": TokenClassification(),
+    "span": SpanSelection(),
+    "regression": Regression(),
+}  # by what is learned of texts: a class, a tag of each word, where an answer stands, a number
+WANTED = {
+    "token": "sentences with tags: JSONL with tokens and tags, or a CoNLL file",
+    "span": "questions, contexts and answers: JSONL, or a .json file as SQuAD's",
+    "regression": "texts with a number each",
+}
 SEEDS = (0, 1, 2)
 VOCAB = 2048
 LABELS = (4, 16, 64)  # of each class
@@ -52,6 +71,44 @@ def _shape(context: int) -> dict[str, Any]:
         "embed": {"dropout": 0.0, "position": {"context": context}},
         "block": {"dropout": 0.0, "mixer": {"heads": 4, "dropout": 0.0}, "ffn": {"width": 512}},
     }
+
+
+def fine_tuning(task: str, data: str, start: str | None, context: int | None, optimizer: AdamWConfig, out: str) -> Run:
+    """A model of texts that learns a task from rows. context: tokens; None: 384 for answers, as usual, 128 for others.
+
+    Raises UserError for a task that there is not, and where `data` is still the text of pre-training.
+    """
+    if task not in OBJECTIVES:
+        raise UserError(unknown_name(task, OBJECTIVES).replace("setting", "task"))
+    if data == STDLIB and task in WANTED:
+        raise UserError(f"task={task} needs data=FILE with {WANTED[task]}")
+    context = context or (384 if task == "span" else 128)
+    return Run(
+        data=LabelledTextData(path=data, task=task, context=context, overlap=context // 3),
+        start=start,
+        objective=OBJECTIVES[task],
+        optimizer=optimizer,
+        trainer=TrainerConfig(
+            steps=2000, batch=32, clip=1.0, schedule=Linear(warmup=0.06), evaluate_every=200, checkpoint_every=500
+        ),
+        out=out,
+    )
+
+
+def started(task: str, start: str | None) -> str:
+    """`start`, which fine-tuning needs. Raises UserError that says what it may be."""
+    if not start:
+        raise UserError(
+            f"task={task} fine-tunes a model: give start=FOLDER of a run or a published model; "
+            f"from scratch: onefold train text_classifier task={task}"
+        )
+    return start
+
+
+def in_minutes(run: Run) -> Run:
+    """Fine-tuning of a small encoder."""
+    changes = {"optimizer.lr": 5e-4, "trainer": {"steps": 200, "evaluate_every": 50, "checkpoint_every": 100}}
+    return run.but(changes)
 
 
 def briefly(run: Run, steps: int, batch: int) -> Run:

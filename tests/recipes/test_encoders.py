@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 
 import onefold
 from onefold import recipes
+from onefold.core.errors import UserError
+from onefold.infer.judge import judge_rows
 from onefold.models.transformer import count_parameters
 from onefold.recipes import _encoders as encoders
 from onefold.recipes import bert, roberta
@@ -69,6 +72,62 @@ def test_a_classifier_from_scratch(tmp_path):
     result = onefold.train("text_classifier", tiny=True, data=str(rows), out=str(tmp_path / "run"), **QUICK)
     assert "accuracy" in result.log[-1]["held_out"]
     assert Run.from_json(result.run.to_json()) == result.run
+
+
+ROWS = {
+    "sequence": [{"text": f"fox {i} dog", "label": "ab"[i % 2]} for i in range(20)],
+    "token": [{"tokens": ["fox", str(i)], "tags": ["B-ANIMAL", "O"]} for i in range(20)],
+    "span": [{"question": "which fox?", "context": f"it was fox {i}", "answer": f"fox {i}"} for i in range(20)],
+    "regression": [{"text": f"fox {i} dog", "label": 1000 + i} for i in range(20)],
+}
+
+
+@pytest.fixture(scope="module")
+def small_encoder(tmp_path_factory):
+    """A run that was trained without labels for three steps."""
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "a.txt").write_text("the quick brown fox jumps over the lazy dog. which was it?\n" * 40)
+    (folder / "b.txt").write_text("1000 foxes, 10 dogs; 12 34 56 78 90.\n" * 40)
+    run = {"data": str(folder), "out": str(folder / "run"), "model.block.ffn.width": 64, "data.held_out": 0.5}
+    return onefold.train("roberta", tiny=True, **run, **QUICK).out
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_every_task_is_learned_and_judged(task, small_encoder, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(map(json.dumps, ROWS[task])))
+    given = {"task": task, "data": str(rows), "start": str(small_encoder), "out": str(tmp_path / "run")}
+    result = onefold.train("roberta", tiny=True, **given, **QUICK)
+    assert result.run.objective == encoders.OBJECTIVES[task]
+    assert Run.from_json(result.run.to_json()) == result.run
+    assert result.log[-1]["held_out"]["loss"] > 0
+    model = onefold.load(result.out)
+    figures = {figure.name for figure in judge_rows(model, str(rows)).figures}
+    told = {"sequence": "macro F1", "token": "entity F1", "span": "exact match", "regression": "Spearman"}
+    assert told[task] in figures
+    assert told[task] in capsys.readouterr().out
+    if task == "regression":
+        said = model.predict(["fox 3 dog", "fox 19 dog"])
+        assert ((said > 900) & (said < 1200)).all()  # in the units of the rows…
+        model.save(tmp_path / "published", "hf")  # …also for those who know nothing of ours
+        torch.testing.assert_close(onefold.load(tmp_path / "published").predict(["fox 3 dog", "fox 19 dog"]), said)
+
+
+def test_what_fine_tuning_needs_is_told(small_encoder):
+    with pytest.raises(UserError, match="task=token fine-tunes a model: give start=FOLDER"):
+        recipes.resolve("roberta", {"task": "token", "data": "rows.jsonl"})
+    with pytest.raises(UserError, match="no task named tokens; did you mean token"):
+        recipes.resolve("bert", {"task": "tokens", "start": "x"})
+    with pytest.raises(UserError, match="task=span needs data=FILE with questions, contexts and answers"):
+        recipes.resolve("text_classifier", {"task": "span"})
+
+
+def test_the_settings_of_fine_tuning():
+    run = recipes.resolve("roberta", {"task": "span", "data": "train.json", "start": "x"})
+    assert (run.optimizer.lr, run.optimizer.weight_decay, run.trainer.batch) == (1.5e-5, 0.01, 48)
+    assert (run.data.context, run.data.overlap, run.data.task) == (384, 128, "span")
+    run = recipes.resolve("bert", {"task": "sequence", "start": "x"})
+    assert (run.optimizer.lr, run.trainer.batch, run.trainer.schedule.warmup) == (3e-5, 32, 0.1)
 
 
 @pytest.mark.slow
