@@ -34,7 +34,7 @@ class Opened:
         return sum(p.numel() for p in self.network.parameters())
 
     def save(
-        self, path: str | Path, format: Literal["onefold", "hf", "gguf", "timm"] = "onefold", **options: Any
+        self, path: str | Path, format: Literal["onefold", "hf", "gguf", "timm", "esm"] = "onefold", **options: Any
     ) -> None:
         """Write our folder, or one that transformers opens ("hf"; `dtype=` other than the model's).
 

@@ -11,6 +11,7 @@ from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.progress import say
 from onefold.interop import artifact, hub, meta
+from onefold.interop.fair_esm import load_fair_esm
 from onefold.interop.gguf import load_gguf
 from onefold.interop.huggingface import load_folder
 from onefold.interop.loaded import Loaded
@@ -23,7 +24,7 @@ CHECKPOINTS = "checkpoints"
 def open_model(
     path: "str | Path", device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None
 ) -> Loaded:
-    """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf file, or `org/name`.
+    """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf file, a .pt file of ESM, `org/name`.
 
     A run gives its best checkpoint (by held-out loss), or its newest where none was evaluated; a folder of several
     stages gives the last one. `device` "auto" takes a GPU where there is one. `dtype` None: float32 on the CPU, else
@@ -55,6 +56,8 @@ def _open_file(file: Path, device: torch.device, dtype: "str | torch.dtype | Non
         magic = opened.read(4)
     if magic == b"GGUF" or file.suffix == ".gguf":
         return load_gguf(file, device, dtype)
+    if file.suffix == ".pt" and not any((file.parent / name).is_file() for name in (artifact.FILE, "config.json")):
+        return load_fair_esm(file, device, dtype)
     if file.suffix in (".safetensors", ".pth", ".pt", ".bin", ".json"):
         return _open_folder(file.absolute().parent, device, dtype)
     raise UserError(f"{file} is no model: give a .gguf file or the folder of a model")

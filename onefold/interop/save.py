@@ -5,6 +5,7 @@ from typing import Any
 
 from onefold.core.errors import UserError
 from onefold.interop.artifact import save_artifact
+from onefold.interop.fair_esm import save_fair_esm
 from onefold.interop.gguf.model import save_gguf
 from onefold.interop.huggingface import save_folder
 from onefold.interop.loaded import Loaded
@@ -28,10 +29,12 @@ def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: A
         write(path, loaded, **options)
     elif format == "gguf" and kind == "decoder":
         save_gguf(path, loaded, **options)
+    elif format == "esm" and kind == "encoder":
+        save_fair_esm(path, loaded, **options)
     elif format == "timm" and not text:
         save_vision(path, loaded, library="timm", **options)
     else:
-        formats = {"decoder": "onefold, hf or gguf", "encoder": "onefold or hf", "embedder": "onefold or hf"}.get(
+        formats = {"decoder": "onefold, hf or gguf", "encoder": "onefold, hf or esm", "embedder": "onefold or hf"}.get(
             kind, "onefold, hf or timm"
         )
         raise UserError(f"no format named {format!r} for a model of kind {kind}; use {formats}")

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,15 +67,29 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 
     PyTorch's restricted unpickler knows tensors and plain containers only; a file with code in it is refused.
     """
+    return _named(_unpickled(path), path)
+
+
+def read_settings(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The same, and all else that the file says: plain values, and argparse's namespaces of them."""
+    with torch.serialization.safe_globals([Namespace]):  # a bag of attributes, which runs nothing
+        content = _unpickled(path)
+    return _named(content, path), content
+
+
+def _unpickled(path: Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols, which is no news to a user
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it raise
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise UserError(f"{path} holds more than tensors; such files could run code and are not opened") from None
         raise UserError(f"{path} {_DAMAGED} ({type(error).__name__})") from None
+
+
+def _named(content: Any, path: Path) -> dict[str, Tensor]:
     tensors = _tensors(content)
     if not tensors:
         raise UserError(f"{path} holds no tensors by name")
