@@ -65,7 +65,9 @@ class LabelledTextData(Config):
         """
         what = self.to_dict() | ({"tokenizer": tokenizer.digest} if tokenizer else {})
         target = Path(folder) / folder_name("labelled-text", what)
-        stamps = {path: stamp(wordnet.folder(path) or path) for path in (self.path, self.validation) if path}
+        paths = [path for path in (self.path, self.validation) if path]
+        titles = {wordnet.NAME: wordnet.TITLE}
+        stamps = {titles.get(path, path): stamp(wordnet.folder(path) or path) for path in paths}
         new = prepared(target, stamps, keep, lambda folder: self._build(folder, tokenizer))
         dataset = LabelledTextDataset(target, self.context)
         if new:

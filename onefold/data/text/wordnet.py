@@ -9,6 +9,7 @@ from pathlib import Path
 from onefold.core.errors import UserError
 
 NAME, PLACE = "wordnet", "/usr/share/wordnet"
+TITLE = f"{PLACE} (of Debian's wordnet-base)"
 PARTS = ("noun", "verb", "adj", "adv")
 _NOUNS = """Tops act animal artifact attribute body cognition communication event feeling food group location motive
     object person phenomenon plant possession process quantity relation shape state substance time"""

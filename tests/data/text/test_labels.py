@@ -244,6 +244,12 @@ def test_wordnet(tokenizer, tmp_path):
         prepared(str(tmp_path), tokenizer, tmp_path, "sequence", context=32)
 
 
+@pytest.mark.skipif(wordnet.folder("wordnet") is not None, reason="WordNet is installed")
+def test_wordnet_that_is_not_there(tokenizer, tmp_path):
+    with pytest.raises(UserError, match=r"share/wordnet \(of Debian's wordnet-base\) does not exist"):
+        prepared("wordnet", tokenizer, tmp_path, "sequence")
+
+
 @pytest.mark.skipif(wordnet.folder("wordnet") is None, reason="WordNet is not installed (Debian: wordnet-base)")
 def test_installed_wordnet():
     rows = LabelledTextData(path="wordnet").examples()
