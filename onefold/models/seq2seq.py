@@ -10,6 +10,7 @@ published settings.
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from onefold.models.transformer import (
     Norm,
     with_new_tokens,
 )
+from onefold.nn.attention import Attention
+from onefold.nn.cross import CrossAttention
 
 
 class StackConfig(Config):
@@ -97,6 +100,22 @@ class Seq2Seq(nn.Module):
         if config.tied:
             self.decoder.unembed.weight = self.encoder.embed.token.weight
         self.depths = config.encoder.depth + config.decoder.depth + 1
+        self._balance()
+
+    @torch.no_grad()
+    def _balance(self) -> None:
+        """In "fan_in", products that the config leaves unscaled begin as large as scaled ones, and scaled ones as others.
+
+        With it T5's weights begin as its authors let them (arXiv 1910.10683): queries small, token vectors N(0, 1).
+        """
+        if self.config.init != "fan_in":
+            return
+        for module in self.modules():
+            if isinstance(module, Attention | CrossAttention) and module.config.scale is not None:
+                queries = module.q.weight if isinstance(module, CrossAttention) else module.qkv.weight
+                queries[: module.heads * module.head_width] *= module.head_width**-0.5 / module.config.scale
+        if self.config.head_scaled:
+            self.encoder.embed.token.weight *= self.config.width**0.5
 
     def encode(
         self, source: Int[Tensor, "B S"], source_segments: Int[Tensor, "B S"] | None = None

@@ -172,3 +172,16 @@ def test_impossible_shapes_are_refused():
         MODELS["t5"].but({"start": 61})
     with pytest.raises(UserError, match="did you mean large"):
         families.bart("larg")
+
+
+def test_t5_begins_as_its_authors_let_it():
+    config = families.t5().but({"vocab": 500, "width": 64, "encoder.depth": 1, "decoder.depth": 1, "init": "fan_in"})
+    heads = {"heads": 4, "head_width": 32}
+    sides = {"encoder.block.mixer": heads, "decoder.block.mixer": heads, "decoder.block.cross": heads}
+    torch.manual_seed(0)
+    model = config.but(sides).build()
+    encoder, decoder = model.encoder.blocks[0], model.decoder.blocks[0]
+    assert model.encoder.embed.token.weight.std().item() == pytest.approx(1, rel=0.05)
+    for queries in (encoder.mixer.qkv.weight[:128], decoder.mixer.qkv.weight[:128], decoder.cross.q.weight):
+        assert queries.std().item() == pytest.approx((64 * 32) ** -0.5, rel=0.05)
+    assert encoder.mixer.qkv.weight[128:].std().item() == pytest.approx(64**-0.5, rel=0.05)
