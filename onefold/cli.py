@@ -131,17 +131,21 @@ def serve(
         "onefold evaluate model.gguf data=stdlib",
         "onefold evaluate runs/vit data=photos/",
         "onefold evaluate runs/reviews data=test.csv",
+        "onefold evaluate runs/cpt data=pairs.jsonl first=question second=answer",
     )
 )
 def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto"):
     """How good a model is on your data ([bold]data=[/bold]): bits per byte of text, accuracy on pictures by class.
 
-    A fine-tuned encoder is judged on rows as it was trained on, by what its task is measured with.
+    A fine-tuned encoder is judged on rows as it was trained on, by what its task is measured with; a model that makes
+    vectors by how well it finds the second texts of pairs by the first ones, with BM25 beside it.
     """
     from onefold.infer.classify import Classifier, evaluate_pictures
+    from onefold.infer.embedder import TextEmbedder
     from onefold.infer.evaluate import evaluate_text
     from onefold.infer.judge import judge_rows
     from onefold.infer.model import as_writer
+    from onefold.infer.retrieve import evaluate_retrieval
     from onefold.infer.text_encoder import TextEncoder
 
     loaded, given = open_model_at(model, device), read_settings(settings)
@@ -151,6 +155,8 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
         evaluate_pictures(loaded, **given)
     elif isinstance(loaded, TextEncoder):
         judge_rows(loaded, **given)
+    elif isinstance(loaded, TextEmbedder):
+        evaluate_retrieval(loaded, **given)
     else:
         evaluate_text(as_writer(loaded, model), **given)
 
@@ -174,6 +180,8 @@ def classify(
     loaded = open_model_at(model, device)
     if isinstance(loaded, Model):
         raise UserError(f"{model} writes text and classifies nothing: try onefold generate {model} PROMPT")
+    if not hasattr(loaded, "best"):
+        raise UserError(f"{model} classifies nothing: try onefold embed {model} TEXT")
     for thing, found in zip(given, loaded.best(given, top)):
         print(f"{thing}: " + ", ".join(f"{name} {share:.1%}" for name, share in found))
 

@@ -50,10 +50,16 @@ class TextEmbedder(OpenedText):
         before = config.prompts.get(kind or config.prompt or "", "")
         return encode_texts(self.tokenizer, [before + text for text in texts] if before else texts, length)
 
-    @torch.inference_mode()
     def embed_ids(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "N E"]:
         """A vector for each text, given as ids with all that stands around it."""
         found = torch.empty(len(ids), self.config.width)
+        for rows, vectors in self.embed_parts(ids):
+            found[rows] = vectors
+        return found
+
+    @torch.inference_mode()
+    def embed_parts(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Float[Tensor, "B E"]]]:
+        """The same in parts: (which texts, their vectors on the CPU), in no order that means anything."""
         device, pad = device_of(self.network), self.tokenizer.pad or 0
         for rows in batches([len(row) for row in ids], TOKENS.get(device.type, TOKENS_ELSEWHERE)):
             lengths = [len(ids[i]) for i in rows]
@@ -61,8 +67,7 @@ class TextEmbedder(OpenedText):
             tokens = torch.tensor([[*ids[i], *[pad] * (width - n)] for i, n in zip(rows, lengths)], device=device)
             padded = min(lengths) < width
             vectors = self.network.encode(tokens, torch.tensor(lengths, device=device) if padded else None)
-            found[rows] = vectors.float().cpu()
-        return found
+            yield rows, vectors.float().cpu()
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

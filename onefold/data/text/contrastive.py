@@ -146,38 +146,22 @@ class ContrastiveTextData(Config):
     def _pairs(self) -> "Iterator[tuple[Split, TextPair]]":
         """Every pair in its split; those of `validation` come last."""
         keys, sizes = array("Q"), array("Q")
-        for item in self._items(self.path):
+        for item in _items(self.path, self.pairs):
             keys.append(content_hash(item.text, self.split_seed))
-            sizes.append(len(item.text))
-        own = {content_hash(item.text, self.split_seed) for item in self._items(self.validation)}
+            sizes.append(len(item.text.encode()))  # as text is split, so that the same files are held out
+        validation = list(_items(self.validation, self.pairs)) if self.validation else []
+        own = {content_hash(item.text, self.split_seed) for item in validation}
         split = choose(np.array(keys, np.uint64), np.array(sizes, np.int64), 0 if own else self.held_out)
-        for key, item in zip(keys, self._items(self.path), strict=True):
+        for key, item in zip(keys, _items(self.path, self.pairs), strict=True):
             if key in own:
                 continue
             found = list(item.pairs())
             last = len(found) * (1 - split.tail)  # where files are few, the end of each is held out
             for n, pair in enumerate(found):
                 yield SPLITS[split.whole(key) or n >= last], pair
-        for item in self._items(self.validation):
+        for item in validation:
             for pair in item.pairs():
                 yield "held_out", pair
-
-    def _items(self, path: str | None) -> "Iterator[_Item]":
-        """What is in one split as a whole: documents, or rows of a table."""
-        if path is None:
-            return
-        if not isinstance(self.pairs, Columns):
-            for document in read(path, skipped=Skipped()):
-                yield _Item(document.text, partial(self.pairs.of, document))
-            return
-        file = Path(path).expanduser()
-        if not file.is_file() or not set(file.suffixes) & set(TABLES):
-            raise UserError(f"{path} is no table: give a file ({', '.join(TABLES)}), or other data.pairs")
-        for number, values in read_table(file, partial(_columns, self.pairs)):
-            if not all(isinstance(value, str) and value for value in values):
-                raise UserError(f"{file}:{number}: a pair needs two texts; mend or delete this row")
-            pair = (f"{file.name}:{number}", *values)
-            yield _Item("\0".join(values), partial(iter, [pair]))
 
 
 class ContrastiveDataset:
@@ -269,6 +253,12 @@ class ContrastiveDataset:
         return self.facts[split]["pairs"]
 
 
+def read_pairs(path: str, pairs: Docstrings | Neighbours | Columns) -> Iterator[TextPair]:
+    """All pairs of a source, in order."""
+    for item in _items(path, pairs):
+        yield from item.pairs()
+
+
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[str], length: int, around: tuple[str, str] | None = None
 ) -> list[list[int]]:
@@ -291,6 +281,22 @@ class _Item:
 
     text: str
     pairs: Callable[[], Iterator[TextPair]]
+
+
+def _items(path: str, pairs: Docstrings | Neighbours | Columns) -> Iterator[_Item]:
+    """What is in one split as a whole: documents, or rows of a table."""
+    if not isinstance(pairs, Columns):
+        for document in read(path, skipped=Skipped()):
+            yield _Item(document.text, partial(pairs.of, document))
+        return
+    file = Path(path).expanduser()
+    if not file.is_file() or not set(file.suffixes) & set(TABLES):
+        raise UserError(f"{path} is no table: give a file ({', '.join(TABLES)}), or other data.pairs")
+    for number, values in read_table(file, partial(_columns, pairs)):
+        if not all(isinstance(value, str) and value for value in values):
+            raise UserError(f"{file}:{number}: a pair needs two texts; mend or delete this row")
+        pair = (f"{file.name}:{number}", *values)
+        yield _Item("\0".join(values), partial(iter, [pair]))
 
 
 class _Seen:
