@@ -81,6 +81,39 @@ def predict(
         print(f"{value:.4g}\t{text}")
 
 
+@app.command(
+    epilog=example(
+        "onefold embed all-MiniLM-L6-v2/ sentences.txt --out vectors.npy",
+        "onefold embed runs/cpt functions.jsonl --column code --as document --out vectors.parquet",
+        "onefold embed all-MiniLM-L6-v2/ 'a single text'",
+    )
+)
+def embed(
+    model: ModelPath,
+    text: Annotated[str, typer.Argument(metavar="FILE|TEXT", help="A text a line, a table, or a text itself")],
+    out: Annotated[Path | None, typer.Option(help="vectors.npy, .parquet or .jsonl")] = None,
+    kind: Annotated[str | None, typer.Option("--as", help="What the texts are: query or document, say")] = None,
+    column: Annotated[str | None, typer.Option(help="Of a table, which one holds the texts")] = None,
+    device: Device = "auto",
+):
+    """Make vectors of texts, to search and compare them by."""
+    import json
+
+    from onefold.infer.embed_file import embed_file, is_file
+    from onefold.infer.embedder import as_embedder
+
+    loaded = as_embedder(open_model_at(model, device), model)
+    if is_file(text):
+        if out is None:
+            raise UserError("say where the vectors go: --out vectors.npy, .parquet or .jsonl")
+        count, width = embed_file(loaded, Path(text), out, kind, column)
+        print(f"wrote {out}: {count:,} vectors of {width} numbers")
+    elif out is not None:
+        raise UserError(f"{text} is no file; without --out a single text's vector is printed")
+    else:
+        print(json.dumps([float(f"{x:.7g}") for x in loaded.embed([text], kind)[0].tolist()]))
+
+
 def _text_or_file(given: str) -> str:
     """What a file of this name holds, else the text itself."""
     try:
