@@ -17,11 +17,11 @@ def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: A
     """Write our folder ("onefold"), one of Hugging Face's ("hf") or timm's ("timm"), or a .gguf file ("gguf").
 
     "hf" writes timm's folder where transformers does not know the architecture, and of an embedder that of
-    sentence-transformers. options: `dtype=` other than the
-    model's; `kind="F16"` of a .gguf file. Raises UserError for a format that cannot hold the model.
+    sentence-transformers. options: `dtype=` other than the model's; `kind="F16"` of a .gguf file. Raises
+    UserError for a format that cannot hold the model.
     """
     path, kind = Path(path), loaded.config.kind
-    text = kind in ("decoder", "encoder", "embedder")
+    text = kind in ("decoder", "encoder", "embedder", "seq2seq")
     if format == "onefold":
         save_artifact(path, loaded.model, loaded.config, loaded.processor, loaded.card, **options)
     elif format == "hf":
@@ -34,7 +34,7 @@ def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: A
     elif format == "timm" and not text:
         save_vision(path, loaded, library="timm", **options)
     else:
-        formats = {"decoder": "onefold, hf or gguf", "encoder": "onefold, hf or esm", "embedder": "onefold or hf"}.get(
-            kind, "onefold, hf or timm"
-        )
+        two = "onefold or hf"
+        formats = {"decoder": f"{two}, or gguf", "encoder": f"{two}, or esm", "embedder": two, "seq2seq": two}
+        formats = formats.get(kind, f"{two}, or timm")
         raise UserError(f"no format named {format!r} for a model of kind {kind}; use {formats}")
