@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from onefold.core import dist
+from onefold.training.shards import local
 
 SMALLEST = 1e-3  # of a unit's norm: weights that begin at zero could never move otherwise
 
@@ -26,7 +27,7 @@ def clip_units(parameters: Sequence[Tensor], limit: float) -> None:
     """
     if not parameters:
         return
-    weights, gradients = ([_local(t) for t in ts] for ts in (parameters, [p.grad for p in parameters]))
+    weights, gradients = (local(ts) for ts in (parameters, [p.grad for p in parameters]))
     weight_norms, gradient_norms = ([_unit_norms(t) for t in ts] for ts in (weights, gradients))
     spread = [i for i, p in enumerate(parameters) if p.ndim < 2 and isinstance(p, DTensor)]
     if spread:
@@ -48,7 +49,3 @@ def _unit_norms(tensor: Tensor) -> Tensor:
         return torch.linalg.vector_norm(tensor)
     dims = -1 if tensor.ndim == 3 else tuple(range(1, tensor.ndim))
     return torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -19,7 +19,7 @@ from onefold.core import dist
 from onefold.core.batch import Batch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.training.optim import remembered
+from onefold.training.optim import memory_bytes
 
 # Dense bf16 operations a second, as the makers publish them.
 PUBLISHED_PEAK = {
@@ -55,7 +55,7 @@ def parameter_bytes(model: Config, optimizer: Config) -> int:
     """Weights, gradients and the optimizer's memory of these configs, in all, before processes share them."""
     with torch.device("meta"):
         built = model.build()
-    memory = sum(p.nbytes * len(remembered(g)) for g in optimizer.build(built).param_groups for p in g["params"])
+    memory = sum(map(memory_bytes, optimizer.build(built).param_groups))
     return memory + 2 * sum(p.nbytes for p in built.parameters())
 
 

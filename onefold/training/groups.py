@@ -18,7 +18,7 @@ from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.training.schedule import Schedule
 
-Rule = Literal["adamw", "muon", "sgd"]
+Rule = Literal["adamw", "muon", "sgd", "adafactor"]
 Multiplier = Annotated[float, Field(ge=0)]
 
 

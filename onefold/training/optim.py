@@ -1,10 +1,10 @@
-"""AdamW, Muon and SGD in one optimizer, over groups of parameters made from one table (groups.py).
+"""AdamW, Muon, SGD and Adafactor in one optimizer, over groups of parameters made from one table (groups.py).
 
 A config's own `groups` stand before the default rows:
 
     AdamW   every matrix decays; vectors (norms, biases) do not
     Muon    the same, and matrices inside blocks follow Muon; embeddings, heads, norms and biases stay with AdamW
-    SGD     every matrix decays; vectors do not
+    SGD, Adafactor   every matrix decays; vectors do not
 
 Weight decay is decoupled, w ← (1 - lr · decay) · w before the update, but for SGD, where it is a part of the gradient,
 as everybody who publishes its settings means it. All arithmetic is on whole lists of tensors
@@ -17,17 +17,18 @@ averages of batch norm are averaged in the same way: those of the newest weights
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from math import inf
+from math import inf, prod
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from onefold.core import dist
 from onefold.core.config import Config
 from onefold.interop.table import own_buffers
+from onefold.training.adafactor import adafactor_step, memory, remember
 from onefold.training.adaptive_clip import clip_units
 from onefold.training.groups import (
     MUON_IN_BLOCKS,
@@ -39,6 +40,7 @@ from onefold.training.groups import (
     settings,
 )
 from onefold.training.schedule import Schedule
+from onefold.training.shards import local, shard, whole
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -115,6 +117,30 @@ class SGDConfig(Config):
         return Optimizer(model, table, {"sgd": sgd}, self.adaptive_clip, self.layer_decay, self.ema)
 
 
+class AdafactorConfig(Config):
+    """Adafactor (arXiv 1804.04235) as T5 was trained: no momentum, and learning rates that are relative.
+
+    Each matrix moves by lr times the root mean square of its weights (at least eps[1]); t^-power is the share of the
+    newest squares in the t-th update; an update whose root mean square exceeds `clip` is scaled down to that.
+    """
+
+    kind: Literal["adafactor"] = "adafactor"
+    lr: Positive = 1e-2
+    power: Annotated[float, Field(gt=0, le=1)] = 0.8
+    clip: Positive = 1.0
+    eps: tuple[Positive, Positive] = (1e-30, 1e-3)  # added to squares; the least size of weights
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adaptive_clip: Positive | None = None  # these three as in AdamWConfig
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    groups: tuple[Group, ...] = ()
+
+    def build(self, model: nn.Module) -> "Optimizer":
+        adafactor = {name: getattr(self, name) for name in ("lr", "power", "clip", "eps", "weight_decay")}
+        table = (*self.groups, Group(rule="adafactor"), *VECTORS_DO_NOT_DECAY)
+        return Optimizer(model, table, {"adafactor": adafactor}, self.adaptive_clip, self.layer_decay, self.ema)
+
+
 class Optimizer(torch.optim.Optimizer):
     """One torch optimizer whose groups each follow a rule. `rules`: the settings of each, before a row's multipliers.
 
@@ -174,11 +200,12 @@ class Optimizer(torch.optim.Optimizer):
             if moves(group):
                 if group["adaptive_clip"]:
                     clip_units([p for p in group["params"] if p.grad is not None], group["adaptive_clip"])
-                {"adamw": adamw_step, "muon": muon_step, "sgd": sgd_step}[group["rule"]](group, self.state)
+                step = {"adamw": adamw_step, "muon": muon_step, "sgd": sgd_step, "adafactor": adafactor_step}
+                step[group["rule"]](group, self.state)
             group["steps"] += 1
             if group["ema"]:
                 averages = [_state(self.state, p, ("average",))[0] for p in group["params"]]
-                torch._foreach_lerp_(_local(averages), _local(group["params"]), 1 - group["ema"])
+                torch._foreach_lerp_(local(averages), local(group["params"]), 1 - group["ema"])
 
     def averages(self) -> dict[str, Tensor]:
         """The moving average of each trained parameter and each buffer of floating-point numbers, by name.
@@ -227,8 +254,10 @@ class Optimizer(torch.optim.Optimizer):
     def make_state(self) -> None:
         """Allocate what the first step would, so that a saved state has tensors to be copied into."""
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter, rows in zip(group["params"], group["rows"]):
                 _state(self.state, parameter, remembered(group))
+                if group["rule"] == "adafactor":
+                    remember(self.state[parameter], parameter, rows)
 
 
 def _followed(buffers: dict[str, Tensor], ema: float | None) -> dict:
@@ -238,12 +267,19 @@ def _followed(buffers: dict[str, Tensor], ema: float | None) -> dict:
     return {"params": tensors, "names": names, "rows": [None] * len(names), "steps": 0, "ema": ema, **still}
 
 
-REMEMBERED = {"adamw": ("mean", "square"), "muon": ("momentum",), "sgd": ("momentum",), "none": ()}
+REMEMBERED = {"adamw": ("mean", "square"), "muon": ("momentum",), "sgd": ("momentum",), "adafactor": (), "none": ()}
 
 
 def remembered(group: dict) -> tuple[str, ...]:
     """Names of the tensors, each of a parameter's size, that are kept for every parameter of a group."""
     return REMEMBERED[group["rule"]] + (("average",) if group["ema"] else ())
+
+
+def memory_bytes(group: dict) -> int:
+    """All that is kept for the parameters of a group."""
+    own = sum(p.nbytes * len(remembered(group)) for p in group["params"])
+    shared = zip(group["params"], group["rows"]) if group["rule"] == "adafactor" else ()
+    return own + sum(p.element_size() * prod(shape) for p, rows in shared for shape in memory(p, rows).values())
 
 
 def moves(group: dict) -> bool:
@@ -258,7 +294,7 @@ def adamw_step(group: dict, state: dict) -> None:
         return
     means, squares = zip(*(_state(state, p, REMEMBERED["adamw"]) for p in parameters))
     gradients = [p.grad for p in parameters]
-    weights, gradients, means, squares = (_local(ts) for ts in (parameters, gradients, means, squares))
+    weights, gradients, means, squares = (local(ts) for ts in (parameters, gradients, means, squares))
     (beta1, beta2), lr = group["betas"], group["lr"]
     t = group["steps"] - group["frozen_until"] + 1  # moments begin with the first update that is theirs
 
@@ -279,7 +315,7 @@ def sgd_step(group: dict, state: dict) -> None:
     if not parameters:
         return
     momenta = [_state(state, p, REMEMBERED["sgd"])[0] for p in parameters]
-    weights, gradients, momenta = (_local(ts) for ts in (parameters, [p.grad for p in parameters], momenta))
+    weights, gradients, momenta = (local(ts) for ts in (parameters, [p.grad for p in parameters], momenta))
     if group["weight_decay"]:
         gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
     torch._foreach_mul_(momenta, group["momentum"])
@@ -301,13 +337,13 @@ def muon_step(group: dict, state: dict) -> None:
     if not parameters:
         return
     momenta = [_state(state, p, REMEMBERED["muon"])[0] for p in parameters]
-    weights, gradients, local = (_local(ts) for ts in (parameters, [p.grad for p in parameters], momenta))
+    weights, gradients, own = (local(ts) for ts in (parameters, [p.grad for p in parameters], momenta))
 
-    torch._foreach_lerp_(local, gradients, 1 - group["momentum"])
-    directions = torch._foreach_lerp(gradients, local, group["momentum"]) if group["nesterov"] else list(local)
-    whole = [_whole(d, p) for d, p in zip(directions, parameters)]
-    updates = orthogonal_updates(whole, rows, group, share=isinstance(parameters[0], DTensor))
-    updates = [_shard(u, p) for u, p in zip(updates, parameters)]
+    torch._foreach_lerp_(own, gradients, 1 - group["momentum"])
+    directions = torch._foreach_lerp(gradients, own, group["momentum"]) if group["nesterov"] else list(own)
+    matrices = [whole(d, p) for d, p in zip(directions, parameters)]
+    updates = orthogonal_updates(matrices, rows, group, share=isinstance(parameters[0], DTensor))
+    updates = [shard(u, p) for u, p in zip(updates, parameters)]
 
     if group["weight_decay"]:
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
@@ -363,7 +399,7 @@ def newton_schulz(x: Tensor, iterations: int = 5) -> Tensor:
 def local_gradients(optimizer: Optimizer) -> list[Tensor]:
     """What this process holds of each gradient that the next update follows."""
     moving = [group for group in optimizer.param_groups if moves(group)]
-    return _local(p.grad for group in moving for p in group["params"] if p.grad is not None)
+    return local(p.grad for group in moving for p in group["params"] if p.grad is not None)
 
 
 def _packed_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -391,24 +427,3 @@ def _state(state: dict, parameter: Tensor, names: tuple[str, ...]) -> tuple[Tens
         if name not in mine:
             mine[name] = torch.zeros_like(parameter)
     return tuple(mine[name] for name in names)
-
-
-def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process holds of each tensor; writing to it writes to the tensor."""
-    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
-
-
-def _whole(local: Tensor, parameter: Tensor) -> Tensor:
-    """The whole tensor of which each process holds a `local` part, as `parameter` is held."""
-    if not isinstance(parameter, DTensor):
-        return local
-    return DTensor.from_local(
-        local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
-    ).full_tensor()
-
-
-def _shard(whole: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a tensor that every process has."""
-    if not isinstance(parameter, DTensor):
-        return whole
-    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()

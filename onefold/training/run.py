@@ -50,7 +50,7 @@ from onefold.objectives.transfer import BothDirections, ClassificationAndNext
 from onefold.training import estimate, parallel
 from onefold.training.folder import claimed, read_facts, write_facts
 from onefold.training.log import read_log
-from onefold.training.optim import AdamWConfig, MuonConfig, SGDConfig
+from onefold.training.optim import AdafactorConfig, AdamWConfig, MuonConfig, SGDConfig
 from onefold.training.state import Checkpoints, TrainState, copy_tensors
 from onefold.training.trainer import Objective, Trainer, TrainerConfig, is_over
 
@@ -88,7 +88,7 @@ class Run(Config):
         | Reconstruction,
         Slot(),
     ] = NextToken()
-    optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig, Slot()] = AdamWConfig()
+    optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig | AdafactorConfig, Slot()] = AdamWConfig()
     trainer: TrainerConfig = TrainerConfig()
     start: str | None = None  # a run, artifact, published model or hub id whose weights to begin with
     frozen: dict[str, str] = {}  # models that the objective consults: name → where

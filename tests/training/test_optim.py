@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from onefold.core.errors import UserError
-from onefold.training.optim import AdamWConfig, Group, MuonConfig, SGDConfig, newton_schulz
+from onefold.training.optim import (
+    AdafactorConfig,
+    AdamWConfig,
+    Group,
+    MuonConfig,
+    SGDConfig,
+    memory_bytes,
+    newton_schulz,
+)
 
 
 class Tiny(nn.Module):
@@ -169,3 +177,39 @@ def test_sgd_is_torchs(nesterov):
         reference.step()
     for p, q in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(p, q)
+
+
+def test_adafactor_is_the_one_of_transformers():
+    """With every packed matrix by itself, as T5's own are."""
+    optimization = pytest.importorskip("transformers.optimization")
+    ours, theirs = Tiny(), Tiny()
+    a = AdafactorConfig(lr=0.05).build(ours)
+    block = theirs.blocks[0]
+    parts = [nn.Parameter(part.detach().clone()) for part in block.qkv.weight.split((12, 4, 4))]
+    others = [p for p in theirs.parameters() if p is not block.qkv.weight]
+    b = optimization.Adafactor([*parts, *others], lr=0.05, scale_parameter=True, relative_step=False, warmup_init=False)
+    for step in range(5):
+        for model in (ours, theirs):
+            model.fill_gradients(step)
+        for part, gradient in zip(parts, block.qkv.weight.grad.split((12, 4, 4))):
+            part.grad = gradient
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours.blocks[0].qkv.weight, torch.cat(parts), rtol=1e-5, atol=1e-7)
+    named = dict(theirs.named_parameters())
+    for name, p in ours.named_parameters():
+        if name != "blocks.0.qkv.weight":
+            torch.testing.assert_close(p, named[name], rtol=1e-5, atol=1e-7)
+
+
+def test_adafactor_keeps_little():
+    model = Tiny()
+    optimizer = AdafactorConfig().build(model)
+    kept = {name: tuple(t.shape) for name, t in optimizer.named_state().items()}
+    assert kept["embed.weight.rows"] == (11,)
+    assert kept["embed.weight.columns"] == (1, 8)
+    assert (kept["blocks.0.qkv.weight.rows"], kept["blocks.0.qkv.weight.columns"]) == ((20,), (3, 8))
+    assert (kept["blocks.0.experts.rows"], kept["blocks.0.experts.columns"]) == ((3, 8), (1, 3, 5))
+    assert kept["blocks.0.norm.weight.square"] == (8,)
+    total = sum(t.nbytes for t in optimizer.named_state().values())
+    assert sum(map(memory_bytes, optimizer.param_groups)) == total

@@ -52,7 +52,7 @@ def test_patterns_go_part_by_part():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "bound"), [("adamw", 1e-5), ("muon", 1e-4)])
+@pytest.mark.parametrize(("kind", "bound"), [("adamw", 1e-5), ("muon", 1e-4), ("adafactor", 1e-5)])
 def test_two_processes_are_one(make_run, kind, bound):
     """20 steps in two micro-batches each, odd shapes (3 heads of width 6, one row of vocabulary more on one side)."""
     changes = {
