@@ -35,12 +35,12 @@ def length_penalty(length: int, sampling: Sampling) -> float:
 class _Search:
     """The hypotheses of one prompt that have ended."""
 
-    def __init__(self, beams: int, budget: int, sampling: Sampling):
-        self.beams, self.budget, self.sampling = beams, budget, sampling
+    def __init__(self, beams: int, budget: int, sampling: Sampling, counted: int):
+        self.beams, self.budget, self.sampling, self.counted = beams, budget, sampling, counted
         self.ended: list[Hypothesis] = []
 
     def add(self, log_probability: float, length: int, ids: list[int], finish: Finish) -> None:
-        score = log_probability / length_penalty(length, self.sampling)
+        score = log_probability / self._penalty(length)
         self.ended = sorted([*self.ended, Hypothesis(score, ids, finish)], reverse=True)[: self.beams]
 
     def over(self, best_open: float, length: int) -> bool:
@@ -49,8 +49,11 @@ class _Search:
             return True
         if len(self.ended) < self.beams:
             return False
-        reachable = max(best_open / length_penalty(n, self.sampling) for n in (length + 1, self.budget))
+        reachable = max(best_open / self._penalty(n) for n in (length + 1, self.budget))
         return self.ended[-1].score >= reachable
+
+    def _penalty(self, length: int) -> float:
+        return length_penalty(self.counted + length, self.sampling)
 
 
 @torch.inference_mode()
@@ -60,14 +63,18 @@ def beam_search(
     budgets: Sequence[int],
     sampling: Sampling,
     ends: Collection[int] = (),
+    counted: int = 0,
 ) -> list[list[Hypothesis]]:
-    """For each prompt its `sampling.beams` best continuations of at most its budget of tokens, best first."""
+    """For each prompt its `sampling.beams` best continuations of at most its budget of tokens, best first.
+
+    counted: how many of the last tokens of each prompt are part of a text's length.
+    """
     if not sampling.greedy or sampling.repetition_penalty != 1.0:
         raise UserError("beam search takes no temperature and no repetition penalty; leave them out, or set beams=1")
     if not prompts:
         return []
     device, B, K = device_of(model), len(prompts), sampling.beams
-    searches = [_Search(K, budget, sampling) for budget in budgets]
+    searches = [_Search(K, budget, sampling, counted) for budget in budgets]
     tokens, positions = left_pad(prompts, device)
     state = model.init_state(B, tokens.shape[1] + max(budgets) - 1)
     logits = model.head(read(model, tokens, positions, state))

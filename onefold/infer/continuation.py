@@ -51,7 +51,8 @@ class Continuation:
     """What the generate loop writes into, a token at a time.
 
     `prompt`: ids to continue. `budget`: how many tokens it may become. `ends`: ids that end it and are no part of it.
-    `stream` None: tokens only, no text, and no stop strings either. `random`: what it is sampled with.
+    `stream` None: tokens only, no text, and no stop strings either. `random`: what it is sampled with. `source`: ids
+    that it is about, for models that read one text and write another.
     """
 
     def __init__(
@@ -62,18 +63,24 @@ class Continuation:
         stops: Collection[str] = (),
         stream: Decodes | None = None,
         random: np.random.Generator | None = None,
+        source: Sequence[int] | None = None,
     ):
-        self.prompt, self.budget = list(prompt), budget
+        self.prompt, self.budget, self.source = list(prompt), budget, source
         self.random = random or np.random.default_rng()
         self.ids: list[int] = []
         self.text = ""
         self.finish: Finish | None = None
-        self._ends, self._stream, self._stops = frozenset(ends), stream, StopStrings(stops)
+        self.ends, self._stream, self._stops = frozenset(ends), stream, StopStrings(stops)
         self._taken = 0
+
+    @property
+    def read(self) -> int:
+        """How many tokens the model reads before it writes."""
+        return len(self.prompt) + len(self.source or ())
 
     def push(self, token: int) -> None:
         """The next token, which may be the last."""
-        if token in self._ends:
+        if token in self.ends:
             self._close("stop")
             return
         self.ids.append(token)

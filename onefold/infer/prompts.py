@@ -11,13 +11,13 @@ from onefold.core.errors import UserError
 from onefold.core.progress import Progress
 from onefold.data.text.chat import chat_ids
 from onefold.infer.continuation import Continuation
-from onefold.infer.model import Model, Prompt
 from onefold.infer.sampling import Sampling
+from onefold.infer.writer import Prompt, Writer
 
 SORTED_TOGETHER = 16  # batches that are sorted by length, so that little is padded, before their answers are written
 
 
-def answer_file(model: Model, path: Path, out: Path | None = None, batch: int = 16, **options: Any) -> None:
+def answer_file(model: Writer, path: Path, out: Path | None = None, batch: int = 16, **options: Any) -> None:
     """Answer every line of a JSONL file: {"prompt": "…"} is continued, {"messages": […]} answered.
 
     Writes each line's object with "answer" and "finish" ("stop" or "length") added, in order, to `out` or the terminal.
@@ -57,7 +57,7 @@ def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, value
 
 
-def _prompt(model: Model, line: dict[str, Any], where: str) -> Prompt:
+def _prompt(model: Writer, line: dict[str, Any], where: str) -> Prompt:
     if isinstance(line.get("prompt"), str):
         return line["prompt"]
     if not isinstance(line.get("messages"), list):
@@ -69,7 +69,7 @@ def _prompt(model: Model, line: dict[str, Any], where: str) -> Prompt:
 
 
 def _batches(rows: list[Continuation], size: int) -> Iterator[list[Continuation]]:
-    ordered = sorted(rows, key=lambda row: len(row.prompt), reverse=True)  # the largest first: memory fails early
+    ordered = sorted(rows, key=lambda row: row.read, reverse=True)  # the largest first: memory fails early
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
 

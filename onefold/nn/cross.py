@@ -10,7 +10,7 @@ from onefold.nn.linear import Linear
 
 FEW = 8  # queries of a text up to which a CPU's fused attention kernel is slower than two products
 
-KeysValues = tuple[Float[Tensor, "B Hkv S Dh"], Float[Tensor, "B Hkv S Dh"]]
+KeysValues = tuple[Float[Tensor, "sources Hkv S Dh"], Float[Tensor, "sources Hkv S Dh"]]
 
 
 class CrossAttention(nn.Module):

@@ -12,8 +12,8 @@ from contextlib import suppress
 from onefold.core.errors import UserError
 from onefold.data.text.chat import chat_ids
 from onefold.infer.continuation import Continuation
-from onefold.infer.model import Model
 from onefold.infer.sampling import Sampling
+from onefold.infer.writer import Writer
 from onefold.serve.engine import About, Job, Limits, Piece, Refusal
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Queue:
     """The engine that answers one job at a time."""
 
-    def __init__(self, model: Model, name: str, limits: Limits | None = None):
+    def __init__(self, model: Writer, name: str, limits: Limits | None = None):
         self.limits = limits or Limits()
         takes_turns = bool(model.tokenizer.chat_template)
         self.about = About(name, model.parameters_count, model.context, takes_turns, int(time.time()))
@@ -88,7 +88,7 @@ class Queue:
         """The job as the model takes it: ids, how many tokens may follow, and how they are chosen."""
         tokenizer, limits, context = self._model.tokenizer, self.limits, self.about.context
         prompt = chat_ids(job.messages, tokenizer) if job.messages is not None else job.prompt or ""
-        length = len(tokenizer.prompt(prompt) if isinstance(prompt, str) else prompt)
+        length = len(self._model.ids(prompt))
         allowed = min((most for most in (limits.prompt_tokens, context) if most is not None), default=length)
         if length > allowed:
             why = "the model's context" if allowed == context else "the server's limit"
@@ -132,7 +132,7 @@ class QueuedAnswer:
     """One answer on its way from the worker thread to the event loop that asked for it."""
 
     def __init__(self, queue: Queue, row: Continuation, sampling: Sampling):
-        self.row, self.sampling, self.prompt_tokens = row, sampling, len(row.prompt)
+        self.row, self.sampling, self.prompt_tokens = row, sampling, row.read
         self.cancelled = False
         self._queue = queue
         self._seconds = queue.limits.answer_seconds

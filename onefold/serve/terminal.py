@@ -66,6 +66,7 @@ class Session:
         self.sampling = DEFAULTS | (sampling or {})
         Sampling.from_dict(self.sampling)  # a typo is told before the first question
         self.takes_turns = bool(model.tokenizer.chat_template)
+        self.continues = getattr(model, "continues", True)
         self.messages: list[dict[str, str]] = []
         self.text = ""
 
@@ -74,7 +75,7 @@ class Session:
         if not self.takes_turns:
             self.text = line or self.text
             for piece in self.model.stream(self.text, **self.sampling):
-                self.text += piece
+                self.text += piece if self.continues else ""
                 yield piece
             return
         self.messages.append({"role": "user", "content": line})

@@ -44,9 +44,10 @@ def published(case: str, seed: int = 0, std: float = 0.2):
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     sines = [module.weight for n, module in model.named_modules() if n.endswith("embed_positions") and case == "marian"]
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter_name, parameter in model.named_parameters():
             if not any(parameter is sine for sine in sines):
-                parameter.normal_(mean=1.0 if parameter.ndim == 1 else 0.0, std=std)
+                norm = parameter.ndim == 1 and parameter_name.endswith("weight")
+                parameter.normal_(mean=1.0 if norm else 0.0, std=0.1 if parameter_name.endswith("bias") else std)
         if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.normal_(std=0.5)
     return model

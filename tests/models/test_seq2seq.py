@@ -56,8 +56,9 @@ def rough(config: Seq2SeqConfig, seed: int = 0):
     """A model with weights large enough that a wrong mask or position shows."""
     torch.manual_seed(seed)
     model = config.build().eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
+    for name, parameter in model.named_parameters():
+        norm = parameter.ndim == 1 and name.endswith("weight")
+        torch.nn.init.normal_(parameter, mean=1.0 if norm else 0.0, std=0.2)
     return model
 
 

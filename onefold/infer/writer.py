@@ -1,0 +1,117 @@
+"""What all models that write text have in common, whatever they read before: one loop, one search, one kind of row."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, overload
+
+from torch import Tensor
+
+from onefold.core.errors import UserError
+from onefold.infer import engine
+from onefold.infer.beam import beam_search
+from onefold.infer.continuation import Continuation
+from onefold.infer.few_rows import for_decoding
+from onefold.infer.opened import OpenedText
+from onefold.infer.sampling import Sampling
+from onefold.interop.loaded import Loaded
+
+Prompt = str | Sequence[int]  # text, or ids as they are
+
+
+class Writer(OpenedText, ABC):
+    """A loaded model that writes. Options of `generate` and `stream` are the fields of `infer.sampling.Sampling`:
+
+    max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop,
+    beams, length_penalty, length_norm.
+    """
+
+    continues: ClassVar[bool]  # whether what it writes goes on where the prompt stopped
+
+    def __init__(self, loaded: Loaded):
+        super().__init__(loaded)
+        self._fast = for_decoding(self.network)
+
+    @property
+    @abstractmethod
+    def context(self) -> int | None:
+        """How many tokens it can read; None where the architecture sets no end."""
+
+    @abstractmethod
+    def ids(self, prompt: Prompt) -> list[int]:
+        """What the model reads of a prompt."""
+
+    @abstractmethod
+    def begin(self, prompt: Prompt, sampling: Sampling, copy: int = 0) -> Continuation:
+        """A row to be written by `run` or `finish`. Ids are taken as they are; text gets what belongs around texts.
+
+        With one seed, equal prompts of equal `copy` become equal texts.
+        """
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: list[str], **options: Any) -> list[str]: ...
+    def generate(self, prompt, **options):
+        """What the model writes about each prompt; greedy unless `temperature` is given.
+
+        A list is answered in one batch, each text as if its prompt stood alone. Ends at an end-of-text token, a stop
+        string (not part of the text), `max_new_tokens`, or the end of the context.
+        """
+        sampling = Sampling.from_dict(options)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = self.begin_all(prompts, sampling)
+        self.finish(rows, sampling)
+        return rows[0].text if isinstance(prompt, str) else [row.text for row in rows]
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """`generate`, in pieces as they become certain."""
+        sampling = Sampling.from_dict(options)
+        return self._pieces(self.begin(prompt, sampling), sampling)
+
+    # The parts of `generate`, for those who schedule rows themselves (servers, roll-outs).
+
+    def begin_all(self, prompts: Iterable[Prompt], sampling: Sampling) -> list[Continuation]:
+        """`begin` for each prompt, those that occur more than once numbered, so that they become different texts."""
+        counts: Counter[Prompt] = Counter()
+        rows = []
+        for prompt in prompts:
+            key = prompt if isinstance(prompt, str) else tuple(prompt)
+            rows.append(self.begin(prompt, sampling, counts[key]))
+            counts[key] += 1
+        return rows
+
+    def run(self, rows: Sequence[Continuation], sampling: Sampling) -> Iterator[None]:
+        """Write the rows, a token a step each; close the iterator to stop early."""
+        if sampling.beams > 1:
+            self.finish(rows, sampling)
+            return iter((None,))
+        return engine.generate(self._network(rows), rows, sampling)
+
+    def finish(self, rows: Sequence[Continuation], sampling: Sampling) -> None:
+        """Write the rows to their ends."""
+        if not rows:
+            return
+        if sampling.beams == 1:
+            for _ in engine.generate(self._network(rows), rows, sampling):
+                pass
+            return
+        prompts, budgets = [row.prompt for row in rows], [row.budget for row in rows]
+        counted = 0 if self.continues else len(prompts[0]) - 1  # what every text begins with is a part of it
+        found = beam_search(self._network(rows), prompts, budgets, sampling, rows[0].ends, counted)
+        for row, (best, *_) in zip(rows, found):
+            row.write(best.ids, best.finish)
+
+    @abstractmethod
+    def _network(self, rows: Sequence[Continuation]) -> Any:
+        """What the engine is to run for these rows."""
+
+    def _pieces(self, row: Continuation, sampling: Sampling) -> Iterator[str]:
+        for _ in self.run([row], sampling):
+            if piece := row.take():
+                yield piece
+
+    def _check(self, ids: Tensor) -> None:
+        vocab = self.config.vocab
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
+            raise UserError(f"token ids must lie between 0 and {vocab - 1}; found {int(ids.min())} to {int(ids.max())}")

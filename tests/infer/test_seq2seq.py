@@ -1,0 +1,163 @@
+"""What encoder-decoders write: as transformers would have them, whatever stands beside a text in its batch."""
+
+import pytest
+import torch
+
+import onefold
+from onefold.core.errors import UserError
+from onefold.data.text.tokenizer import ENCODER_TOKENS, T5_TOKENS, Tokenizer
+from onefold.infer.sampling import Sampling
+from onefold.infer.seq2seq import Seq2SeqModel
+from onefold.interop.artifact import save_artifact
+from onefold.interop.loaded import Loaded
+from onefold.models import seq2seq_families as families
+from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
+from tests.interop.published_seq2seq import CASES, saved
+from tests.models.test_seq2seq import MODELS, SMALL, rough
+
+SOURCES = [[5, 9, 2, 44, 17, 3, 8, 30, 12, 7], [11], [59, 2, 2, 41, 6], [9, 9, 9, 9, 20], [33, 4, 5, 21, 8, 13, 50]]
+WRITTEN = 10
+
+
+def written(model, sources, ends=None, **options):
+    """Ids for each source, at once; `ends`: the ids that end a text, where they are not the model's."""
+    sampling = Sampling(max_new_tokens=WRITTEN, **options)
+    rows = model.begin_all(sources, sampling)
+    for row in rows:
+        row.ends = row.ends if ends is None else frozenset(ends)
+    model.finish(rows, sampling)
+    return [row.ids for row in rows]
+
+
+def transformers_writes(theirs, source, first, end, **options):
+    """Each text alone, without the tokens that begin and end what is written."""
+    theirs.generation_config.forced_eos_token_id = None  # at the longest length we stop where we are
+    before = 1 + (first is not None)
+    ids = theirs.generate(
+        torch.tensor([source]),
+        attention_mask=torch.ones(1, len(source)),
+        max_new_tokens=WRITTEN + before - 1,
+        eos_token_id=end,
+        do_sample=False,
+        use_cache=False,  # theirs cannot keep other numbers of layers on the two sides
+        **options,
+    )[0].tolist()[before:]
+    return ids[: ids.index(end)] if end in ids else ids[:WRITTEN]
+
+
+@pytest.fixture(params=CASES)
+def both(request, tmp_path):
+    return saved(request.param, tmp_path, std=0.4), onefold.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 2.0},
+        {"beams": 4, "length_penalty": 0.6},
+        pytest.param({"beams": 4, "length_penalty": 0.0}, marks=pytest.mark.slow),
+        pytest.param({"beams": 4, "length_penalty": 1.5}, marks=pytest.mark.slow),
+    ],
+    ids=["greedy", "beams 0.6", "beams", "beams 1.5"],
+)
+def test_texts_are_those_of_transformers(both, options):
+    theirs, ours = both
+    assert isinstance(ours, Seq2SeqModel)
+    sources = SOURCES[:3]
+    free = written(ours, sources, (), **options)
+    assert len({tuple(ids) for ids in free}) > 1  # a model that always says the same would prove nothing
+    given = {"num_beams" if name == "beams" else name: value for name, value in options.items()}
+    given |= {"early_stopping": "never"} if "beams" in options else {}
+    end = free[0][3]
+    want = [transformers_writes(theirs, source, ours.config.first, end, **given) for source in sources]
+    assert written(ours, sources, [end], **options) == want
+
+
+def model(name="bart", tokenizer=None, **changes):
+    config = MODELS[name].but(changes)
+    return Seq2SeqModel(Loaded(config, rough(config), tokenizer, {"generation": {"eos_token_id": 7}}))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 2.0},
+        {"temperature": 1.0, "top_p": 0.9, "seed": 3},
+        {"beams": 3, "length_norm": "gnmt", "length_penalty": 0.6},
+    ],
+    ids=["greedy", "sampled", "beams"],
+)
+def test_a_batch_of_ragged_texts_equals_each_alone(name, options):
+    writer = model(name, **({"start": 0} if MODELS[name].start is None else {}))
+    free = written(writer, SOURCES, (), **options)
+    ends = {free[0][2], free[2][5]}
+    together = written(writer, SOURCES, ends, **options)
+    assert together == [written(writer, [source], ends, **options)[0] for source in SOURCES]
+
+
+@torch.no_grad()
+def test_what_is_written_is_what_the_whole_model_says():
+    writer = model("t5")
+    for source, ids in zip(SOURCES, written(writer, SOURCES)):
+        said = [writer.config.start, *ids]
+        logits = writer.network(torch.tensor([source]), torch.tensor([said]))
+        assert logits[0].argmax(-1)[: len(ids)].tolist() == ids
+
+
+def test_models_of_lstms_write_by_the_same_loop_and_search():
+    config = RecurrentSeq2SeqConfig(vocab=61, width=24, start=0)
+    torch.manual_seed(0)
+    network = config.build()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    writer = Seq2SeqModel(Loaded(config, network, None, {"generation": {"eos_token_id": 7}}))
+    for options in ({}, {"beams": 3}):
+        together = written(writer, SOURCES, **options)
+        assert together == [written(writer, [source], **options)[0] for source in SOURCES]
+
+
+TEXTS = ["The cat sat on the mat.", "A dog!", "Rain falls, and the river rises slowly."] * 4
+
+
+@pytest.mark.parametrize(("name", "special"), [("bart", ENCODER_TOKENS), ("t5", T5_TOKENS)])
+def test_texts_in_and_texts_out_also_from_our_own_folder(name, special, tmp_path):
+    tokenizer = Tokenizer.train(TEXTS, 300, special)
+    config = getattr(families, name)().but(SMALL | {"vocab": tokenizer.size, "start": None, "first": None})
+    save_artifact(tmp_path / name, rough(config), config, tokenizer)
+    writer = onefold.load(tmp_path / name)
+    assert writer.begin("A dog!", Sampling()).source == writer.ids("A dog!")
+    assert writer.ids("A dog!")[-1] == tokenizer.end
+    assert writer.begin("A dog!", Sampling()).prompt == [tokenizer.decoder_start]
+    texts = writer.generate(TEXTS[:3], max_new_tokens=8)
+    assert texts == [writer.generate(text, max_new_tokens=8) for text in TEXTS[:3]]
+    assert "".join(writer.stream(TEXTS[2], max_new_tokens=8)) == texts[2]
+    assert not any(name in text for text in texts for name in special)
+
+
+def test_long_texts_lose_their_ends_where_positions_are_learned(capsys):
+    writer = model("bart")
+    long = [*range(3, 50), 2]
+    row = writer.begin(long, Sampling(max_new_tokens=100))
+    assert row.source == [*long[:37], 2]
+    assert "loses its end: the model reads 38" in capsys.readouterr().err
+    assert row.budget == 37  # of 38 positions the first two are </s> and <s>
+    assert model("t5").begin(long, Sampling(max_new_tokens=100)).budget == 100
+
+
+def test_ids_that_are_not_allowed_are_never_written():
+    config = MODELS["marian"]
+    network = rough(config)
+    free = Seq2SeqModel(Loaded(config, network, None, {}))
+    common = written(free, SOURCES, temperature=1.0)[0][0]
+    card = {"generation": {"bad_words_ids": [[common], [1, 2]]}}
+    banned = Seq2SeqModel(Loaded(config, network, None, card))
+    for options in ({}, {"temperature": 1.0}, {"beams": 2}):
+        assert all(common not in ids for ids in written(banned, SOURCES, **options))
+
+
+def test_what_cannot_be_read_is_refused():
+    with pytest.raises(UserError, match="no tokens"):
+        model().begin([], Sampling())
+    with pytest.raises(UserError, match="between 0 and 60"):
+        model().begin([99], Sampling())
