@@ -1,4 +1,4 @@
-"""The HTTP application: OpenAI-compatible completions and the chat page, around any `Engine`."""
+"""The HTTP application: an OpenAI-compatible API and the chat page, around any `Engine`, or one of vectors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -11,12 +11,15 @@ from starlette.exceptions import HTTPException
 
 from onefold.serve import page, wire
 from onefold.serve.access import Guard, refusal_headers
+from onefold.serve.clients import unless_gone
+from onefold.serve.embeddings import Vectors
+from onefold.serve.embeddings import add_routes as add_vectors
 from onefold.serve.engine import Answer, Engine, Refusal
 
 HEARTBEAT = 10.0  # seconds of silence after which a stream sends a comment, so that proxies do not give it up
 
 
-def create_app(engine: Engine, key: str | None = None, hosts: Iterable[str] = ()) -> FastAPI:
+def create_app(engine: Engine | Vectors, key: str | None = None, hosts: Iterable[str] = ()) -> FastAPI:
     """The application around an engine.
 
     `key` None: only requests addressed to this machine (or one of `hosts`) are answered, see `access`. `hosts` are
@@ -31,14 +34,8 @@ def create_app(engine: Engine, key: str | None = None, hosts: Iterable[str] = ()
     return app
 
 
-def _add_routes(app: FastAPI, engine: Engine) -> None:
-    html, policy = page.build()
+def _add_routes(app: FastAPI, engine: Engine | Vectors) -> None:
     name = engine.about.name
-
-    @app.get("/")
-    async def index() -> HTMLResponse:
-        headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer"}
-        return HTMLResponse(html, headers=headers | {"X-Content-Type-Options": "nosniff"})
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -50,8 +47,23 @@ def _add_routes(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> dict[str, Any]:
-        _check_model(model, name)
+        wire.check_model(model, name)
         return wire.card(engine.about)
+
+    if isinstance(engine, Vectors):
+        add_vectors(app, engine)
+    else:
+        _add_completions(app, engine)
+
+
+def _add_completions(app: FastAPI, engine: Engine) -> None:
+    html, policy = page.build()
+    name = engine.about.name
+
+    @app.get("/")
+    async def index() -> HTMLResponse:
+        headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer"}
+        return HTMLResponse(html, headers=headers | {"X-Content-Type-Options": "nosniff"})
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -67,12 +79,15 @@ def _add_routes(app: FastAPI, engine: Engine) -> None:
 
 
 async def _answer(engine: Engine, body: wire.ChatBody | wire.TextBody, request: Request) -> Response:
-    _check_model(body.model, engine.about.name)
+    wire.check_model(body.model, engine.about.name)
     answer = await engine.submit(body.job())
     reply = wire.Reply(body, engine.about.name, answer.prompt_tokens)
     if body.stream:
         return EventStream(answer, _events(answer, reply))
-    whole = await _unless_gone(_collect(answer, reply), request, answer)
+    try:
+        whole = await unless_gone(_collect(answer, reply), request)
+    finally:
+        answer.cancel()
     return JSONResponse(whole, headers={"Cache-Control": "no-store"})
 
 
@@ -83,25 +98,6 @@ async def _collect(answer: Answer, reply: wire.Reply) -> dict[str, Any]:
         if piece.finish:
             return reply.whole("".join(texts), piece)
     raise Refusal(500, "the answer ended early", "server_error")
-
-
-async def _unless_gone(work: Any, request: Request, answer: Answer) -> Any:
-    """The result of `work`; when the client goes away first, the answer is given up."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Refusal(499, "the client went away")  # nobody reads it; 499 is nginx's number for this
-        return working.result()
-    finally:
-        answer.cancel()
-        for task in (working, leaving):
-            task.cancel()
 
 
 class EventStream(StreamingResponse):
@@ -142,12 +138,6 @@ async def _events(answer: Answer, reply: wire.Reply) -> AsyncIterator[str]:
         with suppress(asyncio.CancelledError, Refusal):  # an iterator is closed only when its last step has ended
             await coming
     yield wire.DONE
-
-
-def _check_model(asked: str | None, name: str) -> None:
-    if asked is not None and asked != name:
-        text = f"the model {asked[:200]!r} is not served here; this server has {name!r}"
-        raise Refusal(404, text, code="model_not_found", param="model")
 
 
 async def _refused(request: Request, refusal: Exception) -> Response:

@@ -71,6 +71,7 @@ class About:
     context: int | None  # tokens; None: unbounded
     chat: bool  # whether it knows turns; without, it only continues text
     created: int  # Unix time
+    vectors: int | None = None  # numbers in the vectors that it makes of texts; None: it writes
 
 
 class Answer(Protocol):

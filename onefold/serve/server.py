@@ -24,7 +24,7 @@ def serve(
     device: str = "auto",
     limits: Limits | None = None,
 ) -> None:
-    """Serve a model until Ctrl-C: OpenAI-compatible API under /v1, a chat page at /.
+    """Serve a model until Ctrl-C: OpenAI-compatible API under /v1; of a model that writes, a chat page at /.
 
     `model` is a path (anything that `onefold.load` takes) or a loaded model. `port` 0 takes any free one. On loopback
     no key is needed unless one is given; on a wider `host` one is made and printed when none is given.
@@ -34,14 +34,17 @@ def serve(
     listener = listen(host, port)
     try:
         from onefold.core.device import pick  # torch takes seconds: not before the port is ours
+        from onefold.infer.embedder import TextEmbedder
         from onefold.infer.model import as_writer, load
+        from onefold.serve.embeddings import Vectors
         from onefold.serve.queue import Queue
 
         if isinstance(model, str | Path):
             name = name or model_name(model)
             say(f"loading {model} …")
-            model = as_writer(load(model, device=pick(device)), model)
-        engine = Queue(model, name or "onefold", limits)
+            loaded = load(model, device=pick(device))
+            model = loaded if isinstance(loaded, TextEmbedder) else as_writer(loaded, model)
+        engine = (Vectors if isinstance(model, TextEmbedder) else Queue)(model, name or "onefold", limits)
         try:
             run(engine, listener, host, key, made, uvicorn)
         finally:
@@ -90,9 +93,13 @@ def greeting(engine: Engine, listener: socket.socket, host: str, key: str | None
     base = f"http://{shown}:{port}"
     facts = [f"{about.name}: {about.parameters:,} parameters"]
     facts += [f"context {about.context:,}"] if about.context else []
-    facts += [] if about.chat else ["continues text (no chat)"]
-    lines = [", ".join(facts), f"  page  {base}/" + (f"#key={key}" if made else "")]
-    lines.append(f"  API   {base}/v1  (OpenAI-compatible)")
+    if about.vectors:
+        facts += [f"vectors of {about.vectors} numbers"]
+    elif not about.chat:
+        facts += ["continues text (no chat)"]
+    lines = [", ".join(facts)]
+    lines += [] if about.vectors else [f"  page  {base}/" + (f"#key={key}" if made else "")]
+    lines.append(f"  API   {base}/v1{'/embeddings' if about.vectors else ''}  (OpenAI-compatible)")
     if key is not None:
         lines.append(f"  key   {key}" if made else "  key   as given")
     return "\n".join([*lines, "Ctrl-C stops."])

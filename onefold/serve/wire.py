@@ -37,7 +37,7 @@ def _parts(value: Any) -> Any:
 
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-B = TypeVar("B", bound="Body")
+B = TypeVar("B", bound="Strict")
 
 
 class Strict(BaseModel):
@@ -206,6 +206,13 @@ class Reply:
         if self.include_usage:
             more = {"usage": None} | more
         return event(self._body("chat.completion.chunk" if self.chat else "text_completion", choices, **more))
+
+
+def check_model(asked: str | None, name: str) -> None:
+    """Refuse a request for another model than the one of this name."""
+    if asked is not None and asked != name:
+        text = f"the model {asked[:200]!r} is not served here; this server has {name!r}"
+        raise Refusal(404, text, code="model_not_found", param="model")
 
 
 def event(body: dict[str, Any]) -> str:
