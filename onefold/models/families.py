@@ -1,8 +1,8 @@
 """The published decoders as data: each function returns the config of one size of a family.
 
-Sources: GPT-2 (Radford et al. 2019, released checkpoints), Pythia (arXiv 2304.01373, table 1), Llama 2 (2307.09288),
-Llama 3 (2407.21783), Mistral 7B (2310.06825), Qwen 2 (2407.10671) and Qwen 3 (2505.09388), each with the settings of
-the released files. Exact parameter counts are tested.
+Sources: GPT (Radford et al. 2018), GPT-2 (Radford et al. 2019), Pythia (arXiv 2304.01373, table 1), Llama 2
+(2307.09288), Llama 3 (2407.21783), Mistral 7B (2310.06825), Qwen 2 (2407.10671) and Qwen 3 (2505.09388), each with the
+settings of the released files. Exact parameter counts are tested.
 """
 
 from collections.abc import Mapping
@@ -65,6 +65,24 @@ QWEN3 = {
     "14b": (40, 5120, 40, 8, 17408, False),
     "32b": (64, 5120, 64, 8, 25600, False),
 }
+
+
+def gpt() -> DecoderConfig:
+    """Learned positions, LayerNorm after each sum and none at the end, GELU by tanh, tied head."""
+    return DecoderConfig(
+        vocab=40478,
+        width=768,
+        depth=12,
+        context=512,
+        embed=EmbedConfig(position=LearnedPositionConfig(context=512)),
+        block=BlockConfig(
+            norm=LayerNormConfig(),
+            mixer=AttentionConfig(heads=12, bias=True, out_bias=True),
+            ffn=MLPConfig(width=3072, activation="gelu_tanh"),
+            residual="post",
+        ),
+        norm=None,
+    )
 
 
 def gpt2(size: str = "small") -> DecoderConfig:

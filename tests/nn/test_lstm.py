@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from onefold.nn.lstm import LSTM, BiLSTM, Course
 
@@ -83,3 +84,18 @@ def test_variational_dropout_keeps_one_mask_for_a_text():
     assert (laid[:6] == laid[0]).all()
     assert (laid[6:] == laid[6]).all()
     assert not (laid[0] == laid[6]).all()
+
+
+@pytest.mark.parametrize("projection", [None, 5])
+def test_counting_operations_follows_no_recurrence_and_finds_the_same(projection):
+    """Of a forward and a backward pass, as torch counts them where no library hides them."""
+
+    def counted(device: str) -> int:
+        layer, x = LSTM(6, 8, projection).to(device), torch.randn(2, 9, 6, device=device, requires_grad=True)
+        course = Course.of(x[..., 0])
+        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+            layer(course.take(x), course)[0].sum().backward()
+        return counter.get_total_flops()
+
+    first = 2 * 2 * 4 * 8 * (projection or 8)  # the first state is known to be zero: its gradient is not asked for
+    assert counted("cpu") == pytest.approx(counted("meta"), abs=2 * first)
