@@ -9,6 +9,7 @@ import typer
 from onefold import recipes
 from onefold.cli_common import Device, ModelPath, Settings, example, open_model_at, open_writer, read_settings
 from onefold.cli_data import app as data_verbs
+from onefold.cli_proteins import app as protein_verbs
 from onefold.cli_text import app as text_verbs
 from onefold.cli_words import app as word_verbs
 from onefold.core.errors import UserError
@@ -255,6 +256,7 @@ def list_recipes():
 app.add_typer(text_verbs)  # without a name: its verbs stand beside those above
 app.add_typer(data_verbs, name="data")
 app.add_typer(word_verbs, name="words")
+app.add_typer(protein_verbs, name="proteins")
 
 
 @app.callback(invoke_without_command=True)

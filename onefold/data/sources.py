@@ -56,7 +56,7 @@ class Skipped:
 
 
 def read(path: str | Path, field: str = "text", skipped: Skipped | None = None) -> Iterator[Document]:
-    """All documents at `path` in a fixed order: "stdlib", a folder, or a file (text, .jsonl, .fasta, also .gz; .parquet).
+    """All documents at `path` in a fixed order: "stdlib", a folder, a file (text, .jsonl, .fasta, .parquet, also .gz).
 
     field: what holds the text in JSONL, Parquet and datasets. What is left out is counted in `skipped`; without one,
     it is told in a line at the end. Raises UserError when there is nothing to read, or a record is damaged.

@@ -39,7 +39,8 @@ class Opened:
         """Write our folder, or one that transformers opens ("hf"; `dtype=` other than the model's).
 
         Models of text also as a .gguf file ("gguf"; `kind="F16"`), those of pictures as a folder that timm opens
-        ("timm"). Raises UserError for a format that cannot hold the model.
+        ("timm"), those of proteins as ESM's own files ("esm"). Raises UserError for a format that cannot
+        hold the model.
         """
         from onefold.interop.save import save
 

@@ -24,7 +24,7 @@ CHECKPOINTS = "checkpoints"
 def open_model(
     path: "str | Path", device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None
 ) -> Loaded:
-    """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf file, a .pt file of ESM, `org/name`.
+    """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf or .pt file, `org/name`.
 
     A run gives its best checkpoint (by held-out loss), or its newest where none was evaluated; a folder of several
     stages gives the last one. `device` "auto" takes a GPU where there is one. `dtype` None: float32 on the CPU, else

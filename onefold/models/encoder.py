@@ -132,7 +132,7 @@ class Encoder(nn.Module):
         """
         fan_in = self.config.init == "fan_in"
         for name, parameter in self.named_parameters():
-            if name.endswith("bias") or name.startswith("relative."):
+            if name.endswith("bias") or name.startswith(("relative.", "regression.")):
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1)

@@ -11,7 +11,7 @@ from onefold.training.run import Run
 LANDMARKS = ["gpt2", "pythia", "llama2", "mistral"]
 WORDS = ["glove", "word2vec"]
 PICTURES = ["classifier", "convnext", "ffcv", "mae", "nfnet", "vit"]
-ENCODERS = ["bert", "roberta", "text_classifier"]
+ENCODERS = ["bert", "esm1b", "roberta", "text_classifier"]
 TRANSFER = ["elmo", "gpt", "history", "ulmfit"]
 PUBLISHED = {"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096}
 

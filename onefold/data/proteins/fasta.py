@@ -1,6 +1,9 @@
 """FASTA: a line with > and a name, then lines of letters, one for each amino acid."""
 
+import gzip
+import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from onefold.core.errors import UserError
@@ -17,6 +20,20 @@ class Chain(NamedTuple):
     name: str
     line: int
     sequence: str
+
+
+def read_file(path: Path) -> Iterator[Chain]:
+    """The chains of a file, also .gz. Raises UserError when it cannot be read or has none."""
+    found = False
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for chain in read_fasta(lines, path):
+                found = True
+                yield chain
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} could not be read as FASTA: {error}") from None
+    if not found:
+        raise UserError(f"{path} holds no chains: give a FASTA file")
 
 
 def read_fasta(lines: Iterable[str], file: object) -> Iterator[Chain]:

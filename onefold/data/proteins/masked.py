@@ -19,20 +19,31 @@ from onefold.data.draws import Draws
 from onefold.data.loader import Evaluation
 from onefold.data.prepared import Split
 from onefold.data.proteins.alphabet import AminoAcids
+from onefold.data.proteins.potts import SYNTHETIC, write_families
+from onefold.data.text.dataset import Dataset
 from onefold.data.text.documents import LoadTokenizer
 from onefold.data.text.masked import MaskedDataset, MaskedTextData
 from onefold.data.text.plan import Plan, plan_evaluation
+from onefold.data.text.tokenizer import Tokenizer
 
 CROP = 3  # stream of draws; masking has 1 and 2
 
 
 class ProteinData(MaskedTextData):
-    """Files of FASTA (also .gz, or a folder of them), whose hidden residues are predicted."""
+    """Files of FASTA (also .gz, or a folder of them), or "synthetic" families, whose hidden residues are predicted."""
 
-    kind: Literal["proteins"] = "proteins"  # pyright: ignore[reportIncompatibleVariableOverride]
+    kind: Literal["proteins"] = "proteins"  # pyright: ignore
     context: int = Field(default=1024, ge=3)  # with <cls> and <eos>
-    tokenizer: Annotated[AminoAcids | LoadTokenizer, Slot()] = AminoAcids()  # pyright: ignore[reportIncompatibleVariableOverride]
+    tokenizer: Annotated[AminoAcids | LoadTokenizer, Slot()] = AminoAcids()  # pyright: ignore
     next_sentence: Literal[False] = False
+
+    def prepare(self, folder: Path, tokenizer: Tokenizer | None = None, keep: bool = False) -> Dataset:
+        """As that of all texts."""
+        if any(source.path == SYNTHETIC for source in self.sources):
+            file = str(write_families(Path(folder) / "synthetic.fasta"))
+            made = [s.model_copy(update={"path": file}) if s.path == SYNTHETIC else s for s in self.sources]
+            return self.model_copy(update={"sources": tuple(made)}).prepare(folder, tokenizer, keep)
+        return super().prepare(folder, tokenizer, keep)
 
     def _open(self, folder: Path, shares: Sequence[float] | None) -> "ProteinDataset":
         return ProteinDataset(folder, self.context, shares, self.masking)
