@@ -88,7 +88,7 @@ def generate(
     batch: Annotated[int, typer.Option(help="Prompts answered at once")] = 16,
     device: Device = "auto",
 ):
-    """Continue a text, or answer a file of prompts."""
+    """Continue a text, write one about it (T5, BART, translation), or answer a file of prompts."""
     from onefold.infer.prompts import answer_file
 
     loaded, sampling = open_writer(model, device), read_settings(settings)
@@ -96,7 +96,8 @@ def generate(
         answer_file(loaded, Path(prompt), out, batch=batch, **sampling)
         return
     pieces = loaded.stream(prompt, **sampling)  # mistakes are told before anything is printed
-    print(prompt, end="", flush=True)
+    if loaded.continues:
+        print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
@@ -132,6 +133,7 @@ def serve(
         "onefold evaluate model.gguf data=stdlib",
         "onefold evaluate runs/vit data=photos/",
         "onefold evaluate runs/reviews data=test.csv",
+        "onefold evaluate runs/de-en data=test.de,test.en",
         "onefold evaluate runs/cpt data=pairs.jsonl first=question second=answer",
     )
 )
@@ -139,7 +141,8 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
     """How good a model is on your data ([bold]data=[/bold]): bits per byte of text, accuracy on pictures by class.
 
     A fine-tuned encoder is judged on rows as it was trained on, by what its task is measured with; a model that makes
-    vectors by how well it finds the second texts of pairs by the first ones, with BM25 beside it.
+    vectors by how well it finds the second texts of pairs by the first ones, with BM25 beside it; one that translates,
+    on SOURCE,TARGET files, by BLEU and chrF.
     """
     from onefold.infer.classify import Classifier, evaluate_pictures
     from onefold.infer.embedder import TextEmbedder
@@ -147,7 +150,9 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
     from onefold.infer.judge import judge_rows
     from onefold.infer.model import as_writer
     from onefold.infer.retrieve import evaluate_retrieval
+    from onefold.infer.seq2seq import Seq2SeqModel
     from onefold.infer.text_encoder import TextEncoder
+    from onefold.infer.translate import judge_pairs
 
     loaded, given = open_model_at(model, device), read_settings(settings)
     if "data" not in given:
@@ -156,6 +161,8 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
         evaluate_pictures(loaded, **given)
     elif isinstance(loaded, TextEncoder):
         judge_rows(loaded, **given)
+    elif isinstance(loaded, Seq2SeqModel):
+        judge_pairs(loaded, **given)
     elif isinstance(loaded, TextEmbedder):
         evaluate_retrieval(loaded, **given)
     else:

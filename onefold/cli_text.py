@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from onefold.cli_common import Device, ModelPath, example, open_model_at
+from onefold.cli_common import Device, ModelPath, Settings, example, open_model_at, read_settings
 from onefold.core.errors import UserError
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -112,6 +112,39 @@ def embed(
         raise UserError(f"{text} is no file; without --out a single text's vector is printed")
     else:
         print(json.dumps([float(f"{x:.7g}") for x in loaded.embed([text], kind)[0].tolist()]))
+
+
+@app.command(
+    epilog=example(
+        "onefold translate runs/de-en 'Ein Hund läuft durch den Schnee.'",
+        "onefold translate runs/de-en/averaged test.de --out test.en",
+        "onefold translate opus-mt-de-en/ test.de --out test.en beams=6 length_penalty=1",
+    )
+)
+def translate(
+    model: ModelPath,
+    text: Annotated[str, typer.Argument(metavar="FILE|TEXT", help="A text a line, or a text itself")],
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Where the translation of a file goes, line by line")] = None,
+    batch: Annotated[int, typer.Option(help="Texts at once")] = 32,
+    device: Device = "auto",
+):
+    """Write what a model makes of texts: translations, summaries. Four beams, unless settings say otherwise.
+
+    The translation of a file that was interrupted goes on where it stopped.
+    """
+    from onefold.infer.translate import as_translator, translate_file
+    from onefold.infer.translate import translate as translated
+
+    loaded, options = as_translator(open_model_at(model, device), model), read_settings(settings)
+    if (file := Path(text).expanduser()) and len(text) < 1024 and file.is_file():
+        if out is None:
+            raise UserError(f"say where the translation of {text} goes: --out FILE")
+        translate_file(loaded, file, out, batch, **options)
+    elif out is not None:
+        raise UserError(f"{text} is no file; without --out a text's translation is printed")
+    else:
+        print(*translated(loaded, [text], batch, **options), sep="\n")
 
 
 def _text_or_file(given: str) -> str:

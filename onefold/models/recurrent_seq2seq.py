@@ -135,6 +135,22 @@ class RecurrentSeq2Seq(nn.Module):
         self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None = None, *, state: RecurrentSeq2SeqState
     ) -> Float[Tensor, "B T D"]:
         """The features of tokens that follow those already in the state; positions of -1 mark padding before them."""
+        x = self._read(tokens, positions, state)
+        if self.combine is None:
+            return x
+        return torch.tanh(self.combine(torch.cat((self._weights(x, state) @ state.memory, x), dim=-1)))
+
+    def attention(self, source: Int[Tensor, "B S"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T S"]:
+        """How much each token takes from each of its source, which has no padding; for looking at."""
+        state = self.init_state(source)
+        return self._weights(self._read(tokens, None, state), state)
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of another such model as this one takes them: tokens it adds begin as the mean of the others."""
+        return with_new_tokens(weights, self.config.vocab, ("embed.weight", "unembed.bias"))
+
+    def _read(self, tokens: Tensor, positions: Tensor | None, state: RecurrentSeq2SeqState) -> Float[Tensor, "B T D"]:
+        """What the layers make of new tokens; the state remembers them."""
         course = Course.of(tokens, read=None if positions is None else positions >= 0)
         x = course.take(self.dropout(self.embed(tokens)))
         for i, layer in enumerate(self.blocks):
@@ -142,21 +158,13 @@ class RecurrentSeq2Seq(nn.Module):
             x, after = layer(x, course, (h[course.rows], c[course.rows]))
             state.layers[i] = tuple(old.index_copy(0, course.rows, new) for old, new in zip((h, c), after))
             x = self.dropout(x)
-        x = course.lay(x)
-        if self.score is None or self.combine is None:
-            return x
-        return torch.tanh(self.combine(torch.cat((self._looked_up(x, state), x), dim=-1)))
+        return course.lay(x)
 
-    def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of another such model as this one takes them: tokens it adds begin as the mean of the others."""
-        return with_new_tokens(weights, self.config.vocab, ("embed.weight", "unembed.bias"))
-
-    def _looked_up(self, x: Float[Tensor, "B T D"], state: RecurrentSeq2SeqState) -> Float[Tensor, "B T D"]:
-        """What attention finds in the sources for each token."""
+    def _weights(self, x: Float[Tensor, "B T D"], state: RecurrentSeq2SeqState) -> Float[Tensor, "B T S"]:
         scores = self.score(x) @ state.memory.mT  # [B, T, S]
         if state.seen is not None:
             scores = scores.masked_fill(~state.seen[:, None], -torch.inf)
-        return scores.float().softmax(-1).to(x.dtype) @ state.memory
+        return scores.float().softmax(-1).to(x.dtype)
 
 
 def _seen(segments: Tensor | None) -> Tensor | None:

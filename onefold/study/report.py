@@ -13,10 +13,11 @@ from onefold.study.page import write_page
 from onefold.study.pictures import picture_sections
 from onefold.study.runs import RunRecord, flatten, number, read_run
 from onefold.study.samples import sample_html
+from onefold.study.translations import translation_sections
 
 EVENTS = 12  # shown at most
 MODEL = ("width", "depth", "heads", "kv_heads", "head_width", "window", "context", "vocab", "tied", "residual")
-NAMES = {"stdlib": "Python's standard library"}
+NAMES = {"stdlib": "Python's standard library", "synthetic": "synthetic pairs"}
 PARTIAL = (
     "While training, the loss is measured on a part of the held-out files; the figure at the top is for all of them."
 )
@@ -54,6 +55,7 @@ def _view(record: RunRecord) -> dict[str, Any]:
             {"title": s.get("title"), "settings": _settings(s.get("settings")), "html": sample_html(s)} for s in samples
         ],
         "pictures": picture_sections(results["pictures"]) if results.get("pictures") else "",
+        "translations": translation_sections(results["translations"]) if results.get("translations") else "",
         "prompted": any(s.get("prompt") for s in samples),
         "writes": any("prompt" in s or "messages" in s for s in samples),
         "events": events[:EVENTS],
@@ -117,6 +119,7 @@ def _tiles(final: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     for name, key, show in (
         ("held-out bits per byte", "bits_per_byte", lambda v: (f"{v:.3f}", "")),
         ("held-out accuracy", "accuracy", lambda v: (f"{v:.1%}", "")),
+        ("held-out BLEU", "bleu", lambda v: (f"{v:.1f}", "")),
         ("parameters", "parameters", lambda v: (words.short(v), "")),
         ("tokens read", "tokens", lambda v: (words.short(v), "")),
         ("images read", "images", lambda v: (words.short(v), "")),

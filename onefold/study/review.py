@@ -1,5 +1,6 @@
 """After a training: what the model in a run's folder makes of what was held out, and the page that tells it."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,20 @@ from onefold.core import dist
 from onefold.core.device import pick
 from onefold.core.progress import say
 from onefold.data.pictures.images import ImageData, ImageDataset
+from onefold.data.text.text_pairs import TextPairsData, TextPairsDataset
 from onefold.infer.features import judge_features
+from onefold.infer.model import load
 from onefold.interop.open import open_model
 from onefold.study import machine
 from onefold.study.pictures import picture_results
 from onefold.study.report import write_report
 from onefold.study.results import read_results, write_results
-from onefold.training.run import Result
+from onefold.study.translations import translation_results
+from onefold.training.run import Result, first_processor
 from onefold.training.words import WordResult
 
 ROWS = 64  # pictures at once
+PAIRS = 300  # of texts that are translated for a report, at most
 FREQUENT, ASKED = 1000, 12  # of the most frequent words, so many are shown with their neighbours
 
 
@@ -29,6 +34,9 @@ def review(result: Result) -> Path:
     if isinstance(run.data, ImageData) and (dataset := _pictures(result)):
         found |= of_pictures(dataset, folder, pick(run.trainer.device)) | {"title": folder.name}
         found["data"] = {"name": run.data.path, **dataset.facts}
+    if isinstance(run.data, TextPairsData) and (pairs := _pairs(result)):
+        found |= of_pairs(pairs, folder, pick(run.trainer.device)) | {"title": folder.name}
+        found["data"] = {"name": " and ".join(run.data.path), **pairs.facts}
     write_results(folder, **found)
     page = write_report(folder)
     say(f"look at {page}")
@@ -68,6 +76,26 @@ def of_pictures(dataset: ImageDataset, folder: Path, device: torch.device) -> di
     judged = judge_features(loaded.model, dataset, ROWS)
     final |= {"accuracy of nearest neighbours": judged["neighbours"], "accuracy of a linear probe": judged["probe"]}
     return {"final": final}
+
+
+def of_pairs(dataset: TextPairsDataset, folder: Path, device: torch.device) -> dict[str, Any]:
+    """What a model of two texts wrote about the first pairs of those that were held out."""
+    model = load(folder, device)
+    found: dict[str, Any] = {"final": {"parameters": model.parameters_count}}
+    if not dataset.size("held_out"):
+        return found
+    shown = translation_results(model, list(islice(dataset.texts("held_out"), PAIRS)))
+    figures = {score["name"].lower(): score["value"] for score in shown["scores"]}
+    return {"translations": shown, "final": found["final"] | figures}
+
+
+def _pairs(result: Result) -> TextPairsDataset | None:
+    """What the run has read; of a run that was finished before, only where its review is still missing."""
+    if isinstance(result.dataset, TextPairsDataset):
+        return result.dataset
+    if dist.world() > 1 or "final" in read_results(result.out):
+        return None
+    return result.run.data.prepare(result.out / "data", first_processor(result.run, None), keep=True)
 
 
 def _pictures(result: Result) -> ImageDataset | None:
