@@ -1,0 +1,117 @@
+"""What the check of the first Transformer asks, on pairs of texts that take a minute to learn."""
+
+import os
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from onefold.core.config import Config
+from onefold.infer.alignment import align
+from onefold.infer.model import load
+from onefold.infer.seq2seq import Seq2SeqModel
+from onefold.infer.translate import sacrebleu_scores, translate
+from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
+from onefold.models.transformer import count_parameters
+from onefold.study.check import Report
+from onefold.study.translations import alignment_chart
+from onefold.training.average import average_checkpoints
+from onefold.training.run import Result, Run, train
+
+SEEDS = (0, 1, 2)
+PAIRS = "ONEFOLD_PAIRS"  # SOURCE,TARGET files (or a table) to check on instead of synthetic pairs
+STEPS = 450
+LOOK_EVERY = 50
+TRANSLATED = 150  # held-out pairs
+GREEDY = {"beams": 1}
+
+
+def small(run: Run) -> Run:
+    """The run with about three million parameters on short sentences."""
+    return run.but(
+        {
+            **_shape(width=128, vocab=4096, depth=3),
+            "data.context": 128,
+            "optimizer.lr": 2e-3,
+            "trainer": {"steps": 3000, "batch": 8, "evaluate_every": 250, "checkpoint_every": 250, "keep": 5},
+            "trainer.schedule.warmup": 400,
+        }
+    )
+
+
+def _shape(width: int, vocab: int, depth: int) -> dict[str, Any]:
+    sides = {
+        f"model.{side}.{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {"depth": depth, "block.mixer.heads": 4, "block.ffn.width": 4 * width}.items()
+    }
+    model = {"width": width, "vocab": vocab, "context": 128, "decoder.block.cross.heads": 4}
+    return {"data.tokenizer.vocab": vocab, **{f"model.{name}": value for name, value in model.items()}, **sides}
+
+
+def compare(report: Report, tiny: Callable[..., Run]) -> None:
+    """Trains the Transformer and LSTMs of its size, and says what averaging, beams and attention are worth."""
+    pairs = os.environ.get(PAIRS)
+    run = (tiny(pairs) if pairs else tiny()).but(
+        {
+            **_shape(width=64, vocab=1024, depth=2),
+            "optimizer.lr": 5e-3,
+            "trainer": {"steps": STEPS, "batch": 4, "evaluate_every": LOOK_EVERY, "checkpoint_every": LOOK_EVERY},
+            "trainer.schedule.warmup": 150,
+        }
+    )
+    report.note("pairs of texts", pairs or "synthetic")
+    models = {
+        "Transformer": run.model,
+        "LSTM": _lstm_of(run.model, attention=False),
+        "LSTM with attention": _lstm_of(run.model, attention=True),
+    }
+    for name, model in models.items():
+        report.note(f"parameters, {name}", count_parameters(model))
+    home = Path("runs/check/transformer") / run.data.digest()
+    results = {name: _seeded(run.but({"model": m.to_dict()}), home / name) for name, m in models.items()}
+    seconds = min(result.log[-1]["seconds"] for some in results.values() for result in some)
+    losses = {name: [_loss_within(result, seconds) for result in some] for name, some in results.items()}
+    report.less("held-out loss after equal time, against an LSTM", losses["Transformer"], losses["LSTM"])
+    report.note(f"held-out loss after {seconds:.0f} s, LSTM with attention", losses["LSTM with attention"])
+    search(report, results["Transformer"])
+
+
+def search(report: Report, results: list[Result]) -> None:
+    """BLEU of the last weights, greedily, against that of the mean of five checkpoints with four beams."""
+    plain, averaged, best = [], [], []
+    for result in results:
+        dataset = result.run.data.prepare(result.out / "data", keep=True)
+        pairs = list(islice(dataset.texts("held_out"), TRANSLATED))
+        last, mean = load(result.checkpoint), load(average_checkpoints([result.out]))
+        for found, model, options in ((plain, last, GREEDY), (averaged, mean, GREEDY), (best, mean, {})):
+            found.append(_bleu(model, pairs, options))
+    report.less("BLEU of the last weights written greedily, against the mean of five and four beams", plain, best)
+    report.note("BLEU of the mean of five written greedily", averaged)
+    source = pairs[0][0]
+    if said := next(translate(mean, [source])):
+        report.chart("attention", alignment_chart(align(mean.network, mean.tokenizer, source, said)))
+
+
+def _bleu(model: Seq2SeqModel, pairs: list[tuple[str, str]], options: dict[str, Any]) -> float:
+    said = list(translate(model, [source for source, _ in pairs], max_new_tokens=64, **options))
+    return sacrebleu_scores(said, [target for _, target in pairs])[0].value
+
+
+def _lstm_of(model: Config, attention: bool) -> RecurrentSeq2SeqConfig:
+    """LSTMs, a layer a side, with as many parameters as `model`, or hardly fewer."""
+    shape = {"vocab": model.vocab, "context": model.context, "depth": 1, "attention": attention}
+    lstm = RecurrentSeq2SeqConfig(**shape, width=2, dropout=0.1)
+    while count_parameters(larger := lstm.but({"width": lstm.width + 2})) <= count_parameters(model):
+        lstm = larger
+    return lstm
+
+
+def _seeded(run: Run, home: Path) -> list[Result]:
+    out = str(home).replace(" ", "-")
+    return [train(run.but({"seed": seed, "out": f"{out}/{seed}"})) for seed in SEEDS]
+
+
+def _loss_within(result: Result, seconds: float) -> float:
+    """Held-out loss of the last evaluation up to then."""
+    return [r["held_out"]["loss"] for r in result.log if "held_out" in r and r["seconds"] <= seconds + 1e-9][-1]
