@@ -57,6 +57,7 @@ class Tokenizer:
         self.bos, self.eos, self.pad = (self._id(token) for token in (bos, eos, pad))
         self.chat_template = chat_template
         self._given_stops = frozenset(stops)
+        self._framings: dict[tuple[int | None, bool], Backend] = {}
 
     @classmethod
     def train(
@@ -146,14 +147,11 @@ class Tokenizer:
         types: 0, and 1 where a tokenizer tells the second text so. length: of ids at most; then the longer one of a
         pair loses its end. special: as in `encode`.
         """
-        backend = self.backend
-        backend.encode_special_tokens = not special
-        if length is not None:
-            backend.enable_truncation(length)
+        backend = self._framing(length, special)
         inputs = list(texts) if others is None else list(zip(texts, others))
         found: list[tuple[list[int], list[int]]] = []
         for start in range(0, len(inputs), FRAMED_TOGETHER):
-            encoded = backend.encode_batch(inputs[start : start + FRAMED_TOGETHER])
+            encoded = backend.encode_batch_fast(inputs[start : start + FRAMED_TOGETHER])
             found += [(e.ids, e.type_ids) for e in encoded]
         return found
 
@@ -258,6 +256,16 @@ class Tokenizer:
         backend = self.backend
         backend.encode_special_tokens = False
         return backend
+
+    def _framing(self, length: int | None, special: bool) -> Backend:
+        """A backend that cuts texts so, made once: making one takes as long as encoding hundreds of texts."""
+        if (length, special) not in self._framings:
+            backend = self.backend
+            backend.encode_special_tokens = not special
+            if length is not None:
+                backend.enable_truncation(length)
+            self._framings[length, special] = backend
+        return self._framings[length, special]
 
     def _id(self, token: str | int | None) -> int | None:
         return self._literal.token_to_id(token) if isinstance(token, str) else token
