@@ -12,12 +12,13 @@ LANDMARKS = ["gpt2", "pythia", "llama2", "mistral"]
 WORDS = ["glove", "word2vec"]
 PICTURES = ["classifier", "convnext", "ffcv", "mae", "nfnet", "vit"]
 ENCODERS = ["bert", "esm1b", "roberta", "text_classifier"]
+EMBEDDERS = ["cpt"]
 TRANSFER = ["elmo", "gpt", "history", "ulmfit"]
 PUBLISHED = {"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096}
 
 
 def test_recipes_are_listed_by_file_name():
-    assert {*LANDMARKS, *PICTURES, *WORDS, *ENCODERS, *TRANSFER, "quickstart"} == set(recipes.names())
+    assert {*LANDMARKS, *PICTURES, *WORDS, *ENCODERS, *EMBEDDERS, *TRANSFER, "quickstart"} == set(recipes.names())
 
 
 @pytest.mark.parametrize("name", LANDMARKS)
