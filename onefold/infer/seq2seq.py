@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from onefold.core.errors import UserError
 from onefold.core.progress import say
+from onefold.data.text.tokenizer import MASKS, SENTINEL
 from onefold.infer import engine
 from onefold.infer.continuation import Continuation
 from onefold.infer.sampling import Sampling, randomness
@@ -73,10 +74,14 @@ class Seq2SeqModel(Writer):
         return self.config.context if learned else None
 
     def ids(self, prompt: Prompt) -> list[int]:
-        """What the model reads of a text: all of it, with the tokens that belong around it."""
+        """What the model reads of a text: all of it, with the tokens that belong around it.
+
+        Where a text shows a gap, as <extra_id_0> or <mask>, that is a token and not some characters.
+        """
         if not isinstance(prompt, str):
             return list(prompt)
-        ((ids, _),) = self.tokenizer.encode_framed([prompt])
+        gaps = any(name in prompt for name in (SENTINEL.format(0), *MASKS))
+        ((ids, _),) = self.tokenizer.encode_framed([prompt], special=gaps)
         return ids
 
     def begin(self, prompt: Prompt, sampling: Sampling, copy: int = 0) -> Continuation:

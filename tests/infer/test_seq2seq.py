@@ -161,3 +161,14 @@ def test_what_cannot_be_read_is_refused():
         model().begin([], Sampling())
     with pytest.raises(UserError, match="between 0 and 60"):
         model().begin([99], Sampling())
+
+
+def test_a_gap_in_a_text_is_one_token():
+    trained = Tokenizer.train(["the green river runs"] * 3, 280, T5_TOKENS)
+    tokenizer = trained.add_special(["<extra_id_1>", "<extra_id_0>"])
+    config = MODELS["t5"].but({"vocab": tokenizer.size})
+    model = Seq2SeqModel(Loaded(config, rough(config), tokenizer, {}))
+    ids = model.ids("the <extra_id_0> runs")
+    assert ids.count(tokenizer.sentinels[0]) == 1
+    assert ids[-1] == tokenizer.end
+    assert tokenizer.end not in model.ids("the </s> runs")[:-1]

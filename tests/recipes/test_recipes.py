@@ -11,6 +11,7 @@ from onefold.training.run import Run
 LANDMARKS = ["gpt2", "pythia", "llama2", "mistral"]
 WORDS = ["glove", "word2vec"]
 PICTURES = ["classifier", "convnext", "ffcv", "mae", "nfnet", "vit"]
+SEQ2SEQ = ["bart", "t5"]
 ENCODERS = ["bert", "esm1b", "roberta", "text_classifier"]
 EMBEDDERS = ["cpt"]
 TRANSFER = ["elmo", "gpt", "history", "ulmfit"]
@@ -18,7 +19,7 @@ PUBLISHED = {"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616
 
 
 def test_recipes_are_listed_by_file_name():
-    assert {*LANDMARKS, *PICTURES, *WORDS, *ENCODERS, *EMBEDDERS, *TRANSFER, "quickstart"} == set(recipes.names())
+    assert {*LANDMARKS, *PICTURES, *WORDS, *ENCODERS, *EMBEDDERS, *TRANSFER, *SEQ2SEQ, "quickstart"} == set(recipes.names())
 
 
 @pytest.mark.parametrize("name", LANDMARKS)
