@@ -1,17 +1,19 @@
 """A model that makes one vector of a text; texts of like lengths go through it together."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from onefold.core.errors import UserError
 from onefold.data.text.contrastive import encode_texts
 from onefold.infer.engine import device_of
 from onefold.infer.opened import OpenedText
-from onefold.models.embedder import EmbedderConfig
+from onefold.interop.loaded import Loaded
+from onefold.models.embedder import EmbedderConfig, embedder_of
+from onefold.models.encoder import EncoderConfig
 
 TOKENS = {"cpu": 2048}  # read at once, padding included: what a CPU's caches hold, and elsewhere…
 TOKENS_ELSEWHERE = 65536  # …what keeps a GPU busy
@@ -88,11 +90,21 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         start = end
 
 
-def as_embedder(model: Any, name: Any) -> TextEmbedder:
-    """`model`, which has to make vectors of texts. Raises UserError saying what it is instead."""
+def as_embedder(model: OpenedText, name: str | Path) -> TextEmbedder:
+    """`model`, which has to make vectors of texts: of an encoder the mean of its features, as it is.
+
+    Raises UserError for a model that makes none.
+    """
     if isinstance(model, TextEmbedder):
         return model
-    raise UserError(
-        f"{name} is no embedding model: take a folder of sentence-transformers, or train one with "
-        f"onefold train cpt start={name}"
-    )
+    if not isinstance(model.config, EncoderConfig):
+        raise UserError(
+            f"{name} is no embedding model: take a folder of sentence-transformers, or train one with "
+            f"onefold train cpt start={name}"
+        )
+    config = embedder_of(model.config)
+    with torch.device("meta"):
+        network = config.build()
+    network.trunk = model.network
+    network.log_inverse_temperature = nn.Parameter(torch.zeros(1))
+    return TextEmbedder(Loaded(config, network, model.tokenizer, dict(model.card)))

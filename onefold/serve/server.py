@@ -34,8 +34,9 @@ def serve(
     listener = listen(host, port)
     try:
         from onefold.core.device import pick  # torch takes seconds: not before the port is ours
-        from onefold.infer.embedder import TextEmbedder
+        from onefold.infer.embedder import TextEmbedder, as_embedder
         from onefold.infer.model import as_writer, load
+        from onefold.infer.text_encoder import TextEncoder
         from onefold.serve.embeddings import Vectors
         from onefold.serve.queue import Queue
 
@@ -43,7 +44,8 @@ def serve(
             name = name or model_name(model)
             say(f"loading {model} …")
             loaded = load(model, device=pick(device))
-            model = loaded if isinstance(loaded, TextEmbedder) else as_writer(loaded, model)
+            reads = isinstance(loaded, TextEmbedder | TextEncoder)
+            model = (as_embedder if reads else as_writer)(loaded, model)
         engine = (Vectors if isinstance(model, TextEmbedder) else Queue)(model, name or "onefold", limits)
         try:
             run(engine, listener, host, key, made, uvicorn)

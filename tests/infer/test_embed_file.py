@@ -54,6 +54,22 @@ def test_vectors_are_those_of_the_model_in_order(folder, tmp_path, suffix, monke
         np.testing.assert_allclose(read(tmp_path / f"out{suffix}"), expected, atol=1e-5)
 
 
+def test_an_encoder_serves_with_the_mean_of_its_features(folder, tmp_path):
+    from onefold.infer.embedder import as_embedder
+    from onefold.models.families import gpt2
+
+    embedder = onefold.load(folder)
+    config = embedder.config.trunk.but({"masked": {}, "classes": 3})
+    network = config.build()
+    save_artifact(tmp_path / "encoder", network, config, embedder.tokenizer)
+    encoder = onefold.load(tmp_path / "encoder")
+    torch.testing.assert_close(as_embedder(encoder, "encoder").embed(TEXTS), encoder.embed(TEXTS), atol=1e-5, rtol=0)
+    config = gpt2().but({"vocab": 300, "width": 16, "depth": 1, "block.mixer.heads": 2})
+    save_artifact(tmp_path / "writer", config.build(), config, embedder.tokenizer)
+    with pytest.raises(UserError, match="onefold train cpt start=writer"):
+        as_embedder(onefold.load(tmp_path / "writer"), "writer")
+
+
 def test_mistakes_leave_no_file(folder, tmp_path):
     model = onefold.load(folder)
     (tmp_path / "empty.txt").write_text("")
