@@ -4,6 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -211,6 +212,7 @@ class Corpus:
         names = ", ".join(s.path for s in sources)
         line = f"{names}: {len(sizes):,} documents, {total / 1e6:.2f} MB, corpus hash {facts['hash']}"
         line += f"; {skipped}" if str(skipped) else ""
+        line += _copies(sources, np.array(keys, np.uint64))
         line += "; too few files to hold out whole ones, so the end of each is held out" if split.tail else ""
         return cls(
             sources, validation, seed, split, total, {**facts, "sources": by_source, "skipped": str(skipped)}, line
@@ -248,6 +250,18 @@ class Corpus:
         for number, source in enumerate(self.sources):
             for document in read(source.path, source.field, Skipped()):
                 yield number, document
+
+
+def _copies(sources: Sources, keys: np.ndarray) -> str:
+    """How many documents were there before, and the first of them, as a part of a line; "" where there are none."""
+    firsts = np.unique(keys, return_index=True)[1]
+    if len(firsts) == len(keys):
+        return ""
+    again = np.ones(len(keys), bool)
+    again[firsts] = False
+    documents = (document for source in sources for document in read(source.path, source.field, Skipped()))
+    name = next(islice(documents, int(again.argmax()), None)).name
+    return f"; {again.sum():,} are copies of others, the first {name}"
 
 
 def portions(parts: Iterable[Part]) -> Iterator[list[Part]]:

@@ -77,6 +77,17 @@ def test_an_evaluation_asks_for_residues_of_all_windows_once(dataset):
     assert 0.1 < share < 0.2  # 15% of all, not more where windows overlap
 
 
+def test_copies_are_told_and_lie_in_one_split(tmp_path, capsys):
+    chains = ["ACDEFGHIKL"[i:] + "MNPQRSTVWY"[: i + 3] for i in range(6)] * 2
+    (tmp_path / "all.fasta").write_text("".join(f">{i}\n{chain}\n" for i, chain in enumerate(chains)) + ">none\n")
+    made = ProteinData(sources=str(tmp_path / "all.fasta")).but(SMALL).prepare(tmp_path / "out")
+    told = capsys.readouterr()
+    assert "1 empty left out; 6 are copies of others, the first all.fasta:13" in told.out + told.err
+    train, held_out = ({d.text for d in made.text(split)} for split in ("train", "held_out"))
+    assert held_out
+    assert not train & held_out
+
+
 def test_masks_are_berts(dataset):
     seen, targets, weights = (
         torch.cat(parts) for parts in zip(*(p for n in range(30) for b in epoch(dataset, n) for p in pieces(b)))
