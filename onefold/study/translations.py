@@ -101,7 +101,7 @@ def translation_sections(results: Mapping[str, Any]) -> Markup:
 def _sentence(results: Mapping[str, Any]) -> str:
     said = ", ".join(f"{s['name']} {s['value']:.1f} ({s['low']:.1f} to {s['high']:.1f})" for s in results["scores"])
     if not said:
-        return "Held-out texts, what the model made of them, and what a person wrote."
+        return "Held-out texts, what the model made of them, and their references."
     return (
         f"On {results['pairs']:,} held-out pairs, written with {results['search']}: {said}; in brackets 95% intervals. "
         f"Measured by sacreBLEU ({results['signature']})."
@@ -110,8 +110,8 @@ def _sentence(results: Mapping[str, Any]) -> str:
 
 def _examples(examples: Sequence[Mapping[str, Any]]) -> Markup:
     row = Markup('<dl class="pair-of-texts"><dt>Source</dt><dd>{}</dd><dt>Model</dt><dd><b>{}</b></dd>{}</dl>')
-    person = Markup("<dt>Person</dt><dd>{}</dd>")
-    rows = [row.format(e["source"], e["text"], person.format(e["reference"])) for e in examples]
+    truth = Markup("<dt>Reference</dt><dd>{}</dd>")
+    rows = [row.format(e["source"], e["text"], truth.format(e["reference"])) for e in examples]
     return Markup('<div class="card texts">{}</div>').format(Markup("").join(rows))
 
 
