@@ -72,6 +72,11 @@ class EmbedderConfig(Config):
         return self
 
     @property
+    def body(self) -> EncoderConfig | DecoderConfig:
+        """What of it other objectives can use."""
+        return self.trunk
+
+    @property
     def length(self) -> int:
         """Tokens read of a text."""
         return self.context or self.trunk.context

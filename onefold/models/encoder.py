@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config
+from onefold.models.adopting import below
 from onefold.models.depths import depth_of
 from onefold.models.transformer import Block, BlockConfig, Embed, EmbedConfig, Norm, build_relative, with_new_tokens
 from onefold.nn.attention import AttentionConfig, Layout
@@ -240,7 +241,7 @@ class Encoder(nn.Module):
         this model adds begin as the mean of the others.
         """
         own = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        given = dict(weights)
+        given = below(weights, "trunk")
         if self.transform is None and "transform.dense.weight" in given:
             # Classes of pre-training (is this the next sentence?) are not those of a task, even if as many.
             given = {name: tensor for name, tensor in given.items() if not name.startswith("classifier.")}

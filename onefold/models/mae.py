@@ -49,6 +49,11 @@ class MAEConfig(Config):
         return self
 
     @property
+    def body(self) -> ViTConfig:
+        """What is kept of it once it has learned."""
+        return self.encoder
+
+    @property
     def image(self) -> int:
         return self.encoder.image
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
+from onefold.models.adopting import below
 from onefold.models.text_head import PREFIX, TextHeadConfig, adopt_head
 from onefold.nn.attention import AttentionConfig, KVCache, Layout
 from onefold.nn.cross import CrossAttention, KeysValues
@@ -344,7 +345,7 @@ class Decoder(nn.Module):
 
         Its classifier stays fresh where the other has none, or one of other classes.
         """
-        weights = adopt_head(self.state_dict(), weights)
+        weights = adopt_head(self.state_dict(), below(weights, "trunk"))
         return with_new_tokens(weights, self.config.vocab, ("embed.token.weight", "unembed.weight", "unembed.bias"))
 
     def features(

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from onefold.core.config import Config
+
 
 @dataclass(frozen=True)
 class Term:
@@ -20,3 +22,17 @@ class Loss:
 
     terms: dict[str, Term]
     metrics: dict[str, Term] = field(default_factory=dict)
+
+
+def body_of(start: Config, classes: int = 0) -> Config:
+    """What is kept of a model to begin with: of one that was made for a single objective, what other ones can use.
+
+    An objective that goes on from something else has a `going_on` of its own, called like this. classes: in the data.
+    """
+    return getattr(start, "body", start)
+
+
+def with_classes(start: Config, classes: int) -> Config:
+    """The body with a classifier of so many classes, unless it has one."""
+    body = body_of(start)
+    return body.but({"classes": classes}) if getattr(body, "classes", None) == 0 else body

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onefold.core.batch import ImageBatch, LabelledTextBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.objectives.base import Loss, Term
+from onefold.objectives.base import Loss, Term, with_classes
 
 FEW = 5  # classes up to which being among the first five says nothing
 
@@ -25,6 +25,10 @@ class Classification(Config):
 
     kind: Literal["classification"] = "classification"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each target, spread over all classes; in training only
+
+    def going_on(self, start: Config, classes: int) -> Config:
+        """See onefold.objectives.base.body_of."""
+        return with_classes(start, classes)
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, Any, int], Loss]:
         def loss(model: nn.Module, batch: ImageBatch | LabelledTextBatch, step: int) -> Loss:

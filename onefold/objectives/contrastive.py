@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from onefold.core import dist
 from onefold.core.batch import Batch
 from onefold.core.config import Config
+from onefold.models.embedder import embedder_of
 from onefold.objectives.base import Loss, Term
 from onefold.objectives.cross_entropy import linear_cross_entropy
 
@@ -33,6 +34,10 @@ class InfoNCE(Config):
     """
 
     kind: Literal["infonce"] = "infonce"
+
+    def going_on(self, start: Config, classes: int) -> Config:
+        """The embedder that begins with a model; see onefold.objectives.base.body_of."""
+        return embedder_of(start)
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> "Contrast":
         return Contrast()

@@ -21,6 +21,10 @@ class Reconstruction(Config):
 
     kind: Literal["reconstruction"] = "reconstruction"
 
+    def going_on(self, start: Config, classes: int) -> Config:
+        """The whole autoencoder; see onefold.objectives.base.body_of."""
+        return start
+
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, ImageBatch, int], Loss]:
         def loss(model: nn.Module, batch: ImageBatch, step: int) -> Loss:
             prediction, target, mask = model.reconstruct(batch.pixels(), None if model.training else SEED)

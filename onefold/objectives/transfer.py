@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onefold.core.batch import LabelledTextBatch, TokenBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.objectives.base import Loss
+from onefold.objectives.base import Loss, with_classes
 from onefold.objectives.classification import soft_cross_entropy
 from onefold.objectives.language import token_loss
 
@@ -62,6 +62,10 @@ class ClassificationAndNext(Config):
 
     kind: Literal["classification_and_next"] = "classification_and_next"
     language: float = Field(default=0.5, ge=0)
+
+    def going_on(self, start: Config, classes: int) -> Config:
+        """See onefold.objectives.base.body_of."""
+        return with_classes(start, classes)
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> "BuiltClassificationAndNext":
         return BuiltClassificationAndNext(self)

@@ -10,7 +10,7 @@ does not change the way to a given step, and the same data, wherever they lie no
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,31 +22,17 @@ from onefold.core.config import Config, Slot
 from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.progress import clock, say
-from onefold.data.pictures.images import ImageData, ImageDataset
+from onefold.data.every import AnyData, Prepared
+from onefold.data.pictures.images import ImageData
 from onefold.data.pictures.reader import PictureReader
-from onefold.data.proteins.masked import ProteinData
-from onefold.data.text.contrastive import ContrastiveDataset, ContrastiveTextData
-from onefold.data.text.conversations import ChatData
-from onefold.data.text.dataset import Dataset
-from onefold.data.text.denoising import DenoisingTextData
-from onefold.data.text.documents import TextData
-from onefold.data.text.labelled_text import LabelledTextData, LabelledTextDataset
-from onefold.data.text.masked import MaskedTextData
-from onefold.data.text.mixture import MixtureData, MixtureDataset
-from onefold.data.text.text_pairs import TextPairsData, TextPairsDataset
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model
 from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
-from onefold.models.embedder import EmbedderConfig, embedder_of
-from onefold.models.mae import MAEConfig
-from onefold.objectives.classification import Classification
-from onefold.objectives.contrastive import InfoNCE
-from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
-from onefold.objectives.language import MaskedAndNext, NextToken
-from onefold.objectives.reconstruction import Reconstruction
-from onefold.objectives.transfer import BothDirections, ClassificationAndNext
+from onefold.objectives.base import body_of
+from onefold.objectives.every import AnyObjective
+from onefold.objectives.language import NextToken
 from onefold.training import estimate, parallel
 from onefold.training.folder import claimed, read_facts, write_facts
 from onefold.training.log import read_log
@@ -55,39 +41,14 @@ from onefold.training.state import Checkpoints, TrainState, copy_tensors
 from onefold.training.trainer import Objective, Trainer, TrainerConfig, is_over
 
 PROCESSOR = "processor"
-Prepared = Dataset | TextPairsDataset | MixtureDataset | LabelledTextDataset | ContrastiveDataset | ImageDataset
 
 
 class Run(Config):
     """The root of all configs: one training."""
 
-    data: Annotated[
-        TextData
-        | MaskedTextData
-        | ProteinData
-        | DenoisingTextData
-        | TextPairsData
-        | MixtureData
-        | LabelledTextData
-        | ChatData
-        | ContrastiveTextData
-        | ImageData,
-        Slot(),
-    ]
+    data: Annotated[AnyData, Slot()]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
-    objective: Annotated[
-        NextToken
-        | MaskedAndNext
-        | BothDirections
-        | Classification
-        | ClassificationAndNext
-        | TokenClassification
-        | SpanSelection
-        | Regression
-        | InfoNCE
-        | Reconstruction,
-        Slot(),
-    ] = NextToken()
+    objective: Annotated[AnyObjective, Slot()] = NextToken()
     optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig | AdafactorConfig, Slot()] = AdamWConfig()
     trainer: TrainerConfig = TrainerConfig()
     start: str | None = None  # a run, artifact, published model or hub id whose weights to begin with
@@ -154,7 +115,7 @@ def train(run: Run) -> Result:
 
 def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Path | None, state: TrainState) -> Trainer:
     """Build everything that training needs, from the start or as the checkpoint `good` has it."""
-    start = open_start(run) if run.start and not good else None
+    start = open_model(run.start, "cpu", torch.float32) if run.start and not good else None
     begun = {"state": read_facts(run.out).get("data")} if isinstance(run.data, ImageData) else {}  # a store may grow
     dataset = run.data.prepare(run.out / "data", first_processor(run, start), keep=True, **begun)
     config = read_model_config(read_card(good), good / FILE) if good else model_config(run, dataset, start)
@@ -198,14 +159,6 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     )
 
 
-def open_start(run: Run) -> Loaded:
-    """The model to begin with; of an embedder only the trunk where what is learned is not vectors of texts."""
-    start = open_model(run.start, "cpu", torch.float32)
-    if isinstance(start.config, EmbedderConfig) and not isinstance(run.objective, InfoNCE):
-        return replace(start, config=start.config.trunk, model=start.model.trunk)
-    return start
-
-
 def resumption(run: Run, before: Mapping[str, Any] | None, state: TrainState) -> str:
     """A line about going on, and about a schedule that was made longer."""
     steps, old = run.trainer.steps, before["trainer"]["steps"] if before else run.trainer.steps
@@ -243,14 +196,8 @@ def model_config(run: Run, dataset: Prepared, start: Loaded | None) -> ModelConf
         return dataset.fit(run.model, grow=False)
     if start is None:
         raise UserError("a run needs a model, or a start whose model it goes on with")
-    config = start.config
-    if isinstance(config, MAEConfig) and not isinstance(run.objective, Reconstruction):
-        config = config.encoder  # all that is kept of a masked autoencoder
-    if isinstance(run.objective, InfoNCE):
-        config = embedder_of(config)
-    if isinstance(run.objective, Classification) and getattr(config, "classes", None) == 0:
-        config = config.but({"classes": len(dataset.classes)})
-    return dataset.fit(config, grow=True)
+    going_on = getattr(run.objective, "going_on", body_of)  # an objective may need more of it, or another head
+    return dataset.fit(going_on(start.config, len(dataset.classes)), grow=True)
 
 
 def weigh(

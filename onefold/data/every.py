@@ -1,0 +1,27 @@
+"""All that a run may train on, and what becomes of it once it is prepared."""
+
+from onefold.data.pictures.images import ImageData, ImageDataset
+from onefold.data.proteins.masked import ProteinData
+from onefold.data.text.contrastive import ContrastiveDataset, ContrastiveTextData
+from onefold.data.text.conversations import ChatData
+from onefold.data.text.dataset import Dataset
+from onefold.data.text.denoising import DenoisingTextData
+from onefold.data.text.documents import TextData
+from onefold.data.text.labelled_text import LabelledTextData, LabelledTextDataset
+from onefold.data.text.masked import MaskedTextData
+from onefold.data.text.mixture import MixtureData, MixtureDataset
+from onefold.data.text.text_pairs import TextPairsData, TextPairsDataset
+
+AnyData = (
+    TextData
+    | MaskedTextData
+    | ProteinData
+    | DenoisingTextData
+    | TextPairsData
+    | MixtureData
+    | LabelledTextData
+    | ChatData
+    | ContrastiveTextData
+    | ImageData
+)
+Prepared = Dataset | TextPairsDataset | MixtureDataset | LabelledTextDataset | ContrastiveDataset | ImageDataset
