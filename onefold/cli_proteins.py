@@ -1,6 +1,7 @@
 """`onefold proteins VERB …`: what encoders of proteins say of chains, and alignments without a model."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,16 +72,16 @@ def embed(
     import numpy as np
 
     from onefold.core.files import atomic_file
-    from onefold.infer.proteins import residue_features
+    from onefold.infer.proteins import TOGETHER, embed_chains
 
     encoder, names, vectors = _open_encoder(model, device), [], []
-    for name, sequence, _ in _chains(files):
-        (features,) = residue_features(encoder, [sequence])
-        names.append(name)
-        vectors.append(features.mean(0).numpy())
+    chains = _chains(files)
+    while some := list(islice(chains, TOGETHER)):
+        names += [name for name, _, _ in some]
+        vectors.append(embed_chains(encoder, [sequence for _, sequence, _ in some]).numpy())
     with atomic_file(out) as temporary, temporary.open("wb") as file:
-        np.savez(file, names=np.array(names), vectors=np.stack(vectors))
-    print(f"{len(names):,} vectors of {len(vectors[0]):,} numbers: {out}")
+        np.savez(file, names=np.array(names), vectors=np.concatenate(vectors))
+    print(f"{len(names):,} vectors of {vectors[0].shape[1]:,} numbers: {out}")
 
 
 @app.command(epilog=example("onefold proteins fit runs/esm1b structures/*.cif --out runs/esm1b-contacts"))

@@ -133,7 +133,7 @@ def _config(weights: Mapping[str, Tensor], content: Mapping[str, Any], where: st
     settings = content.get("args") or (content.get("cfg") or {}).get("model") or {}
     settings = vars(settings) if isinstance(settings, Namespace) else dict(settings)
     arch = settings.get("arch", settings.get("_name"))
-    rotary = "args" not in content
+    rotary = content.get("args") is None
     if "embed_tokens.weight" not in weights or not (rotary or arch == "roberta_large"):
         raise UserError(f"{where}: {arch or 'this'} is not supported; ESM-1b, ESM-1v and ESM-2 are")
     vocab, width = weights["embed_tokens.weight"].shape

@@ -35,15 +35,20 @@ def fit_contacts(encoder: TextEncoder, examples: Iterable[Example], strength: fl
     features, labels = [], []
     for example in examples:
         for part in windows(encoder, [example.sequence]):
-            layers = encoder.network.coupled_attention(part.tokens, part.residues, None, part.segments)
-            maps = torch.cat([layer.float().cpu() for layer in layers], dim=1)  # [B, depth · heads, T, T]
-            for row, (start, length) in enumerate(zip(part.starts, part.lengths)):
+            pairs = []
+            for start, length in zip(part.starts, part.lengths):
                 first, second = np.triu_indices(length, NEAREST)
                 if example.known is not None:
                     there = example.known[start + first] & example.known[start + second]
                     first, second = first[there], second[there]
-                features.append(maps[row, :, first + 1, second + 1].T.numpy())
+                pairs.append((first + 1, second + 1))  # behind the token that begins a chain
                 labels.append(example.contacts[start + first, start + second])
+            columns: list[list[np.ndarray]] = [[] for _ in pairs]
+            for layer in encoder.network.coupled_attention(part.tokens, part.residues, None, part.segments):
+                maps = layer.float().cpu().numpy()  # [B, heads, T, T]
+                for row, (first, second) in enumerate(pairs):
+                    columns[row].append(maps[row][:, first, second].T)
+            features += [np.concatenate(own, axis=1) for own in columns]
     found = np.concatenate(labels) if labels else np.empty(0, bool)
     if not found.any() or found.all():
         raise UserError("the structures to fit on have no contacts between residues six or more apart")

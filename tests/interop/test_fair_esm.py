@@ -56,7 +56,7 @@ def their_files(folder, case, without_head=False):
                     found[f"encoder.{named}"] = tensor.clone()
     settings = {**SETTINGS, "token_dropout": True, "dropout": 0.0, "lr": [1e-4]}
     if case == ROTARY:
-        content = {"cfg": {"model": Namespace(_name="esm2", **settings)}, "model": found}
+        content = {"args": None, "cfg": {"model": Namespace(_name="esm2", **settings)}, "model": found}
         found |= {f"encoder.sentence_encoder.layers.{i}.self_attn.rot_emb.inv_freq": torch.ones(4) for i in range(3)}
     else:
         content = {"args": Namespace(arch="roberta_large", max_positions=40, **settings), "model": found}
