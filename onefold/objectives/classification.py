@@ -1,7 +1,7 @@
 """Classification: cross-entropy against probabilities, which one-hot, smoothed and mixed targets all are."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -23,6 +23,8 @@ class Classification(Config):
     the first, or among the first five, of the model's classes.
     """
 
+    reads: ClassVar = ImageBatch | LabelledTextBatch
+    task: ClassVar = "sequence"
     kind: Literal["classification"] = "classification"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each target, spread over all classes; in training only
 

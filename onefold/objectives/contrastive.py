@@ -7,7 +7,7 @@ sides are, the model which of its methods reads either.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from onefold.core import dist
-from onefold.core.batch import Batch
+from onefold.core.batch import Batch, PairedTextBatch
 from onefold.core.config import Config
 from onefold.models.embedder import embedder_of
 from onefold.objectives.base import Loss, Term
@@ -33,6 +33,7 @@ class InfoNCE(Config):
     over all processes. Metric: `accuracy`, the share of rows of the first side whose own partner is the nearest.
     """
 
+    reads: ClassVar = PairedTextBatch
     kind: Literal["infonce"] = "infonce"
 
     def going_on(self, start: Config, classes: int) -> Config:

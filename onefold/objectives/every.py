@@ -1,5 +1,10 @@
-"""All that a run may minimise."""
+"""All that a run may minimise, and what each of them learns from."""
 
+from typing import get_args
+
+from onefold.core.batch import Batch
+from onefold.core.config import Config
+from onefold.core.errors import UserError
 from onefold.objectives.classification import Classification
 from onefold.objectives.contrastive import InfoNCE
 from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
@@ -19,3 +24,17 @@ AnyObjective = (
     | InfoNCE
     | Reconstruction
 )
+
+
+def check_reads(objective: AnyObjective, batch: type[Batch], data: Config) -> None:
+    """Raises UserError, naming those that do, when an objective does not learn from the batches of these data."""
+    if not _reads(objective, batch, data):
+        fitting = [kind.model_fields["kind"].default for kind in get_args(AnyObjective) if _reads(kind, batch, data)]
+        named = f"objective {objective.kind} does not learn from {data.kind} data"
+        raise UserError(f"{named}: set objective.kind to {' or '.join(fitting)}")
+
+
+def _reads(objective: AnyObjective | type, batch: type[Batch], data: Config) -> bool:
+    task = getattr(objective, "task", None)
+    reads = getattr(objective, "reads", Batch)  # a class of the user's own need not say
+    return issubclass(batch, reads) and task in (None, getattr(data, "task", task))

@@ -1,7 +1,7 @@
 """What encoders are fine-tuned for beside classes of whole texts: tags of words, answers in texts, numbers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -16,6 +16,8 @@ from onefold.objectives.base import Loss, Term
 class TokenClassification(Config):
     """Mean cross-entropy of each token that is asked, in nats (arXiv 1810.04805, section 5.3). Metric: `accuracy`."""
 
+    reads: ClassVar = LabelledTextBatch
+    task: ClassVar = "token"
     kind: Literal["token_classification"] = "token_classification"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, LabelledTextBatch, int], Loss]:
@@ -43,6 +45,8 @@ class SpanSelection(Config):
     Metric: `exact`, the share of the rows of which both are right.
     """
 
+    reads: ClassVar = LabelledTextBatch
+    task: ClassVar = "span"
     kind: Literal["span_selection"] = "span_selection"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, LabelledTextBatch, int], Loss]:
@@ -72,6 +76,8 @@ class Regression(Config):
     1 − loss about the share of the variance that it explains (R²).
     """
 
+    reads: ClassVar = LabelledTextBatch
+    task: ClassVar = "regression"
     kind: Literal["regression"] = "regression"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, LabelledTextBatch, int], Loss]:

@@ -4,7 +4,7 @@ What is learned is decided by the data: (tokens, targets, weights).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field
@@ -21,6 +21,7 @@ from onefold.objectives.cross_entropy import linear_cross_entropy
 class NextToken(Config):
     """Mean negative log-likelihood of each target, in nats per token of weight 1."""
 
+    reads: ClassVar = TokenBatch
     kind: Literal["next_token"] = "next_token"
     z_loss: float = 0.0
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each target, spread over all tokens; in training only
@@ -39,6 +40,7 @@ class MaskedAndNext(Config):
     The mean negative log-likelihoods of both are added up; the metric `accuracy` is that of the second.
     """
 
+    reads: ClassVar = TokenBatch
     kind: Literal["masked_and_next"] = "masked_and_next"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> "BothTasks":

@@ -1,7 +1,7 @@
 """Reconstruction: what a masked autoencoder learns from, the pixels of the patches that it did not see."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ class Reconstruction(Config):
     (arXiv 2111.06377, section 3.) Training draws masks from torch's generator, which the trainer seeds for each step.
     """
 
+    reads: ClassVar = ImageBatch
     kind: Literal["reconstruction"] = "reconstruction"
 
     def going_on(self, start: Config, classes: int) -> Config:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ class BothDirections(Config):
     `ce` is that of the forward model, which is what bits per byte are counted from.
     """
 
+    reads: ClassVar = TokenBatch
     kind: Literal["both_directions"] = "both_directions"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> "BuiltBothDirections":
@@ -60,6 +61,8 @@ class ClassificationAndNext(Config):
     The mean cross-entropy of the rows + `language` · that of the next tokens; metrics as of `Classification`.
     """
 
+    reads: ClassVar = LabelledTextBatch
+    task: ClassVar = "sequence"
     kind: Literal["classification_and_next"] = "classification_and_next"
     language: float = Field(default=0.5, ge=0)
 

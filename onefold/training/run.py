@@ -31,7 +31,7 @@ from onefold.interop.open import open_model
 from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
 from onefold.objectives.base import body_of
-from onefold.objectives.every import AnyObjective
+from onefold.objectives.every import AnyObjective, check_reads
 from onefold.objectives.language import NextToken
 from onefold.training import estimate, parallel
 from onefold.training.folder import claimed, read_facts, write_facts
@@ -118,6 +118,7 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     start = open_model(run.start, "cpu", torch.float32) if run.start and not good else None
     begun = {"state": read_facts(run.out).get("data")} if isinstance(run.data, ImageData) else {}  # a store may grow
     dataset = run.data.prepare(run.out / "data", first_processor(run, start), keep=True, **begun)
+    check_reads(run.objective, dataset.batch, run.data)
     config = read_model_config(read_card(good), good / FILE) if good else model_config(run, dataset, start)
     frozen = {name: open_model(path, device).model.requires_grad_(False) for name, path in run.frozen.items()}
     objective = run.objective.build(frozen)

@@ -78,6 +78,7 @@ class TrainerConfig(Config):
 class Dataset(Protocol):
     """What the loop asks of data (onefold.data says more)."""
 
+    batch: type[Batch]  # what its loader gives
     unit: str  # what a model's reading is counted in: "tokens", "images"
 
     def size(self, split: Any) -> int: ...  # units; 0: nothing is in this split

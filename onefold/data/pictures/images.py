@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from onefold.core.batch import ImageBatch
+from onefold.core.batch import Batch, ImageBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.progress import say
@@ -100,7 +100,8 @@ class ImageDataset:
     each split, the number of images.
     """
 
-    unit = "images"
+    batch: type[Batch] = ImageBatch
+    unit = batch.unit
 
     def __init__(self, folder: Path, config: ImageData, reader: PictureReader | None = None, state: str | None = None):
         """state: which of the states that a store has been in; one that it has never been in changes nothing."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from onefold.core.batch import PairedTextBatch
+from onefold.core.batch import Batch, PairedTextBatch
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
@@ -167,7 +167,8 @@ class ContrastiveTextData(Config):
 class ContrastiveDataset:
     """What `prepare` returns."""
 
-    unit = "tokens"
+    batch: type[Batch] = PairedTextBatch
+    unit = batch.unit
     classes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, context: int, delimiters: Delimiters | None):

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from onefold.core.batch import TokenBatch
+from onefold.core.batch import Batch, TokenBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.data.facts import FACTS, PROCESSOR, read_facts
@@ -28,7 +28,8 @@ class Dataset:
     documents, bytes and tokens (targets to predict, so every document's end counts and its start does not).
     """
 
-    unit = "tokens"
+    batch: type[Batch] = TokenBatch
+    unit = batch.unit
     classes: tuple[str, ...] = ()  # of what a model names
     frame = 0  # places around every piece of a document
 
@@ -89,6 +90,10 @@ class Dataset:
 
         Errors: UserError when it is no language model, lacks room, or rows are longer than its context.
         """
+        if "start" in type(model).model_fields:
+            raise UserError(
+                "a model that reads one text and writes another needs pairs: data.kind=text_pairs or denoising"
+            )
         return fit_tokens(model, self.tokenizer, self.context, grow)
 
     def bytes(self, split: Split) -> int:

@@ -65,6 +65,8 @@ class DenoisingDataset(Dataset):
     processes. In evaluations it is always the same.
     """
 
+    batch = Seq2SeqBatch
+
     def __init__(self, folder: Path, context: int, shares: Sequence[float] | None, noise: NoiseConfig):
         """Raises UserError when the context is too short, or the tokenizer lacks what the noise needs."""
         super().__init__(folder, context, shares)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from onefold.core.batch import LabelledTextBatch
+from onefold.core.batch import Batch, LabelledTextBatch
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
@@ -154,7 +154,8 @@ class LabelledTextData(Config):
 class LabelledTextDataset:
     """What `prepare` returns; `classes` names what each output of a classifier means."""
 
-    unit = "tokens"
+    batch: type[Batch] = LabelledTextBatch
+    unit = batch.unit
 
     def __init__(self, folder: Path, context: int):
         self.facts: dict[str, Any] = read_facts(folder)

@@ -18,7 +18,7 @@ from numpy.random import Generator, default_rng
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from onefold.core.batch import Seq2SeqBatch
+from onefold.core.batch import Batch, Seq2SeqBatch
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.data.loader import Evaluation, Loader
@@ -118,7 +118,8 @@ class MixturePlan:
 class MixtureDataset:
     """What `prepare` returns. A row is a function of seed and epoch, whatever the number of processes."""
 
-    unit = "tokens"
+    batch: type[Batch] = Seq2SeqBatch
+    unit = batch.unit
     classes: tuple[str, ...] = ()  # of what a model names
 
     def __init__(

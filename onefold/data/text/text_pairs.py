@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from onefold.core.batch import Seq2SeqBatch
+from onefold.core.batch import Batch, Seq2SeqBatch
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
@@ -180,7 +180,8 @@ def _key(data: TextPairsData, pair: Pair) -> int:
 class TextPairsDataset:
     """What `prepare` returns. `facts` has, for each split, pairs and tokens, and how many were too long."""
 
-    unit = "tokens"
+    batch: type[Batch] = Seq2SeqBatch
+    unit = batch.unit
     classes: tuple[str, ...] = ()  # of what a model names
 
     def __init__(self, folder: Path, context: int):
