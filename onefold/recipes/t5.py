@@ -6,7 +6,10 @@ told apart by its first words.
 
 Deviations: `data` is yours instead of C4; texts follow each other in a row without a token between them, as theirs do.
 The tokenizer, byte-level BPE instead of SentencePiece, is trained on it unless `tokenizer` names a folder or file of
-one. The learning rate rises to its peak in the first 10,000 steps, in which theirs is constant.
+one.
+
+    onefold train t5 data=notes/
+    onefold train t5 data=notes/ tasks=summarize=news.jsonl,answer=questions.tsv    # "summarize: …", and gaps
 """
 
 from onefold.core.errors import UserError
@@ -45,7 +48,7 @@ def recipe(
             steps=2**19,
             batch=128,
             clip=None,
-            schedule=InverseSqrt(warmup=10_000),
+            schedule=InverseSqrt(warmup=10_000, flat=True),
             evaluate_every=5000,
             checkpoint_every=5000,
         ),

@@ -91,10 +91,12 @@ class InverseSqrt(Config):
 
     kind: Literal["inverse_sqrt"] = "inverse_sqrt"
     warmup: Annotated[int, Field(ge=1)] = 4000  # steps
+    flat: bool = False  # 1 in these steps instead of a rise (T5)
 
     def multiplier(self, step: int, steps: int) -> float:
         """As that of all schedules."""
-        return min((step + 1) / self.warmup, (self.warmup / (step + 1)) ** 0.5)
+        rise = 1.0 if self.flat else (step + 1) / self.warmup
+        return min(rise, (self.warmup / (step + 1)) ** 0.5)
 
 
 class SlantedTriangular(Config):

@@ -39,7 +39,8 @@ def test_the_settings_of_the_papers():
     run = t5.recipe()
     assert (run.trainer.steps, run.trainer.batch, run.data.context) == (524_288, 128, 512)
     assert run.optimizer == AdafactorConfig(lr=0.01)
-    assert run.trainer.schedule.multiplier(39_999, 0) == pytest.approx(0.5)  # 1 / √(4 · 10,000)
+    rates = [run.optimizer.lr * run.trainer.schedule.multiplier(step - 1, 0) for step in (1, 10_000, 40_000)]
+    assert rates == pytest.approx([max(step, 10_000) ** -0.5 for step in (1, 10_000, 40_000)])  # section 3.1.2
     assert (run.data.noise.rate, run.data.noise.mean, run.data.tokenizer.sentinels) == (0.15, 3.0, 100)
     assert count_parameters(t5.recipe(gated=True, size="small").model) == t5.GATED_SIZES["small"]
     run = bart.recipe()

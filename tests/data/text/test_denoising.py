@@ -238,3 +238,19 @@ def test_bad_input(folder, tokenizer, prepare, tmp_path):
         DenoisingTextData.from_dict({"sources": str(folder), "tokenizer": {"kind": "bpe", **TOKENS["spans"]}}).prepare(
             tmp_path / "out"
         )
+
+
+@pytest.mark.slow
+def test_what_the_decoder_reads_is_what_transformers_makes_of_the_targets(prepare):
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.bart.modeling_bart import shift_tokens_right
+
+    small = {"vocab_size": 400, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(**small, decoder_start_token_id=0))
+    for batch in epoch(prepare("spans"), 0):
+        text = batch.weights.sum(1) > 0
+        labels = batch.targets.masked_fill(batch.weights == 0, -100)
+        assert torch.equal(theirs._shift_right(labels)[text], batch.tokens[text])
+    bart = prepare("infilling").tokenizer
+    for batch in epoch(prepare("infilling"), 0):
+        assert torch.equal(shift_tokens_right(batch.targets, bart.pad, bart.end), batch.tokens)
