@@ -17,7 +17,7 @@ from onefold.data.text.dataset import Dataset
 from onefold.data.text.seq2seq import seq2seq_batch
 from onefold.infer.model import load
 from onefold.models.seq2seq import Seq2SeqConfig
-from onefold.training.run import Result, Run
+from onefold.training.run import Result
 
 VOCAB = 2048  # of the miniatures
 CORPUS = Path(sysconfig.get_paths()["stdlib"]) / "email"  # which checks read: 0.4 MB of code and prose
@@ -37,7 +37,8 @@ TASKS: dict[str, tuple[range, Callable[[list[str]], str]]] = {
 
 def shrunk(model: Seq2SeqConfig, vocab: int, width: int, context: int, depth: int = 2) -> Seq2SeqConfig:
     """The model with `depth` layers a side and four heads, without dropout."""
-    heads = {"heads": 4, "dropout": 0.0} | ({"head_width": width // 4} if model.head_scaled or not model.tied else {})
+    own = {} if model.encoder.block.mixer.head_width is None else {"head_width": width // 4}
+    heads = {"heads": 4, "dropout": 0.0} | own
     block = {"mixer": heads, "ffn": {"width": 4 * width}, "dropout": 0.0}
     position = {"position": {"context": context}} if model.embed.position else {}
     shape = {"vocab": vocab, "width": width, "context": context, "init": "fan_in"}
@@ -49,12 +50,6 @@ def shrunk(model: Seq2SeqConfig, vocab: int, width: int, context: int, depth: in
             "decoder": {"depth": depth, "block": {**block, "cross": heads}},
         }
     )
-
-
-def brief(run: Run, steps: int, batch: int) -> Run:
-    """As a check trains it: judged at the end alone."""
-    trainer = {"steps": steps, "batch": batch, "evaluate_every": steps, "checkpoint_every": steps}
-    return run.but({"trainer": {**trainer, "evaluate_batches": 16}})
 
 
 def words() -> list[str]:

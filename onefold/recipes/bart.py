@@ -81,7 +81,7 @@ def check(report: Report) -> None:
         "data.sources": [str(seq2seq.CORPUS)],
         "optimizer.lr": 3e-3,
     }
-    results = encoders.seeded(seq2seq.brief(tiny().but(changes), STEPS, 32), "bart")
+    results = encoders.seeded(encoders.briefly(tiny().but(changes), STEPS, 32), "bart")
     errors = [seq2seq.gap_errors(result) for result in results]
     ours, frequent, pairs = ([e[by] for e in errors] for by in ("model", "most frequent token", "pairs of tokens"))
     report.less("hidden tokens of files held out that are not guessed, against the most frequent token", ours, frequent)

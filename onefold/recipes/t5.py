@@ -112,7 +112,7 @@ def check(report: Report) -> None:
         for size, published in sizes.items():
             report.equal(f"parameters, {size}{version}", count_parameters(build(size)), published)
     report.equal("tokens of a text of which 512 are read, and of what is said", *_lengths())
-    results = encoders.seeded(seq2seq.brief(several_tasks(), STEPS, 64), "t5")
+    results = encoders.seeded(encoders.briefly(several_tasks(), STEPS, 64), "t5")
     gaps = results[0].run.data.prepare(results[0].out / "data", keep=True).parts[0]
     losses = [seq2seq.span_losses(result, gaps) for result in results]
     report.less("nats for a token in a gap on files held out, against counts of tokens", *map(list, zip(*losses)))
