@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,7 +42,11 @@ RATES = {"elmo": 5e-3, "ulmfit": 5e-3, "gpt": 3e-3, "bert": 3e-3}
 STEPS = {"elmo": 950, "ulmfit": 1100, "gpt": 1500, "bert": 2200}
 LABELS = (4, 16, 64)  # of each class
 TUNING = {4: 60, 16: 100, 64: 150}  # steps
-EACH = 16  # labels of each class that a landmark alone is judged by
+EACH = 64  # labels of each class that a landmark alone is judged by
+
+
+Pretrained = Result | WordResult
+Done = TypeVar("Done", Result, WordResult)
 
 
 def text(data: str, vocab: int, context: int, tokenizer: str | None) -> TextData:
@@ -104,7 +108,15 @@ def pretrained(name: str, run: Run) -> Result:
     shape = {f"model.{key}": value for key, value in SHAPES[name].items()}
     changes = {"data.sources": [store()], "optimizer.lr": RATES[name], "out": f"runs/check/history/{name}/model"}
     brief = encoders.briefly(run.but(shape), STEPS[name], ROWS)
-    return train(brief.but({**changes, "trainer": {"evaluate_batches": 32, "log_every": 10, "checkpoint_every": 250}}))
+    trainer = {"evaluate_batches": 32, "log_every": 10, "checkpoint_every": 250}
+    return whole(train(brief.but({**changes, "trainer": trainer})))
+
+
+def whole(result: Done) -> Done:
+    """Raises UserError for a run that was interrupted: what would follow could not be compared."""
+    if result.status == "interrupted":
+        raise UserError(f"interrupted in {result.out}: the same check goes on from there")
+    return result
 
 
 def predicts(report: Report, result: Result) -> None:
@@ -124,7 +136,6 @@ def held_out(result: Result) -> dict[str, float]:
     return next(record["held_out"] for record in reversed(result.log) if "held_out" in record)
 
 
-Pretrained = Result | WordResult
 Tuned = Callable[[str, str, int], Run]  # (labels, start, steps) → fine-tuning
 
 
@@ -141,7 +152,7 @@ def accuracies(name: str, before: Pretrained, tuned: Tuned, each: int, fresh: bo
             read = {"kind": "load", "path": str(before.checkpoint)}
             changes |= {"start": None, "model": before.run.model.to_dict(), "data.tokenizer": read}
         run = tuned(str(train_file), str(before.out), steps).but({**changes, "trainer": trainer})
-        found.append(encoders.accuracy(train(run)))
+        found.append(encoders.accuracy(whole(train(run))))
     return found
 
 

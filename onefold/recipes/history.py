@@ -61,14 +61,14 @@ def check(report: Report) -> None:
         transfer.accuracies("gpt", transfer.pretrained("gpt", gpt.tiny()), gpt.tuned, each, fresh=True)
         for each in transfer.LABELS
     ]
-    chance = 1 - 1 / transfer.PACKAGES
     for name, rows in found.items():
         label = NAMES.get(name, name)
         for each, values in zip(transfer.LABELS, rows):
             report.note(f"held-out accuracy, {each} labels of each package, {label}", values)
-        report.less(
-            f"error with {transfer.LABELS[-1]} labels, {label}, against chance", [1 - v for v in rows[-1]], chance
-        )
+    most, chance = transfer.LABELS[-1], 1 - 1 / transfer.PACKAGES
+    for name, label in NAMES.items():
+        errors = [1 - value for value in found[name][-1]]
+        report.less(f"held-out error with {most} labels, {label}, against chance", errors, chance)
     report.chart("accuracy against labels", plot(found))
     helped = [NAMES[name] for name in NAMES if fmean(found[name][0]) > fmean(found["from scratch"][0])]
     report.note(f"better than from scratch with {transfer.LABELS[0]} labels", ", ".join(helped) or "none of them")
@@ -82,7 +82,7 @@ def accuracy(name: str, report: Report) -> list[list[float]]:
         before = transfer.pretrained(name, METHODS[name]())
         tuned = {"elmo": elmo.tuned, "ulmfit": ulmfit.tuned, "gpt": gpt.tuned, "bert": as_bert}[name]
     seconds = read_log(before.out / "log.jsonl")[-1]["seconds"]
-    report.note(f"seconds of pre-training, {NAMES[name]}", round(seconds))
+    report.note(f"seconds of pre-training by the clock, {NAMES[name]}", round(seconds))
     return [transfer.accuracies(name, before, tuned, each) for each in transfer.LABELS]
 
 
@@ -95,7 +95,7 @@ def word_vectors() -> tuple[words.WordResult, transfer.Tuned]:
         atomic_write(file, "".join(json.dumps({"text": document.text}) + "\n" for document in texts))
     changes = {"data.sources": [str(file)], "model": {"width": 64, "epochs": EPOCHS}, "trainer.threads": 1}
     changes |= {"trainer.checkpoint_every": 500, "out": "runs/check/history/word2vec/model"}
-    return words.train(word2vec.tiny().but(changes)), over_words
+    return transfer.whole(words.train(word2vec.tiny().but(changes))), over_words
 
 
 def as_bert(labels: str, start: str, steps: int) -> Run:
