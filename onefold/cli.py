@@ -184,12 +184,14 @@ def classify(
 ):
     """Say what is in pictures, or of which kind texts are."""
     from onefold.infer.model import Model
+    from onefold.infer.writer import Writer
 
     loaded = open_model_at(model, device)
     if isinstance(loaded, Model):
         raise UserError(f"{model} writes text and classifies nothing: try onefold generate {model} PROMPT")
     if not hasattr(loaded, "best"):
-        raise UserError(f"{model} classifies nothing: try onefold embed {model} TEXT")
+        verb = "translate" if isinstance(loaded, Writer) else "embed"
+        raise UserError(f"{model} classifies nothing: try onefold {verb} {model} TEXT")
     for thing, found in zip(given, loaded.best(given, top)):
         print(f"{thing}: " + ", ".join(f"{name} {share:.1%}" for name, share in found))
 

@@ -36,7 +36,7 @@ def answer_questions(
     Of all windows the passage counts whose two ends have the largest sum of logits. With `none`, there is no answer
     where in every window the first token, which stands for that, has more (arXiv 1810.04805, section 4.3).
     """
-    if encoder.config.task != "span" or not encoder.config.classes:
+    if encoder.task != "span" or not encoder.config.classes:
         raise UserError("this model does not find answers; train one on questions: task=span data=… start=…")
     windows = frames(encoder.tokenizer, contexts, questions, encoder.config.context, OVERLAP)
     for question, own in zip(questions, windows):

@@ -39,8 +39,8 @@ class TextEmbedder(OpenedText):
     def embed(self, texts: Sequence[str], kind: str | None = None) -> Float[Tensor, "N E"]:
         """A vector for each text, on the CPU.
 
-        kind: what the texts are, see `kinds`; None: what the model takes them for if it is not told. A model that tells
-        nothing apart takes any of "query" and "document".
+        kind: what the texts are, see `kinds`; None: what the model takes them for if it is not told. Any model
+        takes "query" and "document"; where it has no prompt for one of them, nothing is put before such texts.
         """
         return self.embed_ids(self.encode(texts, kind))
 
@@ -49,12 +49,14 @@ class TextEmbedder(OpenedText):
         if isinstance(texts, str):
             raise UserError("give a list of texts; for a single one, [text]")
         config, length = self.config, length or self.config.length
-        if kind is not None and kind not in (self.kinds or SIDES):
-            raise UserError(f"{kind!r} is no kind of text that this model knows, only {', '.join(self.kinds or SIDES)}")
+        if kind is not None and kind not in (
+            known := (*self.kinds, *(side for side in SIDES if side not in self.kinds))
+        ):
+            raise UserError(f"{kind!r} is no kind of text that this model knows, only {', '.join(known)}")
         if config.delimiters is not None:
             around = config.delimiters[SIDES.index(kind or SIDES[0])]
             return encode_texts(self.tokenizer, texts, length, around)
-        before = config.prompts.get(kind or config.prompt or "", "")
+        before = config.prompts.get(config.prompt or "" if kind is None else kind, "")
         return encode_texts(self.tokenizer, [before + text for text in texts] if before else texts, length)
 
     def embed_ids(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "N E"]:
@@ -103,10 +105,8 @@ def as_embedder(model: OpenedText, name: str | Path) -> TextEmbedder:
     if isinstance(model, TextEmbedder):
         return model
     if not isinstance(model.config, EncoderConfig):
-        raise UserError(
-            f"{name} is no embedding model: take a folder of sentence-transformers, or train one with "
-            f"onefold train cpt start={name}"
-        )
+        trained = f", or train one: onefold train cpt start={name}" if model.config.kind == "decoder" else ""
+        raise UserError(f"{name} makes no vectors of texts: take a folder of sentence-transformers{trained}")
     config = embedder_of(model.config)
     with torch.device("meta"):
         network = config.build()

@@ -63,7 +63,7 @@ def as_writer(model: "Writer | TextEncoder | TextEmbedder | Classifier", name: s
         raise UserError(f"{name} makes vectors of texts and writes none: try onefold embed {name} TEXT")
     if isinstance(model, TextEncoder):
         raise UserError(
-            f"{name} reads text and writes none: onefold.load({str(name)!r}) has embed, fill_mask, classify"
+            f"{name} reads text and writes none: try onefold fill, classify, tag, answer or embed, as it was trained"
         )
     if not isinstance(model, Writer):
         raise UserError(f"{name} is a model of pictures: try onefold classify {name} PICTURE")

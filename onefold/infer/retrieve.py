@@ -85,8 +85,8 @@ def evaluate_retrieval(
     wanted: dict[str, set[int]] = {}
     for _, query, document in pairs:
         wanted.setdefault(query, set()).add(place[document])
-    queries, kinds = list(wanted), [kind if kind in model.kinds else None for kind in SIDES]
-    vectors = [model.embed(texts, kind) for texts, kind in zip((queries, documents), kinds)]
+    queries = list(wanted)
+    vectors = [model.embed(texts, kind) for texts, kind in zip((queries, documents), SIDES)]
     found = {"vectors": quality(search(*vectors)[1], list(wanted.values()))}
     try:
         found["BM25"] = quality(BM25(documents).search(queries)[1], list(wanted.values()))

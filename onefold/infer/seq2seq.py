@@ -81,8 +81,8 @@ class Seq2SeqModel(Writer):
         if not isinstance(prompt, str):
             return list(prompt)
         gaps = any(name in prompt for name in (SENTINEL.format(0), *MASKS))
-        ((ids, _),) = self.tokenizer.encode_framed([prompt], special=gaps)
-        return ids
+        tokenizer = self.tokenizer
+        return [*tokenizer.prefix, *tokenizer.encode(prompt, special=gaps), *tokenizer.suffix]
 
     def begin(self, prompt: Prompt, sampling: Sampling, copy: int = 0) -> Continuation:
         """A row to be written by `run` or `finish`. Ids are taken as they are; text gets what belongs around texts.

@@ -48,7 +48,7 @@ def tag_texts(encoder: "TextEncoder", texts: Sequence[str | Sequence[str]]) -> l
     """
     if isinstance(texts, str):
         raise UserError("give a list of texts; for a single one, [text]")
-    if encoder.config.task != "token" or not encoder.config.classes:
+    if encoder.task != "token" or not encoder.config.classes:
         raise UserError("this model does not tag words; train one on words and tags: task=token data=… start=…")
     joined = [text if isinstance(text, str) else " ".join(text) for text in texts]
     windows = frames(encoder.tokenizer, joined, None, encoder.config.context, OVERLAP)

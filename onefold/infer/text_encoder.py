@@ -64,9 +64,8 @@ class TextEncoder(OpenedText):
     @torch.no_grad()
     def classify(self, texts: Sequence[str], others: Sequence[str] | None = None) -> Float[Tensor, "N classes"]:
         """Probabilities of the classes of each text, or of each pair of texts, on the CPU."""
-        task = getattr(self.config, "task", "sequence")
-        if not self.config.classes or task != "sequence":
-            what = {"token": "tags words: use tag", "span": "finds answers: use answer"}.get(task)
+        if not self.config.classes or self.task != "sequence":
+            what = {"token": "tags words: use tag", "span": "finds answers: use answer"}.get(self.task)
             raise UserError(
                 f"this model does not classify texts, it {what}"
                 if self.config.classes
@@ -85,9 +84,14 @@ class TextEncoder(OpenedText):
         ]
 
     @property
+    def task(self) -> str:
+        """What its classifier looks at: "sequence", "token" or "span"."""
+        return getattr(self.config, "task", "sequence")
+
+    @property
     def numbers(self) -> tuple[float, float] | None:
         """Mean and standard deviation of the numbers that a regression learned; None: it gives none."""
-        one = getattr(self.config, "classes", 0) == 1 and getattr(self.config, "task", "sequence") == "sequence"
+        one = getattr(self.config, "classes", 0) == 1 and self.task == "sequence"
         return tuple(self.card.get("numbers", (0.0, 1.0))) if one else None
 
     def predict(self, texts: Sequence[str], others: Sequence[str] | None = None) -> Float[Tensor, " N"]:

@@ -63,7 +63,10 @@ def load_fair_esm(file: Path, device: "str | torch.device" = "cpu", dtype: "str 
     beside = regression_file(file)
     if beside.is_file():
         weights |= read_pickled(beside)
-    config = _config(weights, content, where)
+    try:
+        config = _config(weights, content, where)
+    except (TypeError, ValueError, AttributeError):  # whatever settings of another kind than ESM's lead to
+        raise UserError(f"{where}: its settings (args or cfg) are not those of an ESM") from None
     weights["embed_tokens.weight"] = _embedding(weights)
     model = fill(config, lambda names: NAMES.read(names, weights, where), torch.device(device), dtype, where)
     return Loaded(config, model, AminoAcids().build(), {"source": where, "format": "fair-esm", "family": "esm"})

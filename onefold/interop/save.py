@@ -1,10 +1,12 @@
 """Writing a model in any of the formats that it fits."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from onefold.core.errors import UserError
-from onefold.interop.artifact import save_artifact
+from onefold.interop.artifact import Picture, save_artifact
 from onefold.interop.fair_esm import save_fair_esm
 from onefold.interop.gguf.model import save_gguf
 from onefold.interop.huggingface import save_folder
@@ -12,29 +14,30 @@ from onefold.interop.loaded import Loaded
 from onefold.interop.sentence_transformers import save_sentences
 from onefold.interop.vision.folder import save_vision
 
+# Published formats by the kind of model; kinds that are missing have none.
+TEXTS: dict[str, dict[str, Callable[..., None]]] = {
+    "decoder": {"hf": save_folder, "gguf": save_gguf},
+    "encoder": {"hf": save_folder, "esm": save_fair_esm},
+    "embedder": {"hf": save_sentences},
+    "seq2seq": {"hf": save_folder},
+}
+PICTURES = {"hf": save_vision, "timm": partial(save_vision, library="timm")}
+
 
 def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: Any) -> None:
-    """Write our folder ("onefold"), one of Hugging Face's ("hf") or timm's ("timm"), or a .gguf file ("gguf").
+    """Write our folder ("onefold"), one of Hugging Face's ("hf"), timm's ("timm"), a .gguf file, or fair-esm's ("esm").
 
     "hf" writes timm's folder where transformers does not know the architecture, and of an embedder that of
     sentence-transformers. options: `dtype=` other than the model's; `kind="F16"` of a .gguf file. Raises
     UserError for a format that cannot hold the model.
     """
     path, kind = Path(path), loaded.config.kind
-    text = kind in ("decoder", "encoder", "embedder", "seq2seq")
     if format == "onefold":
         save_artifact(path, loaded.model, loaded.config, loaded.processor, loaded.card, **options)
-    elif format == "hf":
-        write = save_sentences if kind == "embedder" else save_folder if text else save_vision
-        write(path, loaded, **options)
-    elif format == "gguf" and kind == "decoder":
-        save_gguf(path, loaded, **options)
-    elif format == "esm" and kind == "encoder":
-        save_fair_esm(path, loaded, **options)
-    elif format == "timm" and not text:
-        save_vision(path, loaded, library="timm", **options)
-    else:
-        two = "onefold or hf"
-        formats = {"decoder": f"{two}, or gguf", "encoder": f"{two}, or esm", "embedder": two, "seq2seq": two}
-        formats = formats.get(kind, f"{two}, or timm")
-        raise UserError(f"no format named {format!r} for a model of kind {kind}; use {formats}")
+        return
+    published = PICTURES if isinstance(loaded.config, Picture) else TEXTS.get(kind, {})
+    if format not in published:
+        raise UserError(
+            f"no format named {format!r} for a model of kind {kind}; use {', '.join(['onefold', *published])}"
+        )
+    published[format](path, loaded, **options)

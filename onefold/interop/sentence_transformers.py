@@ -156,7 +156,7 @@ def _config(
         "projections": [projection.to_dict() for projection in projections],
         "normalise": modules[-1][0] == "Normalize",
         "context": min(_length(published.folder), trunk.trunk.context),
-        "prompts": {name: text for name, text in (said.get("prompts") or {}).items() if text},
+        "prompts": {name: text or "" for name, text in (said.get("prompts") or {}).items()},
         "prompt": said.get("default_prompt_name"),
     }
     try:

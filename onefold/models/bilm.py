@@ -12,7 +12,7 @@ which byte-level tokens see to.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -136,10 +136,15 @@ class BiLM(nn.Module):
         """Logits of the classes of each row, whose tokens of another segment than 0 are padding."""
         return self.classifier(features, segments)
 
-    def forward(self, tokens: Int[Tensor, "B T"], *args: Any, **kwargs: Any) -> Float[Tensor, "..."]:
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "..."]:
         """Logits of the classes where there are some, else of the token that follows each."""
-        features = self.features(tokens, *args, **kwargs)
-        return self.head(self.directions(features)[0]) if self.mix is None else self.classify(features, *args[1:2])
+        features = self.features(tokens, positions, segments)
+        return self.head(self.directions(features)[0]) if self.mix is None else self.classify(features, segments)
 
     def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of another such model as this one takes them: what a task adds stays fresh, or behind."""

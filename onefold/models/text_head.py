@@ -72,12 +72,13 @@ def pool(
     segments: Int[Tensor, "B T"] | None,
     how: Literal["last", "mean", "max", "concat"],
 ) -> Float[Tensor, "B E"]:
-    """One vector a text, from the tokens whose segment is 0; None: from all."""
+    """One vector a text, from the tokens whose segment is 0; None, or a text without any: from all."""
     if how == "concat":
         return torch.cat([pool(features, segments, part) for part in ("last", "max", "mean")], dim=1)
     if segments is None:
         return {"last": features[:, -1], "mean": features.mean(1), "max": features.amax(1)}[how]
     real = segments == 0
+    real = real | ~real.any(1, keepdim=True)  # the mean of nothing would be NaN, for the whole batch
     if how == "last":
         place = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
         return features[torch.arange(len(place), device=real.device), place]

@@ -4,7 +4,7 @@ words → their vectors, which stay as they are → classifier
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -55,9 +55,14 @@ class WordReader(nn.Module):
         """Logits of the classes of each row, whose tokens of another segment than 0 are padding."""
         return self.classifier(features, segments)
 
-    def forward(self, tokens: Int[Tensor, "B T"], *args: Any, **kwargs: Any) -> Float[Tensor, "..."]:
-        features = self.features(tokens, *args, **kwargs)
-        return features if self.classifier is None else self.classify(features, *args[1:2])
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "..."]:
+        features = self.features(tokens, positions, segments)
+        return features if self.classifier is None else self.classify(features, segments)
 
     def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of another reader of the same words; a classifier of other classes stays fresh."""

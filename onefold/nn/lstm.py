@@ -125,6 +125,8 @@ class LSTM(nn.Module):
         h, c = state or self.init_state(len(course.rows), x)
         if x.is_meta:
             return self._shapes(x), (h, c)
+        if not len(x):  # torch.lstm would end the process
+            return x.new_zeros(0, self.width), (h, c)
         weights = [self.weight_ih, F.dropout(self.weight_hh, self.weight_drop, self.training)]
         weights += [self.bias_ih, self.bias_hh] + ([] if self.weight_hr is None else [self.weight_hr])
         y, h, c = torch.lstm(x, course.sizes, (h[None], c[None]), weights, True, 1, 0.0, self.training, False)

@@ -94,12 +94,16 @@ def infonce(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], log_scale
 
 
 def nearest(queries: Tensor, candidates: Tensor, targets: Tensor) -> Float[Tensor, ""]:
-    """How many queries have no candidate that is nearer than the one that they should find."""
+    """How many queries have no candidate nearer than the one that they should find; of equally near ones it is chance.
+
+    Otherwise an encoder that makes the same of everything would seem to be always right.
+    """
     found = queries.new_zeros(())
     size = max(1, SCORES // len(candidates))
     for start in range(0, len(queries), size):
         scores, own = queries[start : start + size] @ candidates.T, targets[start : start + size, None]
-        found = found + (scores <= scores.gather(1, own)).all(1).sum()
+        best = scores.gather(1, own)
+        found = found + ((scores <= best).all(1) / (scores == best).sum(1)).sum()
     return found
 
 

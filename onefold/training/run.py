@@ -228,7 +228,8 @@ def weigh(
         row = next(iter(loader))  # two, since batch norm cannot do with one
     rows, bf16 = run.trainer.batch // dist.world(), run.trainer.bf16(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        each = estimate.row_bytes(model, objective, row.to(device))
+        longest = dataset.longest(row.rows) if hasattr(dataset, "longest") else row  # else all are as long
+        each = estimate.row_bytes(model, objective, longest.to(device))
     parallel.reshard(model)
     needed, free = memory
     speed = estimate.machine_speed(device, bf16)

@@ -84,7 +84,7 @@ def test_what_it_cannot_do_is_a_line(tmp_path, tokenizer, monkeypatch, capsys):
         tags.classify(TEXTS)
     with pytest.raises(UserError, match="reads text and writes none"):
         as_writer(tags, "model")
-    with pytest.raises(UserError, match="no format named 'gguf' for a model of kind encoder; use onefold or hf"):
+    with pytest.raises(UserError, match="no format named 'gguf' for a model of kind encoder; use onefold, hf, esm"):
         tags.save(tmp_path / "out", "gguf")
     for verb, argument, line in (
         ("generate", "Once", "reads text and writes none"),

@@ -52,8 +52,21 @@ def test_written_and_read_again_it_is_the_same(tmp_path):
         model.save(tmp_path / f"own-{n}")
         assert onefold.load(tmp_path / f"own-{n}").config == model.config
     assert torch.equal(again.embed(TEXTS), again.embed(TEXTS, "query"))
-    with pytest.raises(UserError, match="no kind of text that this model knows, only query"):
-        again.embed(TEXTS, "document")
+    with pytest.raises(UserError, match="no kind of text that this model knows, only query, document"):
+        again.embed(TEXTS, "passage")
+
+
+def test_an_empty_prompt_is_one_too_and_a_missing_one_is_not_the_default(tmp_path):
+    """Documents that need no words before them must not get those of queries."""
+    for n, prompts in enumerate(({"query": "find: ", "document": ""}, {"query": "find: "})):
+        model = bert(prompts=prompts, prompt="query")
+        model.save(tmp_path / str(n), "hf")
+        again = onefold.load(tmp_path / str(n))
+        assert again.config.prompts == prompts
+        plain = bert()
+        plain.network.load_state_dict(model.network.state_dict())
+        assert torch.equal(again.embed(TEXTS, "document"), plain.embed(TEXTS))
+        assert not torch.equal(again.embed(TEXTS), plain.embed(TEXTS))
 
 
 def test_what_it_cannot_say_or_does_not_know_is_a_line(tmp_path):

@@ -19,6 +19,12 @@ def test_pooling_is_of_the_text_alone():
             torch.testing.assert_close(pool(x[row : row + 1, :length], None, how)[0], expected)
 
 
+@pytest.mark.parametrize("how", ["last", "mean", "max", "concat"])
+def test_a_text_of_padding_alone_spoils_nothing(how):
+    found = pool(torch.randn(2, 4, 3), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), how)
+    assert found.isfinite().all()
+
+
 @pytest.mark.parametrize("config", [TextHeadConfig(lstm=5, pooling="max"), TextHeadConfig(hidden=6, dropout=0.5)])
 def test_padding_does_not_matter(config):
     torch.manual_seed(0)

@@ -99,3 +99,10 @@ def test_counting_operations_follows_no_recurrence_and_finds_the_same(projection
 
     first = 2 * 2 * 4 * 8 * (projection or 8)  # the first state is known to be zero: its gradient is not asked for
     assert counted("cpu") == pytest.approx(counted("meta"), abs=2 * first)
+
+
+def test_nothing_to_read_is_no_error():
+    layer, nothing = LSTM(5, 7), torch.zeros(2, 0, 5)
+    course = Course.of(nothing[..., 0])
+    y, (h, _) = layer(course.take(nothing), course)
+    assert y.shape == (0, 7) and h.shape == (2, 7)

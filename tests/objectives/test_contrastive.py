@@ -45,6 +45,11 @@ def plain(first, second, scale):
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
+def test_an_encoder_that_tells_nothing_apart_is_right_by_chance_only():
+    same = torch.ones(8, 4) / 2
+    assert infonce(same, same, torch.tensor([1.0])).metrics["accuracy"].sum == 1
+
+
 def test_it_is_the_symmetric_cross_entropy():
     first, second = (F.normalize(torch.randn(ROWS, 6), dim=1).requires_grad_() for _ in range(2))
     log_scale = torch.tensor([2.5], requires_grad=True)

@@ -34,7 +34,7 @@ def test_what_does_not_fit_is_told_with_what_does():
     batch = next(batch for batch in BATCHES if batch.__name__ == "LabelledTextBatch")
     with pytest.raises(UserError, match=r"next_token does not learn from labelled_text data: .* classification"):
         check_reads(NextToken(), batch, LabelledTextData())
-    with pytest.raises(UserError, match="set objective.kind to classification"):
+    with pytest.raises(UserError, match=r"set objective\.kind to classification"):
         check_reads(SpanSelection(), batch, LabelledTextData(task="sequence"))
     check_reads(SpanSelection(), batch, LabelledTextData(task="span"))
     with pytest.raises(UserError, match="span_selection"):

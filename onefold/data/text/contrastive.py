@@ -197,6 +197,12 @@ class ContrastiveDataset:
         count = self._check(split)
         return Evaluation(Epoch(0, order(count, "random"), rows), partial(self._batch, split), count, rows)
 
+    def longest(self, rows: int) -> PairedTextBatch:
+        """The longest pairs to learn from: what memory has to hold."""
+        lengths = sum(self._records["train"].ragged(side).lengths for side in ("tokens", "others"))
+        order = np.argsort(lengths)[-rows:]
+        return self._batch("train", Epoch(0, np.resize(order, rows), rows), slice(0, rows))
+
     def size(self, split: Split) -> int:
         """Tokens of both sides."""
         return self.facts[split]["tokens"]
@@ -214,6 +220,8 @@ class ContrastiveDataset:
         if trunk is None:
             raise UserError(f"pairs of texts need a model of kind embedder, not {getattr(model, 'kind', 'another')}")
         trunk = fit_tokens(trunk, self.tokenizer, self.context, grow)
+        if model.delimiters not in (None, self.delimiters):
+            say(f"the model's delimiters {model.delimiters} are left out, as the data have others: data.delimiters")
         return model.but({"trunk": trunk, "delimiters": self.delimiters})
 
     def texts(self, split: Split) -> Iterator[TextPair]:

@@ -70,7 +70,7 @@ class DenoisingDataset(Dataset):
     def __init__(self, folder: Path, context: int, shares: Sequence[float] | None, noise: NoiseConfig):
         """Raises UserError when the context is too short, or the tokenizer lacks what the noise needs."""
         super().__init__(folder, context, shares)
-        self._before, self._after = self.tokenizer.prefix, [self.tokenizer.end]
+        self._before, self._after = self.tokenizer.prefix, self.tokenizer.suffix
         frame = len(self._before) + len(self._after)
         self.length = noise.room(context - frame)
         if self.length < 2:

@@ -187,6 +187,11 @@ class LabelledTextDataset:
         order = order_by_length(self._records[split].ragged("tokens").lengths, rows)
         return Evaluation(Epoch(0, order, rows), partial(self._batch, split), len(order), rows)
 
+    def longest(self, rows: int) -> LabelledTextBatch:
+        """The longest texts to learn from: what memory has to hold."""
+        order = np.argsort(self._records["train"].ragged("tokens").lengths)[-rows:]
+        return self._batch("train", Epoch(0, np.resize(order, rows), rows), slice(0, rows))
+
     def size(self, split: Split) -> int:
         """Records: texts, or windows over them."""
         return self.facts[split]["records"]

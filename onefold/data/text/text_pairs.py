@@ -86,7 +86,7 @@ class TextPairsData(Config):
         if tokenizer is None:
             some = shared.sample(self.tokenizer.sample_bytes) if isinstance(self.tokenizer, TrainBPE) else iter(())
             tokenizer = self.tokenizer.build(some)
-        before, end = tokenizer.prefix, tokenizer.end
+        before, after = tokenizer.prefix, tokenizer.suffix
         token = "uint16" if tokenizer.size <= 1 << 16 else "uint32"
         texts = {"name": Column("text"), "source_text": Column("text"), "target_text": Column("text")}
         columns = texts | {side: Column(token, ragged=True) for side in SIDES}
@@ -104,7 +104,7 @@ class TextPairsData(Config):
                     for each in ([pair.source for _, pair in some], [pair.target for _, pair in some])
                 ]
                 for (split, pair), *sides in zip(some, *encoded):
-                    source, target = ([*before, *ids, end] for ids in sides)
+                    source, target = ([*before, *ids, *after] for ids in sides)
                     if max(len(source), len(target)) > self.context:
                         counts[split]["too_long"] += 1
                         continue

@@ -145,14 +145,14 @@ class Tokenizer:
         """(ids, types) of each text, or pair of texts, with the special tokens that this tokenizer puts around them.
 
         types: 0, and 1 where a tokenizer tells the second text so. length: of ids at most; then the longer one of a
-        pair loses its end. special: as in `encode`.
+        pair loses its end. special: as in `encode`. A text of no tokens, where none are put around it, is one: `start`.
         """
         backend = self._framing(length, special)
         inputs = list(texts) if others is None else list(zip(texts, others))
         found: list[tuple[list[int], list[int]]] = []
         for start in range(0, len(inputs), FRAMED_TOGETHER):
             encoded = backend.encode_batch_fast(inputs[start : start + FRAMED_TOGETHER])
-            found += [(e.ids, e.type_ids) for e in encoded]
+            found += [(e.ids, e.type_ids) if len(e) else ([self.start], [0]) for e in encoded]
         return found
 
     def prompt(self, text: str) -> list[int]:
@@ -204,6 +204,14 @@ class Tokenizer:
         """Ids that this tokenizer puts before every text (a beginning-of-text token, or nothing)."""
         encoded = self._literal.encode("a")
         return encoded.ids[: encoded.special_tokens_mask.index(0)] if 0 in encoded.special_tokens_mask else []
+
+    @cached_property
+    def suffix(self) -> list[int]:
+        """Ids that end a text which is read as a whole: those that this tokenizer puts behind it, else `end`."""
+        encoded = self._literal.encode("a")
+        mask = encoded.special_tokens_mask
+        behind = mask[::-1].index(0) if 0 in mask else 0
+        return encoded.ids[len(mask) - behind :] or [self.end]
 
     @cached_property
     def end(self) -> int:

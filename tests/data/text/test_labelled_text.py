@@ -219,3 +219,12 @@ def test_passages_of_files_that_text_holds_out_are_held_out():
     for document in read("stdlib"):
         if document.name in files["train"] | files["held_out"]:
             assert corpus.split.whole(content_hash(document.text)) == (document.name in files["held_out"])
+
+
+def test_the_longest_texts_say_how_much_memory_is_needed(tokenizer, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "a,x\nb,y\n" * 30 + f"{'long ' * 20},x\n")
+    data = LabelledTextData(path=str(file), context=64, held_out=0.0)
+    dataset = data.prepare(tmp_path / "data", tokenizer)
+    widest = max(batch.tokens.shape[1] for batch in dataset.evaluation("train", 4))
+    assert dataset.longest(2).tokens.shape == (2, widest)

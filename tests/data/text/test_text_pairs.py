@@ -6,7 +6,10 @@ import torch
 from onefold.core.errors import UserError
 from onefold.data.text.synthetic import pairs
 from onefold.data.text.text_pairs import TextPairsData
-from onefold.data.text.tokenizer import T5_TOKENS
+from onefold.data.text.tokenizer import ENCODER_TOKENS, T5_TOKENS
+from onefold.infer.seq2seq import Seq2SeqModel
+from onefold.interop.loaded import Loaded
+from onefold.models.seq2seq_families import transformer
 
 
 @pytest.fixture
@@ -40,6 +43,22 @@ def test_batches_spell_the_pairs(files, tmp_path):
     assert len(seen) == data.facts["train"]["pairs"] >= 100
     assert seen.isdisjoint(data.texts("held_out"))
     assert set(pairs(120)) == seen | set(data.texts("held_out"))
+
+
+def test_a_model_reads_what_it_was_trained_on(files, tmp_path):
+    """Also with a tokenizer that puts nothing around texts."""
+    for n, special in enumerate((("<|endoftext|>",), T5_TOKENS, ENCODER_TOKENS)):
+        data = make(files, tokenizer={"kind": "bpe", "vocab": 400, "special": list(special)}).prepare(tmp_path / str(n))
+        config = transformer("base").but({"width": 8, "encoder.depth": 1, "decoder.depth": 1, "context": 96})
+        config = data.fit(config, grow=True)
+        model = Seq2SeqModel(Loaded(config, config.build(), data.tokenizer))
+        text = next(data.texts("held_out"))[0]
+        rows = [row.tolist() for batch in data.evaluation("held_out", 1) for row in batch.source]
+        ids = model.ids(text)
+        assert any(
+            row[: len(ids)] == ids and row[len(ids) :] == [data.processor.pad or 0] * (len(row) - len(ids))
+            for row in rows
+        )
 
 
 def test_long_pairs_and_empty_sides_are_left_out_and_counted(tmp_path, capsys):
