@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from onefold.core.errors import UserError
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation of channels, of pictures or of vectors (arXiv 1502.03167).
@@ -23,5 +25,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("variance", torch.ones(width))
 
     def forward(self, x: Float[Tensor, "B C *places"]) -> Float[Tensor, "B C *places"]:
+        if self.training and x.numel() == x.shape[1]:
+            raise UserError("batch norm compares rows: let a step compute two at least (trainer.batch, micro_batch)")
         weights = (self.weight, self.bias, self.training, self.momentum, self.eps)
         return F.batch_norm(x, self.mean, self.variance, *weights)

@@ -1,9 +1,11 @@
-"""The gradient that is written out is autograd's."""
+"""Norms: the gradient that is written out is autograd's; what cannot be normalised is told."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from onefold.core.errors import UserError
+from onefold.nn.batch_norm import BatchNorm
 from onefold.nn.norm import RMSNormConfig
 
 
@@ -27,3 +29,11 @@ def test_rms_norm_without_a_gradient_is_the_same():
     with torch.no_grad():
         alone = norm(x)
     torch.testing.assert_close(norm(x), alone)
+
+
+def test_a_single_row_has_no_variance():
+    layer = BatchNorm(3)
+    with pytest.raises(UserError, match="let a step compute two"):
+        layer(torch.randn(1, 3))
+    assert layer(torch.randn(1, 3, 4, 4)).shape == (1, 3, 4, 4)  # its places are compared
+    assert layer.eval()(torch.randn(1, 3)).shape == (1, 3)

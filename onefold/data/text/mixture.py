@@ -5,10 +5,10 @@ round at its own pace: an epoch of the mixture takes from each the rows that com
 spreads them evenly.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,6 +29,8 @@ from onefold.data.text.plan import spread
 from onefold.data.text.seq2seq import Examples, seq2seq_batch
 from onefold.data.text.text_pairs import TextPairsData, TextPairsDataset
 from onefold.data.text.tokenizer import Tokenizer
+
+HELD = 4  # plans of a part's epochs at a time: a small part goes round many times in an epoch of all
 
 
 class Part(Config):
@@ -70,18 +72,18 @@ class MixtureData(Config):
 class Turns:
     """What an epoch takes from one part: its rows from `begin` on, counted over all of the part's own epochs.
 
-    `count`: rows of each of these; `examples`, by their numbers, may have a few more or less, being cut elsewhere.
+    `count`: rows of each of these; `examples(epoch)` may have a few more or less, being cut elsewhere.
     """
 
     begin: int
     count: int
-    examples: Mapping[int, Examples]
+    examples: Callable[[int], Examples]
 
     def sides(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, Sequences, Sequences]]:
         """(which of `numbers`, what is read, what is to be said), epoch by epoch."""
         epochs, rows = np.divmod(self.begin + numbers, self.count)
         for epoch in np.unique(epochs):
-            own, examples = np.flatnonzero(epochs == epoch), self.examples[int(epoch)]
+            own, examples = np.flatnonzero(epochs == epoch), self.examples(int(epoch))
             yield own, *examples.sides(rows[own] % examples.count)
 
 
@@ -146,8 +148,8 @@ class MixtureDataset:
         paces = [sum(limits) * weight / sum(weights) for weight in weights]
         spans = [(int(pace * epoch), int(pace * (epoch + 1))) for pace in paces]
         turns = (
-            Turns(low, n, {e: part.examples(split, seed, e) for e in range(low // n, -(-high // n))} if n else {})
-            for part, (low, high), n in zip(self.parts, spans, counts)
+            Turns(low, n, lru_cache(HELD)(partial(part.examples, split, seed)))
+            for part, (low, _), n in zip(self.parts, spans, counts)
         )
         return MixturePlan.of(turns, [high - low for low, high in spans], rows, default_rng((seed, epoch)))
 
@@ -156,7 +158,7 @@ class MixtureDataset:
         self._check(split)
         every = [part.examples(split, None, 0) for part in self.parts]
         counts = [examples.count for examples in every]
-        turns = (Turns(0, examples.count, {0: examples}) for examples in every)
+        turns = (Turns(0, some.count, lambda _, some=some: some) for some in every)
         return Evaluation(MixturePlan.of(turns, counts, rows, default_rng(0)), self._batch, sum(counts), rows)
 
     def size(self, split: Split) -> int:
