@@ -13,7 +13,7 @@ from torch import Tensor
 from onefold.core.errors import UserError, missing_extra
 from onefold.core.progress import say
 from onefold.data.tables import TABLES
-from onefold.data.text.contrastive import Columns, Docstrings, read_pairs
+from onefold.data.text.contrastive import Columns, ContrastiveTextData, Docstrings, Neighbours, read_pairs
 from onefold.infer.embedder import SIDES, TextEmbedder
 
 SCORES = 2**24  # held at once
@@ -73,11 +73,12 @@ def evaluate_retrieval(
 ) -> "dict[str, Quality]":
     """Find the second text of each pair by the first one, by vectors and by words; print how well either does.
 
-    data: a table with columns `first` and `second` (None: by their usual names), or Python sources ("stdlib"), whose
-    docstrings are to find their functions. Equal second texts are one document.
+    data: a table with columns `first` and `second` (None: by their usual names), or documents, of which the model finds
+    what it was trained to find; if that is not known, by docstrings of Python sources ("stdlib") their functions. Equal
+    second texts are one document.
     """
-    table = Path(data).suffix in TABLES
-    pairs = list(read_pairs(data, Columns(first=first, second=second) if table else Docstrings()))
+    made = Columns(first=first, second=second) if Path(data).suffix in TABLES else _trained_on(model)
+    pairs = list(read_pairs(data, made))
     if not pairs:
         raise UserError(f"{data} holds no pairs of texts")
     documents = list(dict.fromkeys(pair[2] for pair in pairs))
@@ -97,6 +98,13 @@ def evaluate_retrieval(
     for name, q in found.items():
         print(f"{name:<10}{q.recall[1]:>10.1%}{q.recall[10]:>11.1%}{q.mrr:>8.3f}{q.ndcg:>9.3f}")
     return found
+
+
+def _trained_on(model: TextEmbedder) -> Docstrings | Neighbours:
+    """How the pairs of documents are made that the model learned from."""
+    given = model.card.get("run", {}).get("data", {})
+    pairs = ContrastiveTextData.from_dict({"pairs": given["pairs"]}).pairs if "pairs" in given else Docstrings()
+    return Docstrings() if isinstance(pairs, Columns) else pairs
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from onefold.data.text.tokenizer import ENCODER_TOKENS, Tokenizer
 from onefold.infer import embed_file as module
 from onefold.infer.embed_file import embed_file
 from onefold.infer.embedder import batches
+from onefold.infer.retrieve import evaluate_retrieval
 from onefold.interop.artifact import save_artifact
 from onefold.models import encoder_families
 from onefold.models.embedder import embedder_of
@@ -131,3 +132,19 @@ def test_evaluation_finds_second_texts_by_first_ones(folder, tmp_path, capsys):
     found = evaluate_retrieval(onefold.load(folder), str(tmp_path / "same.jsonl"))
     assert found["vectors"].recall[1] == found["vectors"].mrr == found["vectors"].ndcg == 1
     assert "50 queries, 50 documents" in capsys.readouterr().out
+
+
+def test_documents_are_asked_for_what_the_model_learned(folder, tmp_path, capsys):
+    """One trained on neighbouring passages finds passages, and needs no Python for it."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for n in range(3):
+        lines = [f"Note {n}, paragraph {p}: " + f"words about thing {n * 10 + p} " * 6 for p in range(4)]
+        (notes / f"{n}.txt").write_text("\n\n".join(lines))
+    model = onefold.load(folder)
+    with pytest.raises(UserError, match="holds no pairs of texts"):
+        evaluate_retrieval(model, str(notes))
+    model._loaded.card["run"] = {"data": {"pairs": {"kind": "neighbours", "characters": 100}}}
+    found = evaluate_retrieval(model, str(notes))
+    assert "6 queries, 6 documents" in capsys.readouterr().out
+    assert 0 <= found["vectors"].mrr <= 1
