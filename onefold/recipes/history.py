@@ -20,13 +20,14 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from markupsafe import Markup
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
 from onefold.data.text.documents import Source, TextData
 from onefold.recipes import _transfer as transfer
 from onefold.recipes import elmo, gpt, roberta, text_classifier, ulmfit, word2vec
-from onefold.study.charts import Axis, Curve, draw
+from onefold.study.charts import Axis, Curve, Level, draw
 from onefold.study.check import Report
 from onefold.training import words
 from onefold.training.log import read_log
@@ -107,7 +108,7 @@ def over_words(labels: str, start: str, steps: int) -> Run:
     return as_bert(labels, start, steps).but({"optimizer": {"lr": 5e-3, "betas": (0.9, 0.999), "weight_decay": 0.0}})
 
 
-def plot(found: dict[str, list[list[float]]]):
+def plot(found: dict[str, list[list[float]]]) -> Markup:
     """Accuracy in per cent against labels of each package, a curve each, with all seeds in its band."""
     x, curves = np.array(transfer.LABELS, float), []
     for i, (name, rows) in enumerate(found.items(), 1):
@@ -115,4 +116,5 @@ def plot(found: dict[str, list[list[float]]]):
         color, style = ("muted", "dashed") if name not in NAMES else (f"series-{i}", "dots")
         curves.append(Curve(x, y.mean(1), color, style, NAMES.get(name, name), (y.min(1), y.max(1))))
     axes = Axis("labels of each of 8 packages", log=True, text="{:.0f}".format), Axis("held-out accuracy, %")
-    return draw(curves, *axes, title="Accuracy against labels, after pre-training for the same time")
+    chance = Level("chance", 100 / transfer.PACKAGES)
+    return draw(curves, *axes, [chance], title="Accuracy against labels, after pre-training for the same time")
