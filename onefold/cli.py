@@ -138,7 +138,7 @@ def serve(
     )
 )
 def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto"):
-    """How good a model is on your data ([bold]data=[/bold]): bits per byte of text, accuracy on pictures by class.
+    """How good a model is on your data ([bold]data=[/bold]): bits per byte, accuracy, F1, BLEU, by what it does.
 
     A fine-tuned encoder is judged on rows as it was trained on, by what its task is measured with; a model that makes
     vectors by how well it finds the second texts of pairs by the first ones, with BM25 beside it; one that translates,
@@ -266,6 +266,19 @@ app.add_typer(text_verbs)  # without a name: its verbs stand beside those above
 app.add_typer(data_verbs, name="data")
 app.add_typer(word_verbs, name="words")
 app.add_typer(protein_verbs, name="proteins")
+
+# How `onefold --help` groups them.
+PANELS = {
+    "Train": ("quickstart", "train", "recipes", "show", "compare", "average", "check"),
+    "Write": ("generate", "chat", "translate", "serve"),
+    "Understand": ("evaluate", "classify", "fill", "tag", "answer", "predict", "embed"),
+    "Data and formats": ("data", "words", "proteins", "export"),
+}
+_PANEL_OF = {verb: panel for panel, verbs in PANELS.items() for verb in verbs}
+for _verb in (*app.registered_commands, *text_verbs.registered_commands):
+    _verb.rich_help_panel = _PANEL_OF[_verb.name or _verb.callback.__name__]
+for _group in app.registered_groups:
+    _group.rich_help_panel = _PANEL_OF.get(_group.name)
 
 
 @app.callback(invoke_without_command=True)
