@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from onefold.core.errors import UserError
 from onefold.data.text.labelled_text import LabelledTextData
 from onefold.data.text.labels import TASKS, Example
@@ -19,14 +17,14 @@ TOGETHER = 256  # rows
 
 @dataclass(frozen=True)
 class Judgement:
-    """The figures of a task on some rows."""
+    """The figures of a task on some rows, and what was said of each: a class, tags, an answer or a number."""
 
     task: str
-    rows: int
     figures: list[scores.Figure]
+    said: list[Any]
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.figures), f"95% intervals; {self.rows:,} texts"])
+        return "\n".join([*map(str, self.figures), f"95% intervals; {len(self.said):,} texts"])
 
 
 def task_of(encoder: TextEncoder) -> str:
@@ -51,7 +49,8 @@ def judge(encoder: TextEncoder, examples: Sequence[Example]) -> Judgement:
     truth = [example.label for example in examples]
     if task == "sequence":
         number = {name: i for i, name in enumerate(encoder.classes)}
-        figures = scores.of_classes(said, [number[name] for name in truth], len(number))
+        places = [[number[name] for name in names] for names in (said, truth)]
+        figures = scores.of_classes(*places, len(number))
     elif task == "token":
         names = [[tag for _, tag in label] for label in truth]
         figures = scores.of_tags(said, names, spell_entities(encoder.classes))
@@ -59,7 +58,7 @@ def judge(encoder: TextEncoder, examples: Sequence[Example]) -> Judgement:
         figures = scores.of_answers(said, [[answer for answer, _ in label] for label in truth])
     else:
         figures = scores.of_numbers(said, truth)
-    return Judgement(task, len(examples), figures)
+    return Judgement(task, figures, said)
 
 
 def _ask(encoder: TextEncoder, task: str, examples: Sequence[Example]) -> list[Any]:
@@ -72,7 +71,7 @@ def _ask(encoder: TextEncoder, task: str, examples: Sequence[Example]) -> list[A
     others = seconds if any(seconds) else None
     if task == "regression":
         return encoder.predict(texts, others).tolist()
-    return np.asarray(encoder.classify(texts, others).argmax(1)).tolist()
+    return [encoder.classes[i] for i in encoder.classify(texts, others).argmax(1).tolist()]
 
 
 def judge_rows(encoder: TextEncoder, data: str, **settings: Any) -> Judgement:

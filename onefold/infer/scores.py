@@ -71,19 +71,20 @@ def of_tags(said: Sequence[Sequence[str]], truth: Sequence[Sequence[str]], entit
     Words of a text are not independent, so all intervals resample texts.
     """
     words = np.array([[sum(a == b for a, b in zip(s, t)), len(t)] for s, t in zip(said, truth)], float)
-    figures = [_ratio("accuracy of words", words[:, 0], words[:, 1])]
-    if entities:
-        found = [(set(spans(s)), set(spans(t))) for s, t in zip(said, truth)]
-        both, given, real = (
-            np.array([count(s, t) for s, t in found], float)
-            for count in (lambda s, t: len(s & t), lambda s, t: len(s), lambda s, t: len(t))
-        )
-        figures += [
-            _ratio("entity F1", 2 * both, given + real),
-            _ratio("entity precision", both, given),
-            _ratio("entity recall", both, real),
-        ]
-    return figures
+    accuracy = _ratio("accuracy of words", words[:, 0], words[:, 1])
+    if not entities:
+        return [accuracy]
+    found = [(set(spans(s)), set(spans(t))) for s, t in zip(said, truth)]
+    both, given, real = (
+        np.array([count(s, t) for s, t in found], float)
+        for count in (lambda s, t: len(s & t), lambda s, t: len(s), lambda s, t: len(t))
+    )
+    return [
+        _ratio("entity F1", 2 * both, given + real),
+        _ratio("entity precision", both, given),
+        _ratio("entity recall", both, real),
+        accuracy,
+    ]
 
 
 def _ratio(name: str, above: np.ndarray, below: np.ndarray) -> Figure:

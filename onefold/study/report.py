@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from onefold.infer.scores import Figure
 from onefold.study import words
 from onefold.study.charts import Level
 from onefold.study.curves import inside, learning, outlook
@@ -13,6 +14,7 @@ from onefold.study.page import write_page
 from onefold.study.pictures import picture_sections
 from onefold.study.runs import RunRecord, flatten, number, read_run
 from onefold.study.samples import sample_html
+from onefold.study.texts import text_sections
 from onefold.study.translations import translation_sections
 
 EVENTS = 12  # shown at most
@@ -55,6 +57,7 @@ def _view(record: RunRecord) -> dict[str, Any]:
             {"title": s.get("title"), "settings": _settings(s.get("settings")), "html": sample_html(s)} for s in samples
         ],
         "pictures": picture_sections(results["pictures"]) if results.get("pictures") else "",
+        "texts": text_sections(results["texts"]) if results.get("texts") else "",
         "translations": translation_sections(results["translations"]) if results.get("translations") else "",
         "prompted": any(s.get("prompt") for s in samples),
         "writes": any("prompt" in s or "messages" in s for s in samples),
@@ -104,8 +107,11 @@ def _lead(results: Mapping[str, Any], final: Mapping[str, Any], baselines: list[
     seen = f"read {words.large(read)} {unit} of" if read else "was trained on"
     name = str(data.get("name") or "text")
     text = f"{who} {seen} {NAMES.get(name, name)}."
-    if accuracy:
+    if accuracy and unit == "images":
         text += f" It names {accuracy:.1%} of the pictures that it has never seen."
+    if figures := (results.get("texts") or {}).get("figures"):
+        best = Figure(**figures[0])
+        text += f" On {results['texts']['rows']:,} texts that it has never seen: {best}."
     if bits:
         text += f" It predicts files that it has never seen with {bits:.2f} bits per byte"
         beaten = sorted((b["bits_per_byte"], b["name"]) for b in baselines if b["bits_per_byte"] > bits)

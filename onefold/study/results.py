@@ -10,6 +10,7 @@ All sections are optional; a reader leaves out what is not there.
     samples    [{"prompt", "text"} or {"messages": [{"role", "content"}]}, either with "title", "language" ("python",
                for highlighting) and "settings"]: `text` is what follows the prompt
     pictures   study.pictures.picture_results(): what a model of pictures takes for what, its worst mistakes
+    texts      study.texts.text_results(): how good a fine-tuned encoder is, and where it was wrong
     translations  study.translations.translation_results(): what a model of two texts wrote, and where it looked
     data       {"name", "hash", …}: plain values, and one {"documents", "bytes", "tokens"} for each split
     machine    study.machine.facts()
@@ -30,7 +31,7 @@ from onefold.core.files import atomic_write
 RESULTS = "results.json"
 VERSION = 1
 SECTIONS = (
-    *("title", "final", "baselines", "estimate", "samples", "pictures", "translations"),
+    *("title", "final", "baselines", "estimate", "samples", "pictures", "texts", "translations"),
     *("data", "machine", "stages", "reproduce", "notes"),
 )
 

@@ -10,14 +10,17 @@ from onefold.core import dist
 from onefold.core.device import pick
 from onefold.core.progress import say
 from onefold.data.pictures.images import ImageData, ImageDataset
+from onefold.data.text.labelled_text import LabelledTextData, LabelledTextDataset
 from onefold.data.text.text_pairs import TextPairsData, TextPairsDataset
 from onefold.infer.features import judge_features
 from onefold.infer.model import load
+from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.open import open_model
 from onefold.study import machine
 from onefold.study.pictures import picture_results
 from onefold.study.report import write_report
 from onefold.study.results import read_results, write_results
+from onefold.study.texts import text_results
 from onefold.study.translations import translation_results
 from onefold.training.run import Result, first_processor
 from onefold.training.words import WordResult
@@ -31,12 +34,15 @@ def review(result: Result) -> Path:
     """Write results.json and report.html of a finished run, and return the page. For the main process alone."""
     run, folder = result.run, result.out
     found: dict[str, Any] = {"machine": machine.facts(), "reproduce": [f"onefold train {folder / 'config.json'}"]}
-    if isinstance(run.data, ImageData) and (dataset := _pictures(result)):
+    if isinstance(run.data, ImageData) and (dataset := _dataset(result)):
         found |= of_pictures(dataset, folder, pick(run.trainer.device)) | {"title": folder.name}
         found["data"] = {"name": run.data.path, **dataset.facts}
-    if isinstance(run.data, TextPairsData) and (pairs := _pairs(result)):
+    if isinstance(run.data, TextPairsData) and (pairs := _dataset(result)):
         found |= of_pairs(pairs, folder, pick(run.trainer.device)) | {"title": folder.name}
         found["data"] = {"name": " and ".join(run.data.path), **pairs.facts}
+    if isinstance(run.data, LabelledTextData) and (rows := _dataset(result)):
+        found |= of_rows(rows, folder, pick(run.trainer.device)) | {"title": folder.name}
+        found["data"] = {"name": run.data.path, **{k: v for k, v in rows.facts.items() if k != "card"}}
     write_results(folder, **found)
     page = write_report(folder)
     say(f"look at {page}")
@@ -89,19 +95,20 @@ def of_pairs(dataset: TextPairsDataset, folder: Path, device: torch.device) -> d
     return {"translations": shown, "final": found["final"] | figures}
 
 
-def _pairs(result: Result) -> TextPairsDataset | None:
-    """What the run has read; of a run that was finished before, only where its review is still missing."""
-    if isinstance(result.dataset, TextPairsDataset):
-        return result.dataset
-    if dist.world() > 1 or "final" in read_results(result.out):
-        return None
-    return result.run.data.prepare(result.out / "data", first_processor(result.run, None), keep=True)
+def of_rows(dataset: LabelledTextDataset, folder: Path, device: torch.device) -> dict[str, Any]:
+    """What a model that was fine-tuned on rows made of those that were held out."""
+    model = load(folder, device)
+    final: dict[str, Any] = {"parameters": model.parameters_count}
+    rows = list(dataset.examples("held_out"))
+    if not rows or not isinstance(model, TextEncoder):
+        return {"final": final}
+    return {"final": final, "texts": text_results(model, rows)}
 
 
-def _pictures(result: Result) -> ImageDataset | None:
+def _dataset(result: Result) -> Any:
     """What the run has read; of a run that was finished before, only where its review is still missing."""
     if result.dataset is not None:
         return result.dataset
     if dist.world() > 1 or "final" in read_results(result.out):
         return None
-    return result.run.data.prepare(result.out / "data", open_model(result.out).processor, keep=True)
+    return result.run.data.prepare(result.out / "data", first_processor(result.run, None), keep=True)

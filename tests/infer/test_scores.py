@@ -56,10 +56,10 @@ def test_entities_by_hand():
     ]
     assert spans(["O", "x", "x", "y"]) == [("x", 1, 2), ("y", 3, 3)]
     assert list(figures(scores.of_tags([["O"]], [["O"]], True))) == [
-        "accuracy of words",
         "entity F1",
         "entity precision",
         "entity recall",
+        "accuracy of words",
     ]
 
 
