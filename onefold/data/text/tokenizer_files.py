@@ -8,10 +8,19 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from onefold.core.errors import UserError
+from onefold.data.text.marian import read_marian
 from onefold.data.text.sentencepiece import read_sentencepiece
 from onefold.data.text.tokenizer import SENTINEL
 
-_NAMES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+_NAMES = (
+    "tokenizer.json",
+    "source.spm",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+)
 _ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ESM = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")
@@ -27,6 +36,8 @@ def load(path: Path) -> dict[str, Any]:
     roles: dict[str, str | None] = {}
     if file.suffix == ".model":
         backend, roles = read_sentencepiece(file)
+    elif file.suffix == ".spm":
+        backend, roles = read_marian(file)
     elif file.name.endswith("vocab.json"):
         backend, roles = _vocab_and_merges(file)
     elif file.suffix == ".txt":
