@@ -1,9 +1,14 @@
 """What encoder-decoders write: as transformers would have them, whatever stands beside a text in its batch."""
 
+import asyncio
+import json
+
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import onefold
+from onefold.cli import app
 from onefold.core.errors import UserError
 from onefold.data.text.tokenizer import ENCODER_TOKENS, T5_TOKENS, Tokenizer
 from onefold.infer.sampling import Sampling
@@ -12,6 +17,8 @@ from onefold.interop.artifact import save_artifact
 from onefold.interop.loaded import Loaded
 from onefold.models import seq2seq_families as families
 from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
+from onefold.serve.engine import Job
+from onefold.serve.queue import Queue
 from tests.interop.published_seq2seq import CASES, saved
 from tests.models.test_seq2seq import MODELS, SMALL, rough
 
@@ -133,6 +140,27 @@ def test_texts_in_and_texts_out_also_from_our_own_folder(name, special, tmp_path
     assert texts == [writer.generate(text, max_new_tokens=8) for text in TEXTS[:3]]
     assert "".join(writer.stream(TEXTS[2], max_new_tokens=8)) == texts[2]
     assert not any(name in text for text in texts for name in special)
+    _asked_in_other_ways(tmp_path / name, texts)
+
+
+def _asked_in_other_ways(path, texts):
+    """On the command line, in a file, and over the API."""
+    said = CliRunner().invoke(app, ["generate", str(path), TEXTS[2], "max_new_tokens=8"])
+    assert said.stdout == texts[2] + "\n"
+    prompts = path.with_name("prompts.jsonl")
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS[:3]))
+    CliRunner().invoke(app, ["generate", str(prompts.with_name(path.name)), str(prompts), "--out", str(path / "out")])
+    answers = [json.loads(line)["answer"] for line in (path / "out").read_text().splitlines()]
+    assert [answer[: len(text)] for answer, text in zip(answers, texts)] == texts
+
+    queue = Queue(onefold.load(path), "small")
+
+    async def ask():
+        answer = await queue.submit(Job(prompt=TEXTS[2], max_tokens=8, sampling={"temperature": 0.0}))
+        return answer.prompt_tokens, "".join([piece.text async for piece in answer])
+
+    assert asyncio.run(ask()) == (len(onefold.load(path).ids(TEXTS[2])) + 1, texts[2])
+    queue.close()
 
 
 def test_long_texts_lose_their_ends_where_positions_are_learned(capsys):
