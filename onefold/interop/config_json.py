@@ -93,8 +93,10 @@ def write_config(config: TextConfig, prefer: str | None = None) -> tuple[Family,
 def canonical(config: TextConfig) -> dict[str, Any]:
     """What a config computes, as plain values: layers spelled out, defaults resolved, initialisation left out."""
     if isinstance(config, Seq2SeqConfig):
-        halves = zip(("encoder", "decoder"), map(canonical, config.halves()))
-        return config.to_dict() | {"init": None, **dict(halves)}
+        encoder, decoder = map(canonical, config.halves())
+        decoder["head_bias"] = None  # is told by the tensors, and the first tokens by the tokenizer where not here
+        unsaid = {"init": None, "head_bias": None, "start": None}
+        return config.to_dict() | unsaid | {"encoder": encoder, "decoder": decoder}
     plain = config.to_dict() | {"block": None, "pattern": None, "init": None}
     for i, block in enumerate(config.blocks()):
         resolved = {}

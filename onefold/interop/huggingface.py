@@ -99,6 +99,11 @@ def write_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None"
     kind = dtype_named(dtype) or next(iter(weights.values())).dtype
     tokenizer = loaded.tokenizer
     tokens = token_ids(tokenizer) if tokenizer else {}
+    generation = dict(loaded.card.get("generation") or {})
+    if tokenizer and loaded.config.kind == "seq2seq":
+        start = {"decoder_start_token_id": tokenizer.decoder_start} | _set(written, "decoder_start_token_id")
+        generation |= start | _set(written, "forced_bos_token_id")
+        written = {**written, **tokens, **start}
     counted, pad = written.get("pad_token_id"), tokens.get("pad_token_id")
     if None not in (counted, pad) and counted != pad:
         raise UserError(
@@ -112,7 +117,11 @@ def write_folder(folder: Path, loaded: Loaded, dtype: "str | torch.dtype | None"
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
     write_safetensors(folder, weights, dtype_named(dtype))
     if tokenizer is not None:
-        save_tokenizer(folder, tokenizer, loaded.card.get("generation"))
+        save_tokenizer(folder, tokenizer, generation)
+
+
+def _set(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {name: settings[name]} if name in settings else {}
 
 
 def _in_units(weights: Mapping[str, Tensor], numbers: Sequence[float] | None) -> Mapping[str, Tensor]:

@@ -5,12 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
+import onefold
 from onefold.core.errors import UserError
+from onefold.data.text.tokenizer import ENCODER_TOKENS, T5_TOKENS, Tokenizer
 from onefold.interop.artifact import load_artifact, save_artifact
 from onefold.interop.huggingface import load_folder, save_folder
+from onefold.interop.loaded import Loaded
 from tests.interop.published_seq2seq import CASES, saved
+from tests.models.test_seq2seq import MODELS, rough
 
 TOLERANCE = 1e-4
 
@@ -144,3 +149,16 @@ def test_a_model_that_no_family_can_say_is_refused(tmp_path):
     changed = replace(loaded, config=loaded.config.but({"encoder.block.ffn.activation": "silu"}))
     with pytest.raises(UserError, match=r"nearest is t5, but encoder.layer 0.ffn.activation is silu"):
         save_folder(tmp_path / "out", changed)
+
+
+@pytest.mark.parametrize(("name", "special"), [("bart", ENCODER_TOKENS), ("t5", T5_TOKENS)])
+def test_a_model_trained_here_begins_to_write_there_where_it_does_here(name, special, tmp_path):
+    tokenizer = Tokenizer.train(["The cat sat on the mat."] * 4, 300, special)
+    config = MODELS[name].but({"vocab": tokenizer.size, "start": None, "first": None})
+    save_folder(tmp_path, Loaded(config, rough(config), tokenizer))
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert theirs.generation_config.decoder_start_token_id == tokenizer.decoder_start
+    assert (theirs.config.pad_token_id, theirs.config.eos_token_id) == (tokenizer.pad, tokenizer.end)
+    again = onefold.load(tmp_path)
+    assert again.config.start == tokenizer.decoder_start
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("A cat").input_ids == again.ids("A cat")
