@@ -193,7 +193,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(chat_tokenizer, saved, tmp
             {"model_type": "mamba"},
             r"'mamba' is not supported; supported are llama, mistral, qwen2, qwen3, gpt2, gpt_neox",
         ),
-        ({"model_type": ..., "architectures": ["T5Model"]}, "'T5Model' is not supported; supported are llama"),
+        ({"model_type": ..., "architectures": ["MambaModel"]}, "'MambaModel' is not supported; supported are llama"),
         ({"rope_parameters": LLAMA3_ROPE | {"rope_type": "yarn"}}, "'yarn' is not supported"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "llama3 lacks 'low_freq_factor'"),
         ({"quantization_config": {"bits": 4}}, "quantized"),
