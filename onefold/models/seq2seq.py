@@ -104,7 +104,7 @@ class Seq2Seq(nn.Module):
 
     @torch.no_grad()
     def _balance(self) -> None:
-        """In "fan_in" the queries of products that are not scaled begin smaller, vectors that a head scales down larger.
+        """In "fan_in" queries of products that are not scaled begin smaller, vectors that a head scales down larger.
 
         With it T5's weights begin as its authors let them (arXiv 1910.10683): queries small, token vectors N(0, 1).
         """

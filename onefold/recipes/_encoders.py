@@ -23,7 +23,7 @@ from onefold.models.encoder import EncoderConfig
 from onefold.objectives.classification import Classification
 from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
 from onefold.study.charts import Axis, Curve, draw
-from onefold.study.check import Report
+from onefold.study.check import Report, whole
 from onefold.training.optim import AdamWConfig
 from onefold.training.run import Result, Run, train
 from onefold.training.schedule import Linear
@@ -134,7 +134,7 @@ def briefly(run: Run, steps: int, batch: int) -> Run:
 
 def seeded(run: Run, name: str) -> list[Result]:
     """The run with each seed; what is finished already is only read."""
-    return [train(run.but({"seed": seed, "out": f"runs/check/{name}/{seed}"})) for seed in SEEDS]
+    return [whole(train(run.but({"seed": seed, "out": f"runs/check/{name}/{seed}"}))) for seed in SEEDS]
 
 
 def last(result: Result, figure: str) -> float:
@@ -215,7 +215,7 @@ def fine_tuning_saves_labels(report: Report) -> None:
             for name, own in (("from scratch", scratch), ("pre-trained", {})):
                 run = briefly(miniature(text_classifier.tiny(start=str(before.out))), TUNING, ROWS)
                 out = f"runs/check/roberta/labels/{name.replace(' ', '-')}-{each}/{seed}"
-                scores[name].append(accuracy(train(run.but({**data, "seed": seed, "out": out, **own}))))
+                scores[name].append(accuracy(whole(train(run.but({**data, "seed": seed, "out": out, **own})))))
             encoder = load(before.checkpoint)
             scores["probe of pre-trained features"].append(probed(encoder, train_file, test_file))
             torch.manual_seed(seed)

@@ -8,7 +8,7 @@ from onefold.infer.engine import evaluating
 from onefold.infer.evaluate import bits_per_byte
 from onefold.infer.model import load
 from onefold.models.transformer import DecoderConfig
-from onefold.study.check import Report
+from onefold.study.check import Report, whole
 from onefold.study.ngram import ByteNgram
 from onefold.training.run import Result, Run, train
 
@@ -31,7 +31,7 @@ def learns(report: Report, name: str, run: Run, steps: int = 150) -> list[Result
     results, scores = [], []
     for seed in SEEDS:
         changes = {"seed": seed, "out": f"runs/check/{name}/{seed}", "trainer.steps": steps}
-        results.append(train(run.but(changes)))
+        results.append(whole(train(run.but(changes))))
         data = run.data.prepare(results[-1].out / "data")
         scores.append(bits_per_byte(load(results[-1].out).network, data, "held_out"))
     train_text, held_out = ([d.text.encode() for d in data.text(split)] for split in ("train", "held_out"))

@@ -22,6 +22,7 @@ from onefold.models import vision_sizes
 from onefold.models.convnext import ConvNeXtConfig
 from onefold.models.vit import ViTConfig
 from onefold.objectives.classification import Classification
+from onefold.study.check import whole
 from onefold.study.pictures import png
 from onefold.training.estimate import count_flops
 from onefold.training.run import Result, Run, train
@@ -126,4 +127,4 @@ def flops(model: Config) -> float:
 
 def seeded(run: Run, name: str) -> list[Result]:
     """The run with each seed; what is finished already is only read."""
-    return [train(run.but({"seed": seed, "out": f"runs/check/{name}/{seed}"})) for seed in SEEDS]
+    return [whole(train(run.but({"seed": seed, "out": f"runs/check/{name}/{seed}"}))) for seed in SEEDS]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from onefold.data.text.passages import PACKAGES
 from onefold.data.text.tokenizer import ENCODER_TOKENS
 from onefold.objectives.classification import Classification
 from onefold.recipes import _encoders as encoders
-from onefold.study.check import Report
+from onefold.study.check import Report, whole
 from onefold.training.optim import AdamWConfig
 from onefold.training.run import Result, Run, train
 from onefold.training.schedule import Linear
@@ -46,7 +46,6 @@ EACH = 64  # labels of each class that a landmark alone is judged by
 
 
 Pretrained = Result | WordResult
-Done = TypeVar("Done", Result, WordResult)
 
 
 def text(data: str, vocab: int, context: int, tokenizer: str | None) -> TextData:
@@ -110,13 +109,6 @@ def pretrained(name: str, run: Run) -> Result:
     brief = encoders.briefly(run.but(shape), STEPS[name], ROWS)
     trainer = {"evaluate_batches": 32, "log_every": 10, "checkpoint_every": 250}
     return whole(train(brief.but({**changes, "trainer": trainer})))
-
-
-def whole(result: Done) -> Done:
-    """Raises UserError for a run that was interrupted: what would follow could not be compared."""
-    if result.status == "interrupted":
-        raise UserError(f"interrupted in {result.out}: the same check goes on from there")
-    return result
 
 
 def predicts(report: Report, result: Result) -> None:

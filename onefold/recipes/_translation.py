@@ -17,7 +17,7 @@ from onefold.infer.seq2seq import Seq2SeqModel
 from onefold.infer.translate import sacrebleu_scores, translate
 from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
 from onefold.models.transformer import count_parameters
-from onefold.study.check import Report
+from onefold.study.check import Report, whole
 from onefold.study.translations import alignment_chart
 from onefold.training.average import average_checkpoints
 from onefold.training.run import Result, Run, train
@@ -128,7 +128,7 @@ def _lstm_of(model: Config, attention: bool) -> RecurrentSeq2SeqConfig:
 def _seeded(run: Run, name: str, model: Config) -> list[Result]:
     home = Path("runs/check/transformer") / run.data.digest() / name.replace(" ", "-")
     run = run.but({"model": model.to_dict(), "optimizer.lr": RATES[name]})
-    return [train(run.but({"seed": seed, "out": str(home / str(seed))})) for seed in SEEDS]
+    return [whole(train(run.but({"seed": seed, "out": str(home / str(seed))}))) for seed in SEEDS]
 
 
 def _losses(result: Result) -> tuple[float, float]:

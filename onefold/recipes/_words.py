@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onefold.data.text.words import END, Vocabulary, WordCorpus
 from onefold.models.word_vectors import WordVectors
-from onefold.study.check import Report
+from onefold.study.check import Report, whole
 from onefold.training import glove
 from onefold.training.glove import Glove, GloveConfig
 from onefold.training.skipgram import SkipGram, SkipGramConfig, alias_table, keep_probability
@@ -164,7 +164,7 @@ def _glove_loss(w: Tensor, c: Tensor, counts: Tensor) -> Tensor:
 
 def judge(report: Report, run: WordRun, name: str) -> None:
     """On Python's standard library: does a word's nearest among words of eight kinds belong to its own kind?"""
-    found = [train(run.but({"seed": seed, "out": f"runs/check/{name}/{seed}"})).vectors for seed in SEEDS]
+    found = [whole(train(run.but({"seed": seed, "out": f"runs/check/{name}/{seed}"}))).vectors for seed in SEEDS]
     chosen = [[word for word in group if word in found[0]] for group in GROUPS]
     total = sum(map(len, chosen))
     chance = fmean((len(group) - 1) / (total - 1) for group in chosen for _ in group)

@@ -33,7 +33,7 @@ from onefold.models.embedder import EmbedderConfig
 from onefold.models.transformer import DecoderConfig, count_parameters
 from onefold.objectives.base import Loss
 from onefold.objectives.contrastive import Contrast, InfoNCE, infonce
-from onefold.study.check import Report
+from onefold.study.check import Report, whole
 from onefold.training.optim import AdamWConfig
 from onefold.training.run import Run, train
 from onefold.training.schedule import Cosine
@@ -217,7 +217,7 @@ def _generative() -> str:
         trainer=_briefly(LEARNED, 64),
         out=FOLDER / "generative",
     )
-    return str(train(run).out)
+    return str(whole(train(run)).out)
 
 
 def _embedder(batch: int, seed: int, generative: bool) -> TextEmbedder:
@@ -236,7 +236,7 @@ def _embedder(batch: int, seed: int, generative: bool) -> TextEmbedder:
             "out": str(FOLDER / ("generative-first" if generative else "scratch") / f"{batch}-{seed}"),
         }
     )
-    return as_embedder(load(train(run).out), run.out)
+    return as_embedder(load(whole(train(run)).out), run.out)
 
 
 def _shallow() -> DecoderConfig:

@@ -28,7 +28,7 @@ from onefold.data.text.documents import Source, TextData
 from onefold.recipes import _transfer as transfer
 from onefold.recipes import elmo, gpt, roberta, text_classifier, ulmfit, word2vec
 from onefold.study.charts import Axis, Curve, Level, draw
-from onefold.study.check import Report
+from onefold.study.check import Report, whole
 from onefold.training import words
 from onefold.training.log import read_log
 from onefold.training.run import Run
@@ -96,7 +96,7 @@ def word_vectors() -> tuple[words.WordResult, transfer.Tuned]:
         atomic_write(file, "".join(json.dumps({"text": document.text}) + "\n" for document in texts))
     changes = {"data.sources": [str(file)], "model": {"width": 64, "epochs": EPOCHS}, "trainer.threads": 1}
     changes |= {"trainer.checkpoint_every": 500, "out": "runs/check/history/word2vec/model"}
-    return transfer.whole(words.train(word2vec.tiny().but(changes))), over_words
+    return whole(words.train(word2vec.tiny().but(changes))), over_words
 
 
 def as_bert(labels: str, start: str, steps: int) -> Run:

@@ -16,7 +16,7 @@ from onefold.models.transformer import count_parameters
 from onefold.objectives.classification import Classification
 from onefold.recipes import _pictures as pictures
 from onefold.recipes import mae
-from onefold.study.check import Report
+from onefold.study.check import Report, whole
 from onefold.training.optim import AdamWConfig
 from onefold.training.run import Run, train
 from onefold.training.schedule import Cosine
@@ -87,7 +87,7 @@ def pretraining_saves_labels(report: Report) -> None:
     for before, after in zip(mae.pretrained(), pictures.seeded(fresh, "vit/vit-10")):
         seed = before.run.seed
         changes = {"start": str(before.out), "seed": seed, "out": f"runs/check/vit/tuned/{seed}"}
-        tuned.append(pictures.accuracy(train(fresh.but(changes))))
+        tuned.append(pictures.accuracy(whole(train(fresh.but(changes)))))
         scratch.append(pictures.accuracy(after))
     report.note("held-out accuracy, 10 labels of each digit, from scratch", scratch)
     report.note("the same after masked pre-training on 130 of each without labels", tuned)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
@@ -161,6 +161,23 @@ class Report:
         self.rows.append(Row(kind, name, value, expected, passed, now - self._clock, seeds, spread))
         self._clock = now
         return passed is not False
+
+
+class Done(Protocol):
+    """What training returns."""
+
+    status: str
+
+
+D = TypeVar("D", bound=Done)
+
+
+def whole(result: D) -> D:
+    """`result` of a training that came to its end. Raises KeyboardInterrupt where it was stopped before: what follows
+    could not be compared, and the same check goes on from there."""
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    return result
 
 
 def run_check(name: str, check: Callable[[Report], None]) -> Report:

@@ -105,4 +105,4 @@ def test_nothing_to_read_is_no_error():
     layer, nothing = LSTM(5, 7), torch.zeros(2, 0, 5)
     course = Course.of(nothing[..., 0])
     y, (h, _) = layer(course.take(nothing), course)
-    assert y.shape == (0, 7) and h.shape == (2, 7)
+    assert (y.shape, h.shape) == ((0, 7), (2, 7))

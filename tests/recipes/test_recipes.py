@@ -19,7 +19,9 @@ PUBLISHED = {"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616
 
 
 def test_recipes_are_listed_by_file_name():
-    assert {*LANDMARKS, *PICTURES, *WORDS, *ENCODERS, *EMBEDDERS, *TRANSFER, *SEQ2SEQ, "quickstart"} == set(recipes.names())
+    assert {*LANDMARKS, *PICTURES, *WORDS, *ENCODERS, *EMBEDDERS, *TRANSFER, *SEQ2SEQ, "quickstart"} == set(
+        recipes.names()
+    )
 
 
 @pytest.mark.parametrize("name", LANDMARKS)

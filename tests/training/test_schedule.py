@@ -58,7 +58,7 @@ def test_inverse_square_root_is_the_papers_formula(width, warmup):
 
 
 def test_slanted_triangle_is_the_papers_formula():
-    """Equation 3 of arXiv 1801.06146; the fall ends at the last step, which equals theirs where cut · steps is whole."""
+    """Equation 3 of arXiv 1801.06146; the fall ends at the last step, as theirs does where cut · steps is whole."""
     schedule, steps, cut = SlantedTriangular(cut=0.1, ratio=32), 200, 20
     for t in range(steps):
         p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / 0.1 - 1))
