@@ -11,7 +11,7 @@ from onefold.training.run import Run
 LANDMARKS = ["gpt2", "pythia", "llama2", "mistral"]
 WORDS = ["glove", "word2vec"]
 PICTURES = ["classifier", "convnext", "ffcv", "mae", "nfnet", "vit"]
-SEQ2SEQ = ["bart", "t5"]
+SEQ2SEQ = ["bart", "t5", "transformer"]
 ENCODERS = ["bert", "esm1b", "roberta", "text_classifier"]
 EMBEDDERS = ["cpt"]
 TRANSFER = ["elmo", "gpt", "history", "ulmfit"]
