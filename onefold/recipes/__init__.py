@@ -40,24 +40,25 @@ def resolve(
     what: "str | Path | Run | WordRun", overrides: Mapping[str, Any] | None = None, tiny: bool = False
 ) -> "Run | WordRun":
     """A recipe's name, a config file (or a run's folder), or a run; with overrides applied."""
+    overrides = dict(overrides or {})
+    named = isinstance(what, str | Path) and not (Path(what).suffix == ".json" or Path(what).is_dir())
+    module = find(str(what)) if named else None  # a mistyped name is told before torch is imported
+
     from onefold.training.run import Run
     from onefold.training.words import WordRun
 
-    overrides = dict(overrides or {})
     if isinstance(what, Run | WordRun):
         return what.but(overrides)
-    path = Path(what)
-    if path.suffix == ".json" or path.is_dir():
-        file = path / "config.json" if path.is_dir() else path
-        try:
-            text = file.read_text()
-        except OSError as error:
-            raise UserError(f"could not read {file}: {error.strerror}") from None
-        root = WordRun if _kind(text) == WordRun.model_fields["kind"].default else Run
-        return root.from_json(text, source=str(file)).but(overrides)
-    module = find(str(what))
-    make = module.tiny if tiny else module.recipe
-    return make(**_own(make, overrides)).but(overrides)
+    if module is not None:
+        make = module.tiny if tiny else module.recipe
+        return make(**_own(make, overrides)).but(overrides)
+    file = Path(what) / "config.json" if Path(what).is_dir() else Path(what)
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise UserError(f"could not read {file}: {error.strerror}") from None
+    root = WordRun if _kind(text) == WordRun.model_fields["kind"].default else Run
+    return root.from_json(text, source=str(file)).but(overrides)
 
 
 def _kind(text: str) -> Any:

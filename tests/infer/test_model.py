@@ -178,7 +178,7 @@ def test_a_saved_model_is_the_same_model(llama, tmp_path, format):
         (lambda m: m.generate("a", max_tokens=3), "did you mean max_new_tokens"),
         (lambda m: m.logits([[0, 300]]), "between 0 and 299"),
         (lambda m: m.logits([1, 2]), r"\[rows, tokens\]"),
-        (lambda m: m.save("x", format="onnx"), "use onefold, hf or gguf"),
+        (lambda m: m.save("x", format="onnx"), "use onefold, hf, gguf"),
         (lambda m: m.generate("a", beams=2, temperature=1.0), "takes no temperature"),
     ],
 )

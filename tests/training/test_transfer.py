@@ -28,10 +28,10 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Texts of two classes, told apart by a word."""
+    """Texts of two classes, told apart by a word and by nothing else."""
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     texts = [(f"alpha {'beta ' * (i % 5)}{'gamma' if i % 2 else 'delta'} eta", "ab"[i % 2]) for i in range(60)]
-    file.write_text("".join(json.dumps({"text": f"{t} {i}", "label": c}) + "\n" for i, (t, c) in enumerate(texts)))
+    file.write_text("".join(json.dumps({"text": f"{t} {i // 2}", "label": c}) + "\n" for i, (t, c) in enumerate(texts)))
     return file
 
 
