@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onefold.core.errors import UserError
+from onefold.core.progress import say
 from onefold.data.text.labelled_text import LabelledTextData
 from onefold.data.text.labels import TASKS, Example
 from onefold.infer import scores
@@ -13,6 +14,7 @@ from onefold.infer.tags import spell_entities
 from onefold.infer.text_encoder import TextEncoder
 
 TOGETHER = 256  # rows
+SPLIT_SETTINGS = ("text", "second", "label", "held_out", "validation", "split_seed")  # of what a model was trained on
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,15 @@ def _ask(encoder: TextEncoder, task: str, examples: Sequence[Example]) -> list[A
 def judge_rows(encoder: TextEncoder, data: str, **settings: Any) -> Judgement:
     """Evaluate on labelled rows, print the figures and return them. settings: those of LabelledTextData.
 
-    Of a source with splits of its own, on those rows of it that are held out.
+    Of a source with splits of its own, on those rows of it that are held out; of the source that the model was trained
+    on, on those that it did not learn from.
     """
-    given = {"path": data, "task": task_of(encoder), "held_out": 0.0, **settings}
+    trained = encoder.card.get("run", {}).get("data", {})
+    given = {"held_out": 0.0}
+    if trained.get("path") == data:
+        given = {name: trained[name] for name in SPLIT_SETTINGS if name in trained}
+        say(f"{data} is what the model was trained on: judged by the rows that were held out")
+    given |= {"path": data, "task": task_of(encoder), **settings}
     rows = LabelledTextData.from_dict(given).examples()
     found = judge(encoder, [row for row in rows if row.split == "held_out"] or rows)
     print(found)

@@ -102,7 +102,9 @@ def test_every_task_is_learned_and_judged(task, small_encoder, tmp_path, capsys)
     assert Run.from_json(result.run.to_json()) == result.run
     assert result.log[-1]["held_out"]["loss"] > 0
     model = onefold.load(result.out)
-    figures = {figure.name for figure in judge_rows(model, str(rows)).figures}
+    judged = judge_rows(model, str(rows))
+    assert len(judged.said) == len(list(result.dataset.examples("held_out"))) < len(ROWS[task])  # not what it learned
+    figures = {figure.name for figure in judged.figures}
     told = {"sequence": "macro F1", "token": "entity F1", "span": "exact match", "regression": "Spearman"}
     assert told[task] in figures
     assert told[task] in capsys.readouterr().out
