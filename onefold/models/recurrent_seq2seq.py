@@ -19,6 +19,7 @@ from onefold.core.config import Config
 from onefold.models.transformer import with_new_tokens
 from onefold.nn.linear import Linear
 from onefold.nn.lstm import LSTM, Course
+from onefold.nn.padding import text_places
 
 EMBEDDING = 0.1  # token vectors begin uniform within this
 
@@ -117,7 +118,7 @@ class RecurrentSeq2Seq(nn.Module):
         self, source: Int[Tensor, "B S"], source_segments: Int[Tensor, "B S"] | None = None, capacity: int = 0
     ) -> RecurrentSeq2SeqState:
         """Read the sources; the state of rows of which nothing is written yet. Any number of tokens may follow."""
-        seen = _seen(source_segments)
+        seen = None if source_segments is None else text_places(source_segments)
         courses = [Course.of(source, read=seen, backward=backward) for backward in (False, True)]
         x = self.dropout(self.embed(source))
         layers = []
@@ -165,14 +166,6 @@ class RecurrentSeq2Seq(nn.Module):
         if state.seen is not None:
             scores = scores.masked_fill(~state.seen[:, None], -torch.inf)
         return scores.float().softmax(-1).to(x.dtype)
-
-
-def _seen(segments: Tensor | None) -> Tensor | None:
-    """Where a source has text; a row without any reads its padding, since nothing cannot be read."""
-    if segments is None:
-        return None
-    text = segments == 0
-    return text | ~text.any(1, keepdim=True)
 
 
 def _by_row(x: Float[Tensor, "texts D"], course: Course, rows: int) -> Float[Tensor, "B D"]:

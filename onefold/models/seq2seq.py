@@ -28,6 +28,7 @@ from onefold.models.transformer import (
 )
 from onefold.nn.attention import Attention
 from onefold.nn.cross import CrossAttention
+from onefold.nn.padding import text_places
 
 
 class StackConfig(Config):
@@ -184,8 +185,5 @@ class Seq2Seq(nn.Module):
 
 
 def _seen(segments: Tensor | None) -> Tensor | None:
-    """Where a source has text. A row without any sees its padding: attention to nothing would be NaN."""
-    if segments is None:
-        return None
-    text = segments == 0
-    return (text | ~text.any(1, keepdim=True))[:, None, None]
+    """Where a source has text, as a mask of cross-attention."""
+    return None if segments is None else text_places(segments)[:, None, None]

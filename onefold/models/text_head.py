@@ -18,6 +18,7 @@ from onefold.core.config import Config
 from onefold.nn.batch_norm import BatchNorm
 from onefold.nn.linear import Linear
 from onefold.nn.lstm import BiLSTM
+from onefold.nn.padding import text_places
 
 PREFIX = "classifier."
 
@@ -77,8 +78,7 @@ def pool(
         return torch.cat([pool(features, segments, part) for part in ("last", "max", "mean")], dim=1)
     if segments is None:
         return {"last": features[:, -1], "mean": features.mean(1), "max": features.amax(1)}[how]
-    real = segments == 0
-    real = real | ~real.any(1, keepdim=True)  # the mean of nothing would be NaN, for the whole batch
+    real = text_places(segments)
     if how == "last":
         place = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
         return features[torch.arange(len(place), device=real.device), place]

@@ -111,13 +111,18 @@ def test_without_its_second_file_it_has_no_contact_head(tmp_path):
 def test_a_shared_head_has_no_vector_for_the_mask(tmp_path):
     """As published: the package zeroes that of the embedding, whose memory is the head's."""
     file, theirs = their_files(tmp_path, LEARNED)
-    content = torch.load(file, weights_only=False)
+    content = read(file)
     names = "encoder.sentence_encoder.embed_tokens.weight", "encoder.lm_head.weight"
     content["model"][names[1]] = content["model"][names[0]]
     torch.save(content, file)
     weight = open_model(file).model.embed.token.weight
     assert not weight[32].any()
     assert torch.equal(weight[:32], theirs.lm_head.decoder.weight[:32])
+
+
+def read(file):
+    with torch.serialization.safe_globals([Namespace]):
+        return torch.load(file)
 
 
 class Hostile:
@@ -127,7 +132,7 @@ class Hostile:
 
 def test_files_that_would_run_something_are_refused(tmp_path, capsys):
     file, _ = their_files(tmp_path, LEARNED)
-    content = torch.load(file, weights_only=False)
+    content = read(file)
     content["args"].extra = Hostile()
     torch.save(content, file)
     with pytest.raises(UserError, match="could run code"):
@@ -140,7 +145,7 @@ def test_files_that_would_run_something_are_refused(tmp_path, capsys):
 
 def test_other_models_of_the_package_are_named(tmp_path):
     file, _ = their_files(tmp_path, LEARNED)
-    content = torch.load(file, weights_only=False)
+    content = read(file)
     content["args"].arch = "msa_transformer"
     torch.save(content, file)
     with pytest.raises(UserError, match="msa_transformer is not supported"):
