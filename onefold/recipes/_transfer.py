@@ -1,6 +1,6 @@
 """What the recipes on the way to BERT share: fine-tuning on labels, a small setting, and what their checks ask."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # a text stands between the first a
 VOCAB = encoders.VOCAB
 CONTEXT = 128
 # A check's models have a few hundred thousand parameters: at this size many small steps teach more than few large ones.
-# Each pre-trains once, for about a minute and a quarter of one core, and is fine-tuned three times.
+# Each pre-trains for about a minute and a quarter of one core; every seed pre-trains and fine-tunes a model of its own.
 ROWS = 8
 NARROW = {
     "width": 64,
@@ -41,7 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 RATES = {"elmo": 5e-3, "ulmfit": 5e-3, "gpt": 3e-3, "bert": 3e-3}
 STEPS = {"elmo": 950, "ulmfit": 1100, "gpt": 1500, "bert": 2200}
 LABELS = (4, 16, 64)  # of each class
-TUNING = {4: 60, 16: 100, 64: 150}  # steps
+TUNING = {4: 180, 16: 300, 64: 450}  # steps
 EACH = 64  # labels of each class that a landmark alone is judged by
 
 
@@ -102,25 +102,30 @@ def store() -> str:
     return str(folder)
 
 
-def pretrained(name: str, run: Run) -> Result:
-    """The run with a smaller model, briefly, on that text; what is finished already is only read."""
+def pretrained(name: str, run: Run) -> list[Result]:
+    """The run with a smaller model, briefly, on that text, for each seed; what is finished already is only read."""
     shape = {f"model.{key}": value for key, value in SHAPES[name].items()}
-    changes = {"data.sources": [store()], "optimizer.lr": RATES[name], "out": f"runs/check/history/{name}/model"}
     brief = encoders.briefly(run.but(shape), STEPS[name], ROWS)
     trainer = {"evaluate_batches": 32, "log_every": 10, "checkpoint_every": 250}
-    return whole(train(brief.but({**changes, "trainer": trainer})))
+    brief = brief.but({"data.sources": [store()], "optimizer.lr": RATES[name], "trainer": trainer})
+    return [whole(train(brief.but({"seed": seed, "out": model_folder(name, seed)}))) for seed in encoders.SEEDS]
 
 
-def predicts(report: Report, result: Result) -> None:
+def model_folder(name: str, seed: int) -> str:
+    """Where the model lies that a method pre-trained."""
+    return f"runs/check/history/{name}/model/{seed}"
+
+
+def predicts(report: Report, results: list[Result]) -> None:
     """Tokens of files held out cost less than by how often each occurs."""
-    dataset = result.run.data.prepare(result.out / "data", keep=True)
+    dataset = results[0].run.data.prepare(results[0].out / "data", keep=True)
     counts = np.ones(dataset.tokenizer.size)
     for batch in dataset.evaluation("train", 64):
         counts += np.bincount(batch.targets[batch.weights > 0], minlength=len(counts))
     costs = -np.log(counts / counts.sum())
     asked = np.concatenate([costs[b.targets[b.weights > 0]] for b in dataset.evaluation("held_out", 64)])
-    loss = held_out(result).get("ce", held_out(result)["loss"])
-    report.less("nats a token on files held out, against counts of tokens", loss, asked.mean().item())
+    losses = [held_out(result).get("ce", held_out(result)["loss"]) for result in results]
+    report.less("nats a token on files held out, against counts of tokens", losses, asked.mean().item())
 
 
 def held_out(result: Result) -> dict[str, float]:
@@ -131,13 +136,15 @@ def held_out(result: Result) -> dict[str, float]:
 Tuned = Callable[[str, str, int], Run]  # (labels, start, steps) → fine-tuning
 
 
-def accuracies(name: str, before: Pretrained, tuned: Tuned, each: int, fresh: bool = False) -> list[float]:
-    """On passages of files held out, after learning from `each` labels of every package, for each seed. fresh: the same
-    model as it was before pre-training."""
+def accuracies(
+    name: str, pretrained: Sequence[Pretrained], tuned: Tuned, each: int, fresh: bool = False
+) -> list[float]:
+    """On passages of files held out, after learning from `each` labels of every package, for each seed: its model as
+    pre-training left it, or, `fresh`, as it was before."""
     train_file, test_file = encoders.some_passages(each)
     steps, found = TUNING[each], []
     trainer = {"steps": steps, "batch": ROWS, "evaluate_every": steps, "checkpoint_every": steps, "log_every": 10}
-    for seed in encoders.SEEDS:
+    for seed, before in zip(encoders.SEEDS, pretrained, strict=True):
         out = f"runs/check/history/{name}/{'fresh' if fresh else 'tuned'}-{each}/{seed}"
         changes = {"seed": seed, "out": out, "data.validation": str(test_file), "data.context": CONTEXT}
         if fresh:
@@ -148,7 +155,7 @@ def accuracies(name: str, before: Pretrained, tuned: Tuned, each: int, fresh: bo
     return found
 
 
-def learns_from_few_labels(report: Report, name: str, before: Result, tuned: Tuned) -> None:
+def learns_from_few_labels(report: Report, name: str, before: list[Result], tuned: Tuned) -> None:
     """Better than chance, which is asserted; and better than the same model from scratch?"""
     found = accuracies(name, before, tuned, EACH)
     chance = 1 - 1 / PACKAGES

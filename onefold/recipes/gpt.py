@@ -75,9 +75,9 @@ SIZE = 116_534_784
 def check(report: Report) -> None:
     """The exact size; a small one learns more than counts, and classifies from few labels."""
     report.equal("parameters", count_parameters(families.gpt()), SIZE)
-    result = transfer.pretrained("gpt", tiny())
-    transfer.predicts(report, result)
-    transfer.learns_from_few_labels(report, "gpt", result, tuned)
+    results = transfer.pretrained("gpt", tiny())
+    transfer.predicts(report, results)
+    transfer.learns_from_few_labels(report, "gpt", results, tuned)
 
 
 def tuned(labels: str, start: str, steps: int) -> Run:

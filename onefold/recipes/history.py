@@ -27,6 +27,7 @@ from onefold.core.files import atomic_write
 from onefold.data.text.documents import Source, TextData
 from onefold.recipes import _transfer as transfer
 from onefold.recipes import elmo, gpt, roberta, text_classifier, ulmfit, word2vec
+from onefold.recipes._encoders import SEEDS
 from onefold.study.charts import Axis, Curve, Level, draw
 from onefold.study.check import Report, whole
 from onefold.training import words
@@ -82,12 +83,12 @@ def accuracy(name: str, report: Report) -> list[list[float]]:
     else:
         before = transfer.pretrained(name, METHODS[name]())
         tuned = {"elmo": elmo.tuned, "ulmfit": ulmfit.tuned, "gpt": gpt.tuned, "bert": as_bert}[name]
-    seconds = read_log(before.out / "log.jsonl")[-1]["seconds"]
-    report.note(f"seconds of pre-training by the clock, {NAMES[name]}", round(seconds))
+    seconds = [round(read_log(result.out / "log.jsonl")[-1]["seconds"]) for result in before]
+    report.note(f"seconds of pre-training by the clock, {NAMES[name]}", seconds)
     return [transfer.accuracies(name, before, tuned, each) for each in transfer.LABELS]
 
 
-def word_vectors() -> tuple[words.WordResult, transfer.Tuned]:
+def word_vectors() -> tuple[list[words.WordResult], transfer.Tuned]:
     """As wide as the others' models, of the words of the same text."""
     store = Path(transfer.store())
     file = store.with_name("words.jsonl")
@@ -95,8 +96,9 @@ def word_vectors() -> tuple[words.WordResult, transfer.Tuned]:
         texts = TextData(sources=(Source(path=str(store)),)).prepare(store).text("train")
         atomic_write(file, "".join(json.dumps({"text": document.text}) + "\n" for document in texts))
     changes = {"data.sources": [str(file)], "model": {"width": 64, "epochs": EPOCHS}, "trainer.threads": 1}
-    changes |= {"trainer.checkpoint_every": 500, "out": "runs/check/history/word2vec/model"}
-    return whole(words.train(word2vec.tiny().but(changes))), over_words
+    run = word2vec.tiny().but({**changes, "trainer.checkpoint_every": 500})
+    runs = [run.but({"seed": seed, "out": transfer.model_folder("word2vec", seed)}) for seed in SEEDS]
+    return [whole(words.train(run)) for run in runs], over_words
 
 
 def as_bert(labels: str, start: str, steps: int) -> Run:

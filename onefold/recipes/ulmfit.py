@@ -90,9 +90,9 @@ def check(report: Report) -> None:
     """The exact size; a small one learns more than counts, and classifies from few labels."""
     gates = sum(4 * out * (inward + out + 2) for inward, out in ((400, 1150), (1150, 1150), (1150, 400)))
     report.equal("parameters", count_parameters(recipe().model), gates + VOCAB * 401)
-    result = transfer.pretrained("ulmfit", tiny())
-    transfer.predicts(report, result)
-    transfer.learns_from_few_labels(report, "ulmfit", result, tuned)
+    results = transfer.pretrained("ulmfit", tiny())
+    transfer.predicts(report, results)
+    transfer.learns_from_few_labels(report, "ulmfit", results, tuned)
 
 
 def tuned(labels: str, start: str, steps: int) -> Run:
