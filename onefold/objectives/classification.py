@@ -25,6 +25,7 @@ class Classification(Config):
 
     reads: ClassVar = ImageBatch | LabelledTextBatch
     task: ClassVar = "sequence"
+    loss_unit: ClassVar = "nats per example"
     kind: Literal["classification"] = "classification"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each target, spread over all classes; in training only
 

@@ -34,6 +34,7 @@ class InfoNCE(Config):
     """
 
     reads: ClassVar = PairedTextBatch
+    loss_unit: ClassVar = "nats per pair"
     kind: Literal["infonce"] = "infonce"
 
     def going_on(self, start: Config, classes: int) -> Config:

@@ -18,6 +18,7 @@ class TokenClassification(Config):
 
     reads: ClassVar = LabelledTextBatch
     task: ClassVar = "token"
+    loss_unit: ClassVar = "nats per token"
     kind: Literal["token_classification"] = "token_classification"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, LabelledTextBatch, int], Loss]:
@@ -47,6 +48,7 @@ class SpanSelection(Config):
 
     reads: ClassVar = LabelledTextBatch
     task: ClassVar = "span"
+    loss_unit: ClassVar = "nats per answer"
     kind: Literal["span_selection"] = "span_selection"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, LabelledTextBatch, int], Loss]:
@@ -78,6 +80,7 @@ class Regression(Config):
 
     reads: ClassVar = LabelledTextBatch
     task: ClassVar = "regression"
+    loss_unit: ClassVar = "squared error"
     kind: Literal["regression"] = "regression"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, LabelledTextBatch, int], Loss]:

@@ -22,6 +22,7 @@ class NextToken(Config):
     """Mean negative log-likelihood of each target, in nats per token of weight 1."""
 
     reads: ClassVar = TokenBatch
+    loss_unit: ClassVar = "nats per token"
     kind: Literal["next_token"] = "next_token"
     z_loss: float = 0.0
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each target, spread over all tokens; in training only
@@ -41,6 +42,7 @@ class MaskedAndNext(Config):
     """
 
     reads: ClassVar = TokenBatch
+    loss_unit: ClassVar = "nats"
     kind: Literal["masked_and_next"] = "masked_and_next"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> "BothTasks":

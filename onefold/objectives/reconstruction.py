@@ -20,6 +20,7 @@ class Reconstruction(Config):
     """
 
     reads: ClassVar = ImageBatch
+    loss_unit: ClassVar = "squared error"
     kind: Literal["reconstruction"] = "reconstruction"
 
     def going_on(self, start: Config, classes: int) -> Config:

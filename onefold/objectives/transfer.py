@@ -24,6 +24,7 @@ class BothDirections(Config):
     """
 
     reads: ClassVar = TokenBatch
+    loss_unit: ClassVar = "nats per token, both ways"
     kind: Literal["both_directions"] = "both_directions"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> "BuiltBothDirections":
@@ -63,6 +64,7 @@ class ClassificationAndNext(Config):
 
     reads: ClassVar = LabelledTextBatch
     task: ClassVar = "sequence"
+    loss_unit: ClassVar = "nats"
     kind: Literal["classification_and_next"] = "classification_and_next"
     language: float = Field(default=0.5, ge=0)
 

@@ -27,22 +27,25 @@ class Chart:
     key: list[Key] = field(default_factory=list)
 
 
-def learning(log: Log, baselines: Sequence[Level] = ()) -> list[Chart]:
-    """Training and held-out loss over time and over steps; in bits per byte where the evaluations tell how."""
+def learning(log: Log, unit: str, baselines: Sequence[Level] = ()) -> list[Chart]:
+    """Training and held-out loss over time and over steps; in bits per byte where the evaluations tell how.
+
+    unit: what the loss is counted in, where that is known.
+    """
     scale = log.bits_per_nat
     charts = []
     for tab, x, divide in (("by time", "seconds", 0), ("by step", "step", 1)):
-        divisor, unit = (1.0, "steps") if divide else time_unit(log.last("seconds") or 0)
+        divisor, along = (1.0, "steps") if divide else time_unit(log.last("seconds") or 0)
         train = log.series("loss", x=x)
         unseen = log.series("held_out", "bits_per_byte" if scale else "loss", x=x)
         if len(train[0]) + len(unseen[0]) < 2:
             continue
         curves = _loss_curves((train[0] / divisor, train[1] * (scale or 1)), (unseen[0] / divisor, unseen[1]))
-        loss = "loss of a pair" if log.unit in ("words", "pairs") else f"loss, nats per {log.unit[:-1]}"
+        loss = f"loss, {unit}" if unit else "loss"
         y = Axis("bits per byte" if scale else loss, *window(curves, baselines if scale else ()))
         levels = baselines if scale else ()
         drawn = [
-            draw(curves if wide else _bare(curves), Axis(unit), y, levels, size, f"Loss {tab}", margin)
+            draw(curves if wide else _bare(curves), Axis(along), y, levels, size, f"Loss {tab}", margin)
             for wide, size, margin in ((True, WIDE, 112), (False, NARROW, 34))
         ]
         key: list[Key] = [

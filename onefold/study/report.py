@@ -182,13 +182,13 @@ def _estimate(record: RunRecord, baselines: list[Mapping[str, Any]]) -> dict[str
 
 def _stage(part: RunRecord, record: RunRecord, baselines: list[Mapping[str, Any]]) -> dict[str, Any]:
     main = part is record.main
-    charts = learning(part.log, [Level(b["name"], float(b["bits_per_byte"])) for b in baselines] if main else [])
+    levels = [Level(b["name"], float(b["bits_per_byte"])) for b in baselines] if main else []
     seen, final = part.log.last("held_out", "bits_per_byte"), number(_final(record).get("bits_per_byte"))
     return {
         "title": part.title,
         "heading": "How it learned" if len(record.parts) == 1 else part.title,
         "sentence": _course(part),
-        "curves": charts,
+        "curves": learning(part.log, part.loss_unit, levels),
         "fine": PARTIAL if main and seen and final and abs(seen - final) > 0.002 else "",
         "panels": inside(part.log),
     }

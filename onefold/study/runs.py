@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -74,6 +74,19 @@ class RunRecord:
     def parts(self) -> list["RunRecord"]:
         """The runs with curves, in order."""
         return self.stages or [self]
+
+    @property
+    def loss_unit(self) -> str:
+        """What the loss is counted in, such as "nats per token"; empty where the objective is none of ours."""
+        from onefold.objectives.every import AnyObjective  # imports torch
+        from onefold.training.words import WordRun
+
+        trained = self.config.get("objective") or self.config.get("model")  # word vectors' model says what it minimises
+        kind = trained.get("kind") if isinstance(trained, Mapping) else None
+        known = (*get_args(AnyObjective), *get_args(WordRun.model_fields["model"].annotation))
+        return next(
+            (c.loss_unit for c in known if c.model_fields["kind"].default == kind and hasattr(c, "loss_unit")), ""
+        )
 
     @property
     def main(self) -> "RunRecord":

@@ -2,7 +2,7 @@
 
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +24,7 @@ READ = 1 << 20  # words that are counted at once
 class GloveConfig(Config):
     """Defaults of the authors' tool; the paper's where they differ."""
 
+    loss_unit: ClassVar = "weighted squared error"
     kind: Literal["glove"] = "glove"
     width: int = Field(default=100, ge=1)  # paper: 300 for its best
     window: int = Field(default=15, ge=1)  # on both sides; a pair counts 1/distance. Paper: 10

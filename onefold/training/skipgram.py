@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,7 @@ SCALE = 1 << 32
 class SkipGramConfig(Config):
     """What word2vec's tool calls -cbow 0 -hs 0, with its defaults; numbers of the paper where they differ."""
 
+    loss_unit: ClassVar = "nats per pair"
     kind: Literal["skipgram"] = "skipgram"
     width: int = Field(default=100, ge=1)  # paper: 300
     window: int = Field(default=5, ge=1)  # each word draws its own, from 1 to this

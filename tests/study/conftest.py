@@ -14,6 +14,7 @@ from onefold.study.results import write_results
 CONFIG: dict[str, Any] = {
     "data": {"kind": "text", "context": 256, "sources": [{"path": "stdlib", "weight": 1.0}]},
     "model": {"width": 192, "depth": 6, "vocab": 4096, "block": {"mixer": {"kind": "attention", "heads": 6}}},
+    "objective": {"kind": "next_token"},
     "optimizer": {"kind": "muon", "lr": 0.02},
     "trainer": {"steps": 400, "batch": 32, "schedule": {"kind": "wsd"}},
     "seed": 0,

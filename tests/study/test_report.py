@@ -2,9 +2,11 @@
 
 import re
 from html.parser import HTMLParser
+from typing import get_args
 
 import pytest
 
+from onefold.objectives.every import AnyObjective
 from onefold.study.report import write_report
 from onefold.study.results import write_results
 
@@ -166,6 +168,24 @@ def test_a_run_without_results_or_evaluations(make_run):
     found = page(make_run(log=log))
     assert "nats per token" in found.words
     assert "Against counting" not in found.words
+
+
+@pytest.mark.parametrize(
+    ("config", "axis"),
+    [
+        ({"objective": {"kind": "infonce"}}, "loss, nats per pair"),
+        ({"objective": {"kind": "regression"}}, "loss, squared error"),
+        ({"kind": "words", "model": {"kind": "glove"}}, "loss, weighted squared error"),
+        ({"objective": {"kind": "their.module:Objective"}}, "loss"),
+    ],
+)
+def test_the_axis_says_what_the_loss_is_counted_in(make_run, config, axis):
+    log = [{"step": s, "loss": 3 - s / 100, "seconds": s} for s in range(1, 100)]
+    assert axis in [text.strip() for text in page(make_run(config=config, log=log)).text]
+
+
+def test_every_objective_says_what_its_loss_is_counted_in():
+    assert all(objective.loss_unit for objective in get_args(AnyObjective))
 
 
 @pytest.mark.parametrize("log", [[], [{"step": 1, "loss": 3.0}], [{"step": 1}, {"step": 2, "loss": None, "lr": 0}]])
