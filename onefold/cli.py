@@ -14,6 +14,10 @@ from onefold.cli_text import app as text_verbs
 from onefold.cli_words import app as word_verbs
 from onefold.core.errors import UserError
 
+RecipeOrFile = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE|FILE", help="A recipe's name; a config file, or a run's folder (./NAME where both)"),
+]
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 app = typer.Typer(
@@ -55,7 +59,7 @@ def quickstart(settings: Settings = None):
     )
 )
 def train(
-    what: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name, or a config file")],
+    what: RecipeOrFile,
     settings: Settings = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="The same idea in minutes on two cores")] = False,
 ):
@@ -66,7 +70,7 @@ def train(
 
 @app.command(epilog=example("onefold show gpt2 > my.json", "onefold show mistral --tiny model.depth=8"))
 def show(
-    what: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name, or a config file")],
+    what: RecipeOrFile,
     settings: Settings = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="The same idea in minutes on two cores")] = False,
 ):

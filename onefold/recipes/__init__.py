@@ -39,9 +39,12 @@ def find(name: str) -> ModuleType:
 def resolve(
     what: "str | Path | Run | WordRun", overrides: Mapping[str, Any] | None = None, tiny: bool = False
 ) -> "Run | WordRun":
-    """A recipe's name, a config file (or a run's folder), or a run; with overrides applied."""
+    """A recipe's name, a config file (or a run's folder), or a run; with overrides applied.
+
+    A name means the recipe, whatever lies in the working directory; a folder of that name is "./name", or a Path.
+    """
     overrides = dict(overrides or {})
-    named = isinstance(what, str | Path) and not (Path(what).suffix == ".json" or Path(what).is_dir())
+    named = isinstance(what, str | Path) and not _is_path(what)
     module = find(str(what)) if named else None  # a mistyped name is told before torch is imported
 
     from onefold.training.run import Run
@@ -59,6 +62,12 @@ def resolve(
         raise UserError(f"could not read {file}: {error.strerror}") from None
     root = WordRun if _kind(text) == WordRun.model_fields["kind"].default else Run
     return root.from_json(text, source=str(file)).but(overrides)
+
+
+def _is_path(what: str | Path) -> bool:
+    if isinstance(what, str) and what in names():
+        return False
+    return Path(what).suffix == ".json" or Path(what).is_dir()
 
 
 def _kind(text: str) -> Any:

@@ -1,5 +1,7 @@
 """Every recipe resolves to a run that prints, round-trips and takes overrides, and its miniature is trainable."""
 
+from pathlib import Path
+
 import pytest
 
 import onefold
@@ -22,6 +24,15 @@ def test_recipes_are_listed_by_file_name():
     assert {*LANDMARKS, *PICTURES, *WORDS, *ENCODERS, *EMBEDDERS, *TRANSFER, *SEQ2SEQ, "quickstart"} == set(
         recipes.names()
     )
+
+
+def test_a_name_means_the_recipe_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text(recipes.resolve("gpt2", {"seed": 7}).to_json())
+    monkeypatch.chdir(tmp_path)
+    assert recipes.resolve("gpt2").seed == 0
+    for folder in ("./gpt2", "gpt2/", Path("gpt2"), "gpt2/config.json"):
+        assert recipes.resolve(folder).seed == 7
 
 
 @pytest.mark.parametrize("name", LANDMARKS)
