@@ -39,7 +39,7 @@ def claimed(out: Path, run: Config) -> Iterator[dict[str, Any] | None]:
     replaced: somebody is still mending its settings.
     """
     with _locked(out):
-        before, saved = _read(out / "config.json"), any((out / "checkpoints").glob("[0-9]*"))
+        before, saved = _resolved(_read(out / "config.json"), type(run)), any((out / "checkpoints").glob("[0-9]*"))
         if saved and before is None:
             raise UserError(f"{out} has checkpoints but no config.json; restore that, or give another out=")
         changes = differences(identity(before), identity(run.to_dict())) if before else {}
@@ -74,6 +74,14 @@ def _read(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or give another out=") from None
+
+
+def _resolved(before: dict[str, Any] | None, root: type[Config]) -> dict[str, Any] | None:
+    """With settings that the file does not know, as it was written before they came up: they had their defaults."""
+    try:
+        return before and root.from_dict(before).to_dict()
+    except UserError:
+        return before  # compared as it is
 
 
 def _without_places(value: Any) -> Any:

@@ -42,6 +42,21 @@ def test_a_finished_run_says_so(copied, capsys):
     assert "is finished after 12 steps" in capsys.readouterr().err
 
 
+def test_settings_that_came_up_later_had_their_defaults(copied, done):
+    """A folder of an older version goes on after an upgrade."""
+    file = copied.out / "config.json"
+    old = json.loads(file.read_text())
+    del old["model"]["classes"], old["trainer"]["skip"], old["optimizer"]["groups"]
+    file.write_text(json.dumps(old))
+    longer = train(copied.but({"trainer.steps": 14}))
+    assert longer.step == 14
+    assert losses(longer)[:12] == losses(done)
+    old["model"]["width"] *= 2
+    file.write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"holds another run; it differs in model\.width"):
+        train(copied.but({"trainer.steps": 15}))
+
+
 def test_more_steps_go_on(copied, done, capsys):
     longer = train(copied.but({"trainer.steps": 20}))
     assert longer.step == 20
