@@ -60,6 +60,8 @@ class TokenBatch(Batch):
     `segments` None means that every row is one piece of one document at positions 0…T-1, so plain attention serves.
     Otherwise a row holds several documents: attention stays inside a segment and positions restart with it.
 
+    `prefix`, where tokens are read in both directions: those that all tokens of their segment see, also earlier ones.
+
     `asked`, where few tokens count: columns of each row that hold all of its weights that are not 0, so that a loss
     need not look at the others.
     """
@@ -70,6 +72,7 @@ class TokenBatch(Batch):
     weights: Tensor  # Float[B, T]: 0 where nothing is to be learned (padding, prompts)
     positions: Tensor | None = None  # Long[B, T]
     segments: Tensor | None = None  # Long[B, T]
+    prefix: Tensor | None = None  # Bool[B, T]
     asked: Tensor | None = None  # Long[B, K], different columns
     types: Tensor | None = None  # Long[B, T]: which of two texts, for models that tell them apart
     classes: Tensor | None = None  # Float[B, classes]: what is to be said of the whole row
@@ -79,8 +82,9 @@ class TokenBatch(Batch):
         return self.tokens.numel()
 
     def inputs(self) -> tuple[Tensor | None, ...]:
+        more = self.types if self.prefix is None else self.prefix  # of encoders, and of decoders
         seen = self.tokens, self.positions, self.segments
-        return seen if self.types is None else (*seen, self.types)
+        return seen if more is None else (*seen, more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +159,37 @@ class PairedTextBatch(Batch):
             widths = int(part.lengths.max()), int(part.other_lengths.max())
             found.append(replace(part, tokens=part.tokens[:, : widths[0]], others=part.others[:, : widths[1]]))
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceBatch(Batch):
+    """Two answers to a prompt, each behind it: the one that people preferred first. Padding is behind both.
+
+    Where single answers are `liked` or not, the second one is the answer to another row's prompt, which tells how far a
+    model has moved on answers that it was not asked for (KTO).
+    """
+
+    unit = "tokens"
+    tokens: Tensor  # Long[B, 2, T]
+    lengths: Tensor  # Long[B, 2]
+    places: Tensor  # Long[B, 2, K]: of the tokens before those of the answers, where these are predicted
+    targets: Tensor  # Long[B, 2, K]: the tokens of the answers
+    weights: Tensor  # Float[B, 2, K]: 0 behind the end of an answer
+    margins: Tensor | None = None  # Float[B]: by how much the first one is better
+    liked: Tensor | None = None  # Float[B]: 1 or 0
+    reference: Tensor | None = None  # Float[B, 2]: log-probability of each answer by the model that is compared with
+
+    @property
+    def size(self) -> int:
+        return self.tokens.numel()
+
+    def side(self, which: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """tokens, places, targets and weights of one answer of each row."""
+        return tuple(t[:, which] for t in (self.tokens, self.places, self.targets, self.weights))
+
+    def sides(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same of both, 2B rows: the two of a row beside each other."""
+        return tuple(t.flatten(0, 1) for t in (self.tokens, self.places, self.targets, self.weights))
 
 
 @dataclass(frozen=True, kw_only=True)

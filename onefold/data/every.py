@@ -10,10 +10,12 @@ from onefold.data.text.documents import TextData
 from onefold.data.text.labelled_text import LabelledTextData, LabelledTextDataset
 from onefold.data.text.masked import MaskedTextData
 from onefold.data.text.mixture import MixtureData, MixtureDataset
+from onefold.data.text.prefix_text import PrefixTextData
 from onefold.data.text.text_pairs import TextPairsData, TextPairsDataset
 
 AnyData = (
     TextData
+    | PrefixTextData
     | MaskedTextData
     | ProteinData
     | DenoisingTextData

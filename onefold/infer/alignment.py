@@ -58,7 +58,7 @@ def attention(
     """
     if isinstance(network, RecurrentSeq2Seq) and network.config.attention:
         return network.attention(source, tokens)
-    if not isinstance(network, Seq2Seq):
+    if not isinstance(network, Seq2Seq) or network.encoder is None:
         raise UserError(f"a {type(network).__name__} has no attention to a source that could be shown")
     blocks = network.decoder.blocks
     layer = max(0, len(blocks) - 2) if layer is None else layer

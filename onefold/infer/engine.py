@@ -56,8 +56,12 @@ def generate(model: nn.Module, rows: Sequence[Continuation], sampling: Sampling)
 def read(
     model: nn.Module, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None, state: Any, chunk: int = CHUNK
 ) -> Float[Tensor, "B D"]:
-    """Put the prompts into the state, a chunk of columns at a time; the features of the last column."""
+    """Put the prompts into the state, a chunk of columns at a time; the features of the last column.
+
+    Prompts that are seen whole by each of their tokens are one chunk.
+    """
     features = None
+    chunk = tokens.shape[1] if getattr(state, "prefix", False) else chunk
     for start in range(0, tokens.shape[1], chunk):
         part = slice(start, start + chunk)
         features = model.features(tokens[:, part], None if positions is None else positions[:, part], state=state)

@@ -93,7 +93,7 @@ def write_config(config: TextConfig, prefer: str | None = None) -> tuple[Family,
 def canonical(config: TextConfig) -> dict[str, Any]:
     """What a config computes, as plain values: layers spelled out, defaults resolved, initialisation left out."""
     if isinstance(config, Seq2SeqConfig):
-        encoder, decoder = map(canonical, config.halves())
+        encoder, decoder = (half and canonical(half) for half in config.halves())
         decoder["head_bias"] = None  # is told by the tensors, and the first tokens by the tokenizer where not here
         unsaid = {"init": None, "head_bias": None, "start": None}
         return config.to_dict() | unsaid | {"encoder": encoder, "decoder": decoder}

@@ -262,5 +262,5 @@ class Encoder(nn.Module):
         whole = torch.arange(tokens.shape[1], device=tokens.device)[None]
         layout = Layout(whole if positions is None else positions, segments=segments)
         if self.relative is not None:
-            layout.relate(self.relative)
+            layout.relate(self.relative, causal=False)
         return layout

@@ -4,14 +4,15 @@
     tokens → decoder, its cross-attention on the memory → head → logits of the next token
 
 Both halves are those of encoder.py and transformer.py and share their token vectors; see seq2seq_families.py for the
-published settings.
+published settings. Without an encoder the decoder reads the source itself, as a whole, and goes on from it: that is a
+prefix language model (arXiv 1910.10683, section 3.2.1).
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -40,14 +41,14 @@ class StackConfig(Config):
 
 
 class Seq2SeqConfig(Config):
-    """An encoder-decoder (arXiv 1706.03762)."""
+    """An encoder-decoder (arXiv 1706.03762), or a decoder that reads both texts, one behind the other."""
 
     kind: Literal["seq2seq"] = "seq2seq"
     vocab: int  # of both sides
     width: int
     context: int  # what it is trained on, a side; learned positions end here or later
     embed: EmbedConfig = EmbedConfig()  # of both sides; token vectors are shared, learned positions are not
-    encoder: StackConfig
+    encoder: StackConfig | None  # None: the decoder reads the source, too, in both directions
     decoder: StackConfig
     tied: bool = True  # the head is the embedding, transposed
     head_scaled: bool = False  # features are divided by √width before the head (T5)
@@ -58,9 +59,14 @@ class Seq2SeqConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "Seq2SeqConfig":
-        if self.decoder.block.cross is None:
+        cross = self.decoder.block.cross
+        if self.encoder is None:
+            if cross is not None:
+                raise ValueError("without an encoder there is nothing to look at: decoder.block.cross must be null")
+        elif cross is None:
             raise ValueError("decoder.block.cross is missing: it is how a decoder sees the source")
-        self.decoder.block.cross.widths(self.width)
+        else:
+            cross.widths(self.width)
         if not self.decoder.block.mixer.causal:
             raise ValueError("a decoder sees what came before: decoder.block.mixer.causal must be true")
         for name in ("start", "first"):
@@ -69,12 +75,15 @@ class Seq2SeqConfig(Config):
         self.halves()
         return self
 
-    def halves(self) -> tuple[EncoderConfig, DecoderConfig]:
+    def halves(self) -> tuple[EncoderConfig | None, DecoderConfig]:
         """What the two sides are on their own."""
-        shared = {"vocab": self.vocab, "width": self.width, "context": self.context, "embed": self.embed}
-        encoder = EncoderConfig(**shared, **_fields(self.encoder), masked=None, init=self.init)
+        shared = {"vocab": self.vocab, "width": self.width, "embed": self.embed, "init": self.init}
         head = {"tied": self.tied, "head_bias": self.head_bias}
-        return encoder, DecoderConfig(**shared, **_fields(self.decoder), **head, init=self.init)
+        if self.encoder is None:
+            both = {"context": 2 * self.context, "prefix": True}
+            return None, DecoderConfig(**shared, **both, **_fields(self.decoder), **head)
+        encoder = EncoderConfig(**shared, context=self.context, **_fields(self.encoder), masked=None)
+        return encoder, DecoderConfig(**shared, context=self.context, **_fields(self.decoder), **head)
 
     def build(self) -> "Seq2Seq":
         """The model with fresh weights from torch's current generator; under `torch.device("meta")`, shapes only."""
@@ -96,11 +105,15 @@ class Seq2Seq(nn.Module):
     def __init__(self, config: Seq2SeqConfig):
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = (half.build() for half in config.halves())
-        self.decoder.embed.token = self.encoder.embed.token
+        encoder, decoder = config.halves()
+        self.encoder = encoder and encoder.build()
+        self.decoder = decoder.build()
+        if self.encoder is not None:
+            self.decoder.embed.token = self.encoder.embed.token
         if config.tied:
-            self.decoder.unembed.weight = self.encoder.embed.token.weight
-        self.depths = config.encoder.depth + config.decoder.depth + 1
+            self.decoder.unembed.weight = self.decoder.embed.token.weight
+        self.first = config.encoder.depth if config.encoder else 0  # depth of the decoder's first block
+        self.depths = self.first + config.decoder.depth + 1
         self._balance()
 
     @torch.no_grad()
@@ -116,13 +129,7 @@ class Seq2Seq(nn.Module):
                 queries = module.q.weight if isinstance(module, CrossAttention) else module.qkv.weight
                 queries[: module.heads * module.head_width] *= module.head_width**-0.5 / module.config.scale
         if self.config.head_scaled:
-            self.encoder.embed.token.weight *= self.config.width**0.5
-
-    def encode(
-        self, source: Int[Tensor, "B S"], source_segments: Int[Tensor, "B S"] | None = None
-    ) -> Float[Tensor, "B S D"]:
-        """What the decoder looks at. `source_segments`: 0 text, 1 padding."""
-        return self.encoder.features(source, None, source_segments)
+            self.decoder.embed.token.weight *= self.config.width**0.5
 
     def features(
         self,
@@ -130,8 +137,13 @@ class Seq2Seq(nn.Module):
         tokens: Int[Tensor, "B T"],
         source_segments: Int[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """What the model makes of each token, given its row's source: the input of `head`."""
-        memory = self.encode(source, source_segments)
+        """What the model makes of each token, given its row's source: the input of `head`.
+
+        source_segments: 0 text, 1 padding.
+        """
+        if self.encoder is None:
+            return self.decoder.features(*_joined(source, tokens, source_segments))[:, source.shape[1] :]
+        memory = self.encoder.features(source, None, source_segments)
         return self.decoder.features(tokens, memory=memory, memory_seen=_seen(source_segments))
 
     def head(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
@@ -154,7 +166,12 @@ class Seq2Seq(nn.Module):
         self, source: Int[Tensor, "B S"], source_segments: Int[Tensor, "B S"] | None, capacity: int
     ) -> DecoderState:
         """Read the sources; the state of rows of which nothing is written yet, for up to `capacity` tokens each."""
-        memory = self.encode(source, source_segments)
+        if self.encoder is None:
+            state = self.decoder.init_state(len(source), source.shape[1] + capacity)
+            source, padding = _right_aligned(source, source_segments)
+            self.decoder.features(source, None if padding is None else _positions(padding), state=state)
+            return state
+        memory = self.encoder.features(source, None, source_segments)
         state = self.decoder.init_state(len(source), capacity)
         state.memory = [block.cross.remember(memory) for block in self.decoder.blocks]
         state.memory_seen = _seen(source_segments)
@@ -168,20 +185,50 @@ class Seq2Seq(nn.Module):
 
     def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of another such model as this one takes them: tokens it adds begin as the mean of the others."""
-        names = ("encoder.embed.token.weight", "decoder.unembed.weight", "decoder.unembed.bias")
+        embedding = "decoder.embed.token.weight" if self.encoder is None else "encoder.embed.token.weight"
+        names = (embedding, "decoder.unembed.weight", "decoder.unembed.bias")
         return with_new_tokens(weights, self.config.vocab, names)
 
     def depth_of(self, name: str) -> int:
         """Of the parameter `name`, from 0 (embeddings) to `depths` (last norm and head)."""
         half, _, rest = name.partition(".")
-        first = self.config.encoder.depth
         if half == "encoder":
-            return min(depth_of(rest, (first,)), first)
+            return min(depth_of(rest, (self.first,)), self.first)
         depth = depth_of(rest, (self.config.decoder.depth,))
-        return depth and first + depth
+        return depth and self.first + depth
 
     def _scaled(self, features: Tensor) -> Tensor:
         return features * self.config.width**-0.5 if self.config.head_scaled else features
+
+
+def _joined(
+    source: Int[Tensor, "B S"], tokens: Int[Tensor, "B T"], source_segments: Int[Tensor, "B S"] | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """(tokens, positions, segments, prefix) [B, S + T] of sources and what is written about them, in one row."""
+    source, padding = _right_aligned(source, source_segments)
+    both = torch.cat((source, tokens), 1)
+    prefix = torch.arange(both.shape[1], device=both.device) < source.shape[1]
+    prefix = prefix.expand(both.shape)
+    if padding is None:
+        return both, None, None, prefix
+    padding = torch.cat((padding, torch.zeros_like(tokens, dtype=torch.bool)), 1)
+    return both, _positions(padding).clamp(min=0), padding.long(), prefix
+
+
+def _right_aligned(
+    source: Int[Tensor, "B S"], segments: Int[Tensor, "B S"] | None
+) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B S"] | None]:
+    """Sources whose padding leads, so that what follows stands right behind them, and where that padding is."""
+    if segments is None:
+        return source, None
+    columns = torch.arange(source.shape[1], device=source.device)
+    missing = (segments != 0).sum(1, keepdim=True)
+    return source.gather(1, (columns - missing) % source.shape[1]), columns < missing
+
+
+def _positions(padding: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Of tokens behind the padding that leads their rows, which has -1."""
+    return (~padding).long().cumsum(1) - 1
 
 
 def _seen(segments: Tensor | None) -> Tensor | None:

@@ -118,6 +118,11 @@ def t5_v11(size: str = "small") -> Seq2SeqConfig:
     return t5().but({"width": width, "decoder.block.cross": cross, **sides, **head})
 
 
+def one_stack(config: Seq2SeqConfig) -> Seq2SeqConfig:
+    """The same without its encoder: the decoder reads both texts, the first one whole (T5's prefix language model)."""
+    return config.but({"encoder": None, "decoder.block.cross": None})
+
+
 def _post_norm(
     embed: EmbedConfig,
     shape: tuple[int, int, int, int, int, int],  # layers a side, width, heads, ffn, vocabulary, context

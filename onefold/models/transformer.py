@@ -82,7 +82,7 @@ class BlockConfig(Config):
 
 
 class DecoderConfig(Config):
-    """A causal language model.
+    """A causal language model; with `prefix` one whose prompt is seen whole by each of its tokens.
 
     `pattern` varies the blocks: layer i is `block.but(pattern[i % len(pattern)])`, so that alternating windows are
     `({}, {"mixer.window": 256})` and a pyramid has as many entries as layers.
@@ -93,6 +93,7 @@ class DecoderConfig(Config):
     width: int
     depth: int
     context: int  # what it is trained on; learned positions end here
+    prefix: bool = False  # what it goes on from is read in both directions (arXiv 1910.10683, section 3.2.1)
     embed: EmbedConfig = EmbedConfig()
     block: BlockConfig
     pattern: tuple[dict[str, Any], ...] = ()
@@ -134,8 +135,9 @@ class DecoderConfig(Config):
 class DecoderState:
     """What a decoder remembers of the columns it has read: one cache a layer."""
 
-    def __init__(self, layers: list[KVCache], capacity: int):
-        self.layers, self.capacity = layers, capacity
+    def __init__(self, layers: list[KVCache], capacity: int, prefix: bool = False):
+        """prefix: what is read first is seen whole by each of its tokens, so it must be read at once."""
+        self.layers, self.capacity, self.prefix = layers, capacity, prefix
         self.length = 0  # columns read, padding included
         self.pad: Tensor | None = None  # Long[B]: leading columns that are padding
         self.beams = 1  # rows that share a memory
@@ -181,7 +183,8 @@ class DecoderState:
             self.pad = pad if self.pad is None else self.pad + pad
         columns = torch.arange(self.length, self.length + T, device=tokens.device)[None]
         truth = columns if self.pad is None else (columns - self.pad[:, None]).clamp(min=0)
-        return Layout(truth, start=self.length, pad=self.pad, memory_seen=self.memory_seen)
+        prefix = torch.ones_like(tokens, dtype=torch.bool) if self.prefix and not self.length else None
+        return Layout(truth, start=self.length, pad=self.pad, prefix=prefix, memory_seen=self.memory_seen)
 
 
 class Block(nn.Module):
@@ -273,10 +276,10 @@ def relative_bias(block: BlockConfig) -> RelativeBiasConfig | None:
     return position if isinstance(position, RelativeBiasConfig) else None
 
 
-def build_relative(block: BlockConfig) -> RelativeBias | None:
-    """The trained biases that a stack of these blocks owns, if any."""
+def build_relative(block: BlockConfig, ahead: bool = False) -> RelativeBias | None:
+    """The trained biases that a stack of these blocks owns, if any. ahead: some tokens are seen before they come."""
     relative = relative_bias(block)
-    return relative and relative.build(block.mixer.heads, block.mixer.causal)
+    return relative and relative.build(block.mixer.heads, block.mixer.causal and not ahead)
 
 
 def with_new_tokens(weights: Mapping[str, Tensor], vocab: int, names: Collection[str]) -> dict[str, Tensor]:
@@ -305,7 +308,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embed = Embed(config.embed, config.vocab, config.width)
         self.blocks = nn.ModuleList(block.build(config.width) for block in config.blocks())
-        self.relative = build_relative(config.block)
+        self.relative = build_relative(config.block, ahead=config.prefix)
         self.norm = config.norm.build(config.width) if config.norm else None
         self.unembed = Linear(config.width, config.vocab, bias=config.head_bias)
         if config.tied:
@@ -353,19 +356,24 @@ class Decoder(nn.Module):
         tokens: Int[Tensor, "B T"],
         positions: Int[Tensor, "B T"] | None = None,
         segments: Int[Tensor, "B T"] | None = None,
+        prefix: Bool[Tensor, "B T"] | None = None,
         state: DecoderState | None = None,
         memory: Float[Tensor, "B S D"] | None = None,
         memory_seen: Bool[Tensor, "B 1 1 S"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """What the model makes of each token: the input of `head`. `memory`: what blocks with a cross slot look at."""
+        """What the model makes of each token: the input of `head`.
+
+        prefix: tokens that all tokens of their segment see, also those before them. With a state, a model that was
+        trained with prefixes takes what it reads first as one. memory: what blocks with a cross slot look at.
+        """
         if state is not None:
             layout = state.layout(tokens, positions)
         else:
             whole = torch.arange(tokens.shape[1], device=tokens.device)[None]
             whole = whole if positions is None else positions
-            layout = Layout(whole, segments=segments, memory=memory, memory_seen=memory_seen)
+            layout = Layout(whole, segments=segments, prefix=prefix, memory=memory, memory_seen=memory_seen)
         if self.relative is not None:
-            layout.relate(self.relative)
+            layout.relate(self.relative, self.config.block.mixer.causal)
         x = self.embed(tokens, layout)
         for i, block in enumerate(self.blocks):
             x = block(x, layout) if state is None else block(x, layout, state.layers[i], state.memory[i])
@@ -395,7 +403,7 @@ class Decoder(nn.Module):
         weight = self.embed.token.weight
         device, dtype = device or weight.device, dtype or weight.dtype
         layers = [block.mixer.init_state(batch, capacity, device, dtype) for block in self.blocks]
-        return DecoderState(layers, capacity)
+        return DecoderState(layers, capacity, self.config.prefix)
 
 
 def count_parameters(config: Any) -> int:

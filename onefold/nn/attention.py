@@ -30,6 +30,7 @@ class Layout:
     start: int = 0  # columns already in the cache
     pad: Int[Tensor, " B"] | None = None  # how many leading columns of each row are padding
     segments: Int[Tensor, "B T"] | None = None  # attention stays inside a segment
+    prefix: Bool[Tensor, "B T"] | None = None  # tokens that causal attention, too, may look ahead at; nothing is cached
     bias: Float[Tensor, "#B H T S"] | None = None  # trained, shared by all layers; -inf where nobody looks
     memory: Float[Tensor, "B S D"] | None = None  # what cross-attention looks at…
     memory_seen: Bool[Tensor, "B 1 1 S"] | None = None  # …and where there is something; None: everywhere
@@ -39,10 +40,10 @@ class Layout:
     def length(self) -> int:
         return self.positions.shape[1]
 
-    def relate(self, relative: RelativeBias) -> None:
+    def relate(self, relative: RelativeBias, causal: bool) -> None:
         """Set the bias of the layers to come, from all columns so far."""
         keys = slice(0, self.start + self.length)
-        seen = self.mask(keys, None, relative.causal)
+        seen = self.mask(keys, None, causal)
         self.bias = relative(self.distance(keys)).masked_fill(~seen, -torch.inf)
 
     def rotation(self, rotary: RotaryConfig, name: str, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -76,6 +77,9 @@ class Layout:
         if window is not None:
             seen = seen & (distance.abs() < window)
         seen = seen[None, None]
+        if causal and self.prefix is not None:
+            ahead = self.prefix[:, None, None]
+            seen = seen | (ahead if window is None else ahead & (distance.abs() < window))
         if self.segments is not None:
             seen = seen & (self.segments[:, None, :, None] == self.segments[:, None, None, :])
         if self.pad is not None:
@@ -287,7 +291,8 @@ class Attention(nn.Module):
         window, causal = self.config.window, self.config.causal
         T, S = q.shape[2], k.shape[2]
         aligned = isinstance(columns, slice) and columns.start == layout.start  # queries and keys: the same columns
-        plain = layout.pad is None and layout.segments is None and (window is None or window >= S)
+        packed = layout.segments is not None or layout.prefix is not None
+        plain = layout.pad is None and not packed and (window is None or window >= S)
         # The newest token alone sees all that is in its cache; a ring holds no more than the window.
         everything = plain and (not causal or (T == 1 and not (aligned and S > 1)))
         dropout = self.config.dropout if self.training else 0.0

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from onefold.core.errors import UserError
+from onefold.infer.beam import beam_search
 from onefold.infer.continuation import Continuation
 from onefold.infer.engine import budget, generate, left_pad, reach, read
 from onefold.infer.sampling import Sampler, Sampling, randomness
@@ -42,6 +43,27 @@ SETTINGS = [{}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 0.7, "repeti
 def test_a_batch_of_ragged_prompts_equals_each_alone_recomputed(model, settings):
     sampling = Sampling(max_new_tokens=20, seed=5, **settings)
     assert continued(model, PROMPTS, sampling) == [recomputed(model, p, sampling) for p in PROMPTS]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "mistral"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_model_trained_with_prefixes_reads_each_prompt_whole(family, beams):
+    model = decoder(config(family, prefix=True))
+    long = [*PROMPTS, [int(i) for i in torch.randint(0, 61, (40,))]]
+
+    def says(tokens, size):
+        return model(torch.tensor([tokens]), prefix=torch.arange(len(tokens))[None] < size)[0, -1].log_softmax(-1)
+
+    sampling = Sampling(max_new_tokens=6, beams=beams)
+    if beams == 1:
+        for prompt, ids in zip(long, continued(model, long, sampling)):
+            for i, token in enumerate(ids):
+                assert int(says([*prompt, *ids[:i]], len(prompt)).argmax()) == token
+        return
+    for prompt, [best, *_] in zip(long, beam_search(model, long, [6] * len(long), sampling, set())):
+        sum_of = sum(float(says([*prompt, *best.ids[:i]], len(prompt))[t]) for i, t in enumerate(best.ids))
+        assert best.score * len(best.ids) == pytest.approx(sum_of, abs=1e-3)
 
 
 def test_rows_end_early_without_disturbing_the_others(model):

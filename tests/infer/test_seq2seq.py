@@ -104,8 +104,9 @@ def test_a_batch_of_ragged_texts_equals_each_alone(name, options):
 
 
 @torch.no_grad()
-def test_what_is_written_is_what_the_whole_model_says():
-    writer = model("t5")
+@pytest.mark.parametrize("name", ["t5", "one stack, relative"])
+def test_what_is_written_is_what_the_whole_model_says(name):
+    writer = model(name)
     for source, ids in zip(SOURCES, written(writer, SOURCES)):
         said = [writer.config.start, *ids]
         logits = writer.network(torch.tensor([source]), torch.tensor([said]))

@@ -1,4 +1,4 @@
-"""Contracts of every encoder-decoder: padding and a cache change nothing, the future is not seen, the source is."""
+"""Contracts of every model of two texts: padding and a cache change nothing, the future is not seen, the source is."""
 
 import pytest
 import torch
@@ -29,6 +29,12 @@ MODELS = {
     "bart": families.bart().but(SMALL | {"embed.position.context": 40, "context": 38}),
     "t5": families.t5().but(SMALL | NARROW),
     "t5 1.1": families.t5_v11().but(SMALL | NARROW | {"encoder.depth": 3}),
+}
+MODELS |= {
+    "one stack, sines": families.one_stack(MODELS["transformer"]),
+    "one stack, learned": families.one_stack(MODELS["bart"].but({"context": 20})),
+    "one stack, relative": families.one_stack(MODELS["t5"]),
+    "one stack, window": families.one_stack(MODELS["transformer"]).but({"decoder.block.mixer.window": 13}),
 }
 COUNTS = [
     (families.t5(), 60_506_624),
@@ -158,7 +164,23 @@ def test_new_tokens_begin_as_the_mean_of_the_others():
     torch.testing.assert_close(larger.decoder.unembed.bias[:61], model.decoder.unembed.bias)
 
 
+def test_one_stack_has_the_depths_and_new_tokens_of_a_decoder():
+    config = MODELS["one stack, relative"]
+    model = rough(config)
+    said = {name: model.depth_of(name) for name, _ in model.named_parameters()}
+    assert {said["decoder.embed.token.weight"], said["decoder.relative.weight"]} == {0}
+    assert [said[f"decoder.blocks.{i}.ffn.out.weight"] for i in range(2)] == [1, 2]
+    assert said["decoder.norm.weight"] == model.depths == 3
+    larger = config.but({"vocab": 64}).build()
+    larger.load_state_dict(larger.adopt({name: p.detach() for name, p in model.named_parameters()}), strict=False)
+    torch.testing.assert_close(larger.decoder.embed.token.weight[63], model.decoder.embed.token.weight.mean(0))
+
+
 def test_impossible_shapes_are_refused():
+    with pytest.raises(UserError, match=r"nothing to look at: decoder\.block\.cross must be null"):
+        MODELS["t5"].but({"encoder": None})
+    with pytest.raises(UserError, match=r"context \(1024\) exceeds the learned positions \(1000\)"):
+        families.one_stack(families.bart().but({"context": 512, "embed.position.context": 1000}))
     with pytest.raises(UserError, match="cross is missing"):
         MODELS["t5"].but({"decoder.block.cross": None})
     with pytest.raises(UserError, match="sees what came before"):
