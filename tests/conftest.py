@@ -6,4 +6,4 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `import onefold` does, before torch is there
 
-install_import_hook(["onefold.nn", "onefold.models", "onefold.objectives"], "beartype.beartype")
+install_import_hook(["onefold.nn", "onefold.models", "onefold.objectives", "onefold.adapt"], "beartype.beartype")

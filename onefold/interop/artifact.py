@@ -77,10 +77,11 @@ def write_artifact(
     processor: Processor | None,
     card: Mapping[str, Any] | None = None,
     dtype: "str | torch.dtype | None" = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an artifact's files into a folder that the caller finishes (a checkpoint adds its own state).
 
-    `weights`: parameters by our names, shared ones once.
+    `weights`: parameters by our names, shared ones once. `more`: what an adapted model says beside (adapted.py).
     """
     kind = dtype_named(dtype)
     write_safetensors(folder, weights, kind)
@@ -93,6 +94,7 @@ def write_artifact(
         "model": config.to_dict(),
         "weights": {"dtype": name_of(stored), "parameters": count_parameters(config)},
         "card": dict(card or {}),
+        **(more or {}),
     }
     (folder / FILE).write_text(json.dumps(content, indent=1, default=str))
 

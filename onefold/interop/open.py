@@ -11,6 +11,7 @@ from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.progress import say
 from onefold.interop import artifact, hub, meta
+from onefold.interop.adapted import load_adapted
 from onefold.interop.fair_esm import load_fair_esm
 from onefold.interop.gguf import load_gguf
 from onefold.interop.huggingface import load_folder
@@ -65,7 +66,7 @@ def _open_file(file: Path, device: torch.device, dtype: "str | torch.dtype | Non
 
 def _open_folder(folder: Path, device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
     if (folder / artifact.FILE).is_file():
-        return artifact.load_artifact(folder, device, dtype)
+        return _open_artifact(folder, device, dtype)
     if (folder / CHECKPOINTS).is_dir():
         return _open_run(folder, device, dtype)
     if folder.name == CHECKPOINTS and any(checkpoints(folder.absolute().parent)):
@@ -91,12 +92,19 @@ def _open_folder(folder: Path, device: torch.device, dtype: "str | torch.dtype |
     )
 
 
+def _open_artifact(folder: Path, device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
+    content = artifact.read_card(folder)
+    if "base" in content:
+        return load_adapted(folder, content, device, dtype, open_model)
+    return artifact.load_artifact(folder, device, dtype)
+
+
 def _open_run(run: Path, device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
     """The first checkpoint that is whole; what is wrong with those before it is said."""
     first: UserError | None = None
     for folder in checkpoints(run):
         try:
-            loaded = artifact.load_artifact(folder, device, dtype)
+            loaded = _open_artifact(folder, device, dtype)
         except UserError as error:
             first = first or error
             continue

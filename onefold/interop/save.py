@@ -1,11 +1,15 @@
 """Writing a model in any of the formats that it fits."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onefold.adapt.merge import is_adapted
 from onefold.core.errors import UserError
+from onefold.interop.adapted import plain
 from onefold.interop.artifact import Picture, save_artifact
 from onefold.interop.fair_esm import save_fair_esm
 from onefold.interop.gguf.model import save_gguf
@@ -29,8 +33,9 @@ def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: A
 
     "hf" writes timm's folder where transformers does not know the architecture, and of an embedder that of
     sentence-transformers. options: `dtype=` other than the model's; `kind="F16"` of a .gguf file. Raises
-    UserError for a format that cannot hold the model.
+    UserError for a format that cannot hold the model. Adapters are merged into the weights, of which this is a copy.
     """
+    loaded = plain(replace(loaded, model=deepcopy(loaded.model))) if is_adapted(loaded.model) else loaded
     path, kind = Path(path), loaded.config.kind
     if format == "onefold":
         save_artifact(path, loaded.model, loaded.config, loaded.processor, loaded.card, **options)

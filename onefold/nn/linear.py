@@ -24,6 +24,10 @@ class Linear(nn.Linear):
             return _Linear.apply(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
+    def dense(self) -> Float[Tensor, "outward inward"]:
+        """W, as those layers tell it, too, that store it otherwise."""
+        return self.weight
+
 
 def linear(
     x: Float[Tensor, "*rows inward"], weight: Float[Tensor, "outward inward"], bias: Tensor | None = None

@@ -7,7 +7,7 @@ shapes and no content, and every matrix multiplication is added up. Attention co
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from onefold.adapt.every import AnyAdapt, adapt
 from onefold.core import dist
 from onefold.core.batch import Batch
 from onefold.core.config import Config
@@ -31,10 +32,12 @@ USUAL_SHARE = 0.4  # of the machine's speed that training reaches; for a first g
 MARGIN = 0.7  # of the free memory that may be planned for: allocators and temporary tensors need the rest
 
 
-def count_flops(model: Config, objective: Callable, batch: Batch) -> float:
-    """Operations per token or picture, forward and backward, of `model` (a config) on rows like those of `batch`."""
-    with torch.device("meta"):
-        built = model.build()
+def count_flops(model: Config, objective: Callable, batch: Batch, steps: Sequence[AnyAdapt] = ()) -> float:
+    """Operations per token or picture, forward and backward, of `model` (a config) on rows like those of `batch`.
+
+    steps: what it is adapted by; frozen matrices have no gradient.
+    """
+    built = _outline(model, steps)
     with FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward}
     ) as counter:
@@ -51,20 +54,28 @@ def _conv_backward(
     return conv_flop_count(x, weight, gradient, transposed) * sum(wanted[:2])
 
 
-def parameter_bytes(model: Config, optimizer: Config) -> int:
-    """Weights, gradients and the optimizer's memory of these configs, in all, before processes share them."""
-    with torch.device("meta"):
-        built = model.build()
+def parameter_bytes(model: Config, optimizer: Config, steps: Sequence[AnyAdapt] = ()) -> int:
+    """Weights, and of those that train gradients and the optimizer's memory, before processes share them."""
+    built = _outline(model, steps)
     memory = sum(map(memory_bytes, optimizer.build(built).param_groups))
-    return memory + 2 * sum(p.nbytes for p in built.parameters())
+    kept = [*built.parameters(), *built.buffers()]
+    return memory + sum(tensor.nbytes * (2 if tensor.requires_grad else 1) for tensor in kept)
 
 
-def check_memory(model: Config, optimizer: Config, device: torch.device) -> tuple[int, int]:
+def _outline(model: Config, steps: Sequence[AnyAdapt]) -> nn.Module:
+    """The adapted model of these configs: shapes and no content."""
+    with torch.device("meta"):
+        return adapt(model.build(), steps)
+
+
+def check_memory(
+    model: Config, optimizer: Config, device: torch.device, steps: Sequence[AnyAdapt] = ()
+) -> tuple[int, int]:
     """Bytes that the parameters of these configs need in this process, and bytes that are free on `device`.
 
     Errors: UserError when the first are more than the second.
     """
-    needed, free = parameter_bytes(model, optimizer) // dist.world(), free_bytes(device)
+    needed, free = parameter_bytes(model, optimizer, steps) // dist.world(), free_bytes(device)
     if needed > free:
         raise UserError(
             f"weights, gradients and optimizer need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free here; "
@@ -78,7 +89,8 @@ def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
 
     Under FSDP the unit that stays whole (see parallel.py) counts too.
     """
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not isinstance(p, DTensor)}
+    held = (*model.parameters(), *model.buffers())
+    weights = {tensor.untyped_storage().data_ptr() for tensor in held if not isinstance(tensor, DTensor)}
     kept: dict[int, Tensor] = {}  # by address; holding them keeps addresses from being used again
 
     def note(tensor: Tensor) -> Tensor:

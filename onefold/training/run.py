@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from onefold.adapt.every import Steps, adapt
 from onefold.core import dist
 from onefold.core.config import Config, Slot
 from onefold.core.device import pick
@@ -25,6 +26,7 @@ from onefold.core.progress import clock, say
 from onefold.data.every import AnyData, Prepared
 from onefold.data.pictures.images import ImageData
 from onefold.data.pictures.reader import PictureReader
+from onefold.interop.adapted import Base, plain, trained
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model
@@ -52,6 +54,7 @@ class Run(Config):
     optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig | AdafactorConfig, Slot()] = AdamWConfig()
     trainer: TrainerConfig = TrainerConfig()
     start: str | None = None  # a run, artifact, published model or hub id whose weights to begin with
+    adapt: Steps = ()  # surgery on the weights of `start`, in this order; what it leaves alone stays as it was
     frozen: dict[str, str] = {}  # models that the objective consults: name → where
     seed: int = 0
     out: Path = Path("runs/run")
@@ -91,7 +94,8 @@ def train(run: Run) -> Result:
     dist.init(device)
     parallel.check_rows(run.trainer.batch, dist.world())
     with claimed(run.out, run) as before:
-        checkpoints = Checkpoints(run.out / "checkpoints", run.trainer.keep, run.trainer.history)
+        kept = trained if run.adapt else own_weights
+        checkpoints = Checkpoints(run.out / "checkpoints", run.trainer.keep, run.trainer.history, kept)
         good = checkpoints.newest_good()
         state = checkpoints.stand(good) if good else TrainState()
         if before and run.trainer.steps > before["trainer"]["steps"]:
@@ -115,24 +119,26 @@ def train(run: Run) -> Result:
 
 def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Path | None, state: TrainState) -> Trainer:
     """Build everything that training needs, from the start or as the checkpoint `good` has it."""
-    start = open_model(run.start, "cpu", torch.float32) if run.start and not good else None
+    start = beginning(run, good)
     begun = {"state": read_facts(run.out).get("data")} if isinstance(run.data, ImageData) else {}  # a store may grow
-    dataset = run.data.prepare(run.out / "data", first_processor(run, start), keep=True, **begun)
+    dataset = run.data.prepare(run.out / "data", first_processor(run, None if good else start), keep=True, **begun)
     check_reads(run.objective, dataset.batch, run.data)
     config = read_model_config(read_card(good), good / FILE) if good else model_config(run, dataset, start)
     frozen = {name: open_model(path, device).model.requires_grad_(False) for name, path in run.frozen.items()}
     objective = run.objective.build(frozen)
 
-    needed, free = estimate.check_memory(config, run.optimizer, device)
+    memory = estimate.check_memory(config, run.optimizer, device, run.adapt)
     torch.manual_seed(run.seed)
     model = config.build()
+    base = None
     if start and run.start:
-        copy_tensors(model.adopt(own_weights(start.model)), own_weights(model), Path(run.start))
+        base = begin(model, start, run, good)
+    del start
     parallel.place(model, run.trainer.parallel, device, run.trainer.compile)
     optimizer = run.optimizer.build(model)
     if good:
         checkpoints.restore(good, model, optimizer)
-    facts = weigh(run, config, model, objective, dataset, device, (needed, free))
+    facts = weigh(run, config, model, objective, dataset, device, memory)
     micro_batch = facts["micro_batch"]
     if hasattr(objective, "in_chunks"):  # it compares the rows of a batch, and reads them in parts itself
         objective, micro_batch = objective.in_chunks(micro_batch), run.trainer.batch // dist.world()
@@ -141,7 +147,8 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
         card = {"step": state.step, dataset.unit: state.read, "best": state.best, "run": run.to_dict(), **facts}
         card |= {"classes": list(dataset.classes)} if dataset.classes else {}
         card |= dataset.facts.get("card", {})
-        write_artifact(folder, config, tensors, dataset.processor, card)
+        more = {"adapt": run.to_dict()["adapt"], "base": base.told(folder)} if base else None
+        write_artifact(folder, config, tensors, dataset.processor, card, more=more)
 
     return Trainer(
         config=run.trainer,
@@ -170,6 +177,38 @@ def resumption(run: Run, before: Mapping[str, Any] | None, state: TrainState) ->
             f"; the schedule now ends there, so the learning rate goes on at {now:.0%} of its peak instead of {was:.0%}"
         )
     return line
+
+
+def beginning(run: Run, good: Path | None) -> Loaded | None:
+    """The model to begin with, whose own adapters become a part of its weights. Going on, only an adapted run needs it.
+
+    Errors: UserError when a run adapts nothing.
+    """
+    if run.adapt and not run.start:
+        raise UserError("adapt changes a model that is there: say which one with start=")
+    if run.start is None or (good and not run.adapt):
+        return None
+    return plain(open_model(run.start, "cpu", torch.float32), f"start={run.start}")
+
+
+def begin(model: nn.Module, start: Loaded, run: Run, good: Path | None) -> Base | None:
+    """Copy the weights of `start` into a new model and adapt it; what its checkpoints will say they are beside.
+
+    What the start has not (a new classifier) is trained in full.
+    """
+    given, own = own_weights(start.model), own_weights(model)
+    adopted = model.adopt(given)
+    copy_tensors(adopted, own, Path(str(run.start)))
+    if not run.adapt:
+        return None
+    new = [p for name, p in model.named_parameters() if name not in given or given[name].shape[1:] != p.shape[1:]]
+    adapt(model, run.adapt)
+    for parameter in new:
+        parameter.requires_grad_(True)
+    base = Base.of(str(run.start), start)
+    if good:
+        Base.read(read_card(good), good).check(start, str(run.out))
+    return base
 
 
 def first_processor(run: Run, start: Loaded | None) -> Processor | None:
@@ -237,7 +276,8 @@ def weigh(
         "data": data,
         "machine": machine,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": estimate.count_flops(config, objective, row),  # of a token, an image
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "flops": estimate.count_flops(config, objective, row, run.adapt),  # of a token, an image
         "speed": speed,
         "row_bytes": each,
         "micro_batch": run.trainer.micro_batch or estimate.fit_rows(rows, each, free - needed, device),
@@ -247,8 +287,10 @@ def weigh(
     read = run.trainer.steps * run.trainer.batch * row.size // row.slots
     seconds = read * facts["flops"] / (speed * dist.world() * estimate.USUAL_SHARE)
     total = needed + facts["micro_batch"] * each
+    shown = f", {facts['trained']:,} of them trained" if facts["trained"] < facts["parameters"] else ""
     say(
-        f"{facts['parameters']:,} parameters, {read:,} {dataset.unit}: about {clock(seconds)} at this machine's speed; "
+        f"{facts['parameters']:,} parameters{shown}, {read:,} {dataset.unit}: "
+        f"about {clock(seconds)} at this machine's speed; "
         f"{facts['micro_batch']} of {rows} rows at a time, about {total / 1e9:.1f} GB of {free / 1e9:.1f} GB free"
     )
     return facts

@@ -69,8 +69,14 @@ def to_keep(steps: list[int], last: int, history: int | None, best: int | None) 
 class Checkpoints:
     """The checkpoints of one run. Every process calls every method; the main one touches the disk."""
 
-    def __init__(self, folder: Path, last: int = 3, history: int | None = None):
-        self.folder, self.last, self.history = folder, last, history
+    def __init__(
+        self,
+        folder: Path,
+        last: int = 3,
+        history: int | None = None,
+        weights: Callable[[nn.Module], dict[str, Tensor]] = own_weights,  # what of a model is kept
+    ):
+        self.folder, self.last, self.history, self.weights = folder, last, history, weights
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, whole or not, in order."""
@@ -106,7 +112,7 @@ class Checkpoints:
         self, state: TrainState, model: nn.Module, optimizer: Optimizer, artifact: Callable[[Path, dict], None]
     ) -> None:
         """Write checkpoint `state.step`; `artifact(folder, tensors)` writes what load and serve need. Then prune."""
-        weights = gather(own_weights(model))
+        weights = gather(self.weights(model))
         memory = gather(optimizer.named_state())
         averages = gather(optimizer.averages())
         if not dist.is_main():
@@ -138,7 +144,7 @@ class Checkpoints:
         """Copy a checkpoint's weights and memory into `model` and `optimizer`, on any number of processes."""
         own = path / "state" / "weights.safetensors"
         files = [own] if own.is_file() else find_safetensors(path) or []
-        copy_tensors(SafetensorFiles(files), own_weights(model), path)
+        copy_tensors(SafetensorFiles(files), self.weights(model), path)
         memory, steps = optimizer.named_state(), _read_state(path)["optimizer"]
         if len(steps) == len(optimizer.param_groups) - 1:  # format 2: as if the buffers had always been what they are
             group, steps = optimizer.param_groups[-1], [*steps, steps[0]]

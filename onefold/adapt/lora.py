@@ -1,0 +1,189 @@
+"""LoRA and its kin: a matrix stays as it is, and a product of two thin ones beside it learns what to add.
+
+    LoRA    y = W x + s · B A x      s = α / r     (arXiv 2106.09685, section 4.1)
+    rsLoRA                           s = α / √r    (arXiv 2312.03732, theorem 3.2)
+    DoRA    y = m / ‖W + s B A‖ · (W + s B A) x    the norm is that of each row, m begins as it (arXiv 2402.09353)
+
+A begins as a linear layer does and B at zero, so that an adapted model begins as the one it adapts.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain
+from math import sqrt
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from onefold.adapt.surgery import Matrix, Switch, find, fits, freeze, replace, switch_of
+from onefold.core.config import Config
+from onefold.core.errors import UserError
+
+NAME = "adapter"  # of the only one
+
+
+class LoRAConfig(Config):
+    """Adapters beside all matrices that `targets` fit (see surgery.py); all else stays, but for a classifier."""
+
+    kind: Literal["lora"] = "lora"
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    rslora: bool = False
+    dora: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of what an adapter reads
+    targets: tuple[str, ...] = ("blocks.*",)
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = {}  # pattern → another rank, the first that fits
+    alphas: dict[str, Annotated[float, Field(gt=0)]] = {}  # the same for alpha
+    also: tuple[str, ...] = ()  # patterns of parameters that train in full
+
+    def scale(self, rank: int, alpha: float) -> float:
+        return alpha / (sqrt(rank) if self.rslora else rank)
+
+    def apply(self, model: nn.Module, name: str = NAME) -> None:
+        """Adapt `model` in place, by an adapter of this name; those that it has stay, and rest.
+
+        Errors: UserError when a pattern fits nothing, or a matrix that others share.
+        """
+        shared, found = _shared(model), find(model, self.targets)
+        for matrix in found:
+            if id(getattr(matrix.module, "weight", None)) in shared:
+                raise UserError(
+                    f"adapt: {matrix.name} is the token embedding, too; it cannot have an adapter of its own"
+                )
+        freeze(model)
+        switch = switch_of(model)
+        switch.add(name)
+        for matrix in found:
+            if not isinstance(matrix.module, LoRALinear):
+                replace(model, matrix.name, LoRALinear(matrix.module, switch))
+            layer = model.get_submodule(matrix.name)
+            layer.adapters[name] = nn.ModuleDict(self._adapters(matrix, layer.base))
+        for pattern in self.also:
+            named = [parameter for own, parameter in model.named_parameters() if fits(own, pattern)]
+            if not named:
+                raise UserError(f"adapt.also: {pattern!r} fits no parameter of the model")
+            for parameter in named:
+                parameter.requires_grad_(True)
+
+    def _adapters(self, matrix: Matrix, base: nn.Module) -> "dict[str, LoRA]":
+        whole = matrix.parts or {"whole": (0, base.out_features)}
+        made = {}
+        for (part, rows), own in zip(whole.items(), matrix.names()):
+            rank = next((n for pattern, n in self.ranks.items() if fits(own, pattern)), self.rank)
+            alpha = next((n for pattern, n in self.alphas.items() if fits(own, pattern)), self.alpha)
+            made[part] = LoRA(base, rows, rank, self.scale(rank, alpha), self.dropout, self.dora)
+        return made
+
+
+class LoRA(nn.Module):
+    """An adapter beside the rows from `rows[0]` to `rows[1]` of a linear layer."""
+
+    def __init__(
+        self, base: nn.Module, rows: tuple[int, int], rank: int, scale: float, dropout: float = 0.0, dora: bool = False
+    ):
+        super().__init__()
+        device = next(chain(base.parameters(), base.buffers())).device
+        self.rows, self.rank, self.scale = slice(*rows), rank, scale
+        self.dropout = nn.Dropout(dropout)
+        self.a = nn.Parameter(torch.empty(rank, base.in_features, device=device))
+        self.b = nn.Parameter(torch.zeros(rows[1] - rows[0], rank, device=device))
+        nn.init.kaiming_uniform_(self.a, a=sqrt(5))
+        self.magnitude = None
+        if dora:
+            self.magnitude = nn.Parameter(base.dense().detach()[self.rows].to(self.a.dtype).norm(dim=1))
+
+    def forward(
+        self, x: Float[Tensor, "*rows inward"], y: Float[Tensor, "*rows part"], base: nn.Module
+    ) -> Float[Tensor, "*rows part"]:
+        """What becomes of `y`, these rows of base(x)."""
+        read = self.dropout(x).to(self.a.dtype)
+        if self.magnitude is None:
+            return y + (F.linear(F.linear(read, self.a), self.b) * self.scale).to(y.dtype)
+        bias = None if base.bias is None else base.bias[self.rows]
+        plain = y if bias is None else y - bias
+        stretched = self.stretch(base) * (plain + F.linear(F.linear(read, self.a), self.b) * self.scale)
+        return (stretched if bias is None else stretched + bias).to(y.dtype)
+
+    def stretch(self, base: nn.Module) -> Float[Tensor, " part"]:
+        """What DoRA multiplies each row with, m / ‖W + s B A‖; no gradient flows through the norm (section 4.3).
+
+        ‖w + d‖² = ‖w‖² + 2 w·d + ‖d‖² with d = s B A, row by row, takes products as thin as the adapter.
+        """
+        with torch.no_grad():
+            weight, a, b = base.dense()[self.rows].to(self.a.dtype), self.a, self.b * self.scale
+            crossed = (F.linear(weight, a) * b).sum(1)
+            own = (b @ (a @ a.T) * b).sum(1)
+            norm = (weight.square().sum(1) + 2 * crossed + own).clamp(min=0).sqrt()
+        return self.magnitude / norm
+
+    def dense(self, weight: Float[Tensor, "part inward"], base: nn.Module) -> Float[Tensor, "part inward"]:
+        """These rows of the base's matrix with the adapter merged into them."""
+        merged = weight + (self.b @ self.a * self.scale).to(weight.dtype)
+        return merged if self.magnitude is None else (self.stretch(base)[:, None] * merged).to(weight.dtype)
+
+
+class LoRALinear(nn.Module):
+    """A linear layer `base`, and adapters by name, of which one is active or none.
+
+    An adapter is a LoRA for each part of the base that it adapts. The base may be of fewer bits: all that is asked of
+    it is forward(x), dense() and bias.
+    """
+
+    def __init__(self, base: nn.Module, switch: Switch):
+        super().__init__()
+        self.base, self.switch = base, switch
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.adapters = nn.ModuleDict()
+
+    def forward(self, x: Float[Tensor, "*rows inward"]) -> Float[Tensor, "*rows outward"]:
+        y = self.base(x)
+        return (
+            y
+            if (loras := self.loras) is None
+            else self._each(loras, y, -1, lambda lora, piece: lora(x, piece, self.base))
+        )
+
+    @property
+    def loras(self) -> "list[LoRA] | None":
+        """The active adapter's, in the order of their rows; None: it has none here."""
+        active = self.switch.active
+        return list(self.adapters[active].values()) if active in self.adapters else None
+
+    def dense(self) -> Float[Tensor, "outward inward"]:
+        """The matrix that x is multiplied with, the active adapter merged into it."""
+        weight, loras = self.base.dense(), self.loras
+        return (
+            weight if loras is None else self._each(loras, weight, 0, lambda lora, piece: lora.dense(piece, self.base))
+        )
+
+    @property
+    def weight(self) -> Float[Tensor, "outward inward"]:
+        """For those who multiply themselves (losses by chunks of the vocabulary)."""
+        return self.dense()
+
+    @property
+    def bias(self) -> Float[Tensor, " outward"] | None:
+        return self.base.bias
+
+    def _each(self, loras: list[LoRA], whole: Tensor, dim: int, change: Callable[[LoRA, Tensor], Tensor]) -> Tensor:
+        """`whole` with the rows of each LoRA changed by it."""
+        if len(loras) == 1 and loras[0].rows == slice(0, self.out_features):
+            return change(loras[0], whole)
+        pieces, at = [], 0
+        for lora in loras:
+            rows = lora.rows
+            pieces += [whole.narrow(dim, at, rows.start - at)] if rows.start > at else []
+            pieces.append(change(lora, whole.narrow(dim, rows.start, rows.stop - rows.start)))
+            at = rows.stop
+        pieces += [whole.narrow(dim, at, self.out_features - at)] if at < self.out_features else []
+        return torch.cat(pieces, dim)
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """Ids of the parameters that have more than one place in the model."""
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {parameter for parameter, places in counts.items() if places > 1}

@@ -1,0 +1,123 @@
+"""Finding matrices of a model by patterns, and putting other modules in their places.
+
+A pattern is matched as in a shell against a matrix's name or the end of it: "mixer.q" means every layer's queries,
+"blocks.*" every matrix in a block. Of matrices packed into one (`qkv`, `kv`, `gate_up`) each has a name of its own,
+"blocks.0.mixer.q"; the packed one as a whole is meant only by a pattern that ends in its name.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from onefold.core.errors import UserError
+
+PARTS = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "gate_up": ("gate", "up")}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear layer: anything that has a weight matrix and tells it by `dense()`."""
+
+    name: str
+    module: nn.Module
+    parts: dict[str, tuple[int, int]]  # the matrices packed in it, or those of them that are meant: first row, end
+
+    def names(self) -> list[str]:
+        above = self.name.rpartition(".")[0]
+        return [".".join(filter(None, (above, part))) for part in self.parts] or [self.name]
+
+
+def matrices(model: nn.Module, above: str = "") -> Iterator[Matrix]:
+    """Every linear layer, in the model's order; what lies inside of one is its own affair."""
+    for leaf, child in model.named_children():
+        name = f"{above}.{leaf}" if above else leaf
+        if hasattr(type(child), "dense"):
+            rows = getattr(model, "packed", {}).get(f"{leaf}.weight", ())
+            ends = [sum(rows[: i + 1]) for i in range(len(rows))]
+            parts = {part: (end - size, end) for part, size, end in zip(PARTS.get(leaf, ()), rows, ends)}
+            yield Matrix(name, child, parts)
+        else:
+            yield from matrices(child, name)
+
+
+def find(model: nn.Module, patterns: Sequence[str]) -> list[Matrix]:
+    """The linear layers that any of the patterns fits, each with the parts that are meant; none: the whole of it.
+
+    Errors: UserError when a pattern fits nothing; it lists names like it.
+    """
+    found, used, everything = [], set(), list(matrices(model))
+    for matrix in everything:
+        leaf = matrix.name.rpartition(".")[2]
+        whole = [p for p in patterns if fits(matrix.name, p) and (not matrix.parts or p.rpartition(".")[2] == leaf)]
+        told = {} if whole else {part: _fitting(name, patterns) for part, name in zip(matrix.parts, matrix.names())}
+        used.update(whole, *told.values())
+        meant = {part: matrix.parts[part] for part, by in told.items() if by}
+        if whole or meant:
+            found.append(Matrix(matrix.name, matrix.module, meant))
+    if unused := [pattern for pattern in patterns if pattern not in used]:
+        raise UserError(f"adapt: {unused[0]!r} fits no matrix of the model; {_like(unused[0], everything)}")
+    return found
+
+
+def fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where the model has another of this name."""
+    above, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(above), leaf, module)
+
+
+class Switch:
+    """Which of a model's adapters is active; all that an adapter adds asks the one switch of its model."""
+
+    def __init__(self):
+        self.names: list[str] = []
+        self.active: str | None = None
+
+    def add(self, name: str) -> None:
+        if name in self.names:
+            raise UserError(f"the model has an adapter {name!r} already")
+        self.names.append(name)
+        self.active = name
+
+    def use(self, name: str | None) -> None:
+        """Let this adapter work from now on, or none. Raises UserError naming those that there are."""
+        if name is not None and name not in self.names:
+            raise UserError(f"no adapter named {name!r}; there are {', '.join(self.names) or 'none'}")
+        self.active = name
+
+
+def switch_of(model: nn.Module) -> Switch:
+    """The switch of this model, which has no adapters at first."""
+    if not isinstance(getattr(model, "switch", None), Switch):
+        model.switch = Switch()
+    return model.switch
+
+
+def freeze(model: nn.Module) -> None:
+    """Let nothing train but a classifier, which belongs to the task and not to what was learned before."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("classifier."))
+
+
+def _fitting(name: str, patterns: Sequence[str]) -> list[str]:
+    return [pattern for pattern in patterns if fits(name, pattern)]
+
+
+def _like(pattern: str, everything: list[Matrix]) -> str:
+    """Names as they would be given, nearest first: without their layers' numbers."""
+    kinds: dict[str, None] = {}
+    for matrix in everything:
+        for name in matrix.names():
+            parts = name.split(".")
+            last = max((i for i, part in enumerate(parts) if part.isdigit()), default=-1)
+            kinds.setdefault(".".join(parts[last + 1 :]))
+    leaf = {kind: kind.rpartition(".")[2] for kind in kinds}
+    near = [kind for kind in kinds if pattern.removesuffix("_proj").rpartition(".")[2] == leaf[kind]]
+    near += [kind for kind in get_close_matches(pattern, kinds, n=4, cutoff=0.4) if kind not in near]
+    return f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(kinds)}"

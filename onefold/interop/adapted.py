@@ -1,0 +1,158 @@
+"""A model on disk as what was trained beside another one: the artifact of an adapted run.
+
+artifact.json says, beside what is said in any (artifact.py):
+
+    adapt   the steps of surgery, in order
+    base    where the model lies that they were done to, and a fingerprint of each of its weights
+
+model.safetensors holds what was trained: adapters, and whatever the base has not or that was to be trained in full.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onefold.adapt.every import adapt, read_steps
+from onefold.adapt.merge import is_adapted, merge
+from onefold.core.config import Config
+from onefold.core.errors import UserError
+from onefold.interop.artifact import FILE, load_processor, read_model_config
+from onefold.interop.loaded import Loaded, dtype_named, fill
+from onefold.interop.table import own_buffers, own_weights
+from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors
+
+SAMPLES = 4096  # numbers of each weight that make its fingerprint
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that was adapted: where it lies, and what it is recognised by."""
+
+    path: str
+    fingerprints: Mapping[str, str]
+
+    @classmethod
+    def of(cls, path: str | Path, loaded: Loaded) -> "Base":
+        place = Path(path).expanduser()
+        weights = own_weights(loaded.model)
+        return cls(
+            str(place.absolute()) if place.exists() else str(path), {n: fingerprint(w) for n, w in weights.items()}
+        )
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], folder: Path) -> "Base":
+        """As the content of an artifact.json in `folder` has it. A base that was moved along with it is found."""
+        told = content["base"]
+        try:
+            path, beside, prints = told["path"], folder / told["beside"], dict(told["fingerprints"])
+        except (TypeError, KeyError, ValueError):
+            raise UserError(f"{folder / FILE} does not say which model it adapts") from None
+        moved = not Path(path).exists() and beside.exists()
+        return cls(os.path.normpath(beside) if moved else path, prints)
+
+    def told(self, folder: Path) -> dict[str, Any]:
+        """As an artifact in `folder` says it."""
+        beside = os.path.relpath(self.path, folder.absolute())
+        return {"path": self.path, "beside": beside, "fingerprints": dict(self.fingerprints)}
+
+    def check(self, loaded: Loaded, where: str) -> None:
+        """Raises UserError, naming the first weight that differs, unless `loaded` is this base."""
+        weights = own_weights(loaded.model)
+        if unlike := sorted({*weights} ^ {*self.fingerprints}):
+            has = "lacks" if unlike[0] in self.fingerprints else "has"
+            raise UserError(f"{where} adapts another model than {self.path} is now, which {has} {unlike[0]}")
+        for name, weight in weights.items():
+            if fingerprint(weight) != self.fingerprints[name]:
+                raise UserError(f"{where} adapts another model than {self.path} is now: {name} differs")
+
+
+def fingerprint(weight: Tensor) -> str:
+    """A short hash of a weight's shape and of numbers spread evenly over it: all that another training changes."""
+    flat = weight.detach().flatten()
+    places = torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLES), dtype=torch.float64).long()
+    sample = flat[places.to(flat.device)].cpu().float().contiguous().numpy()
+    return blake2b(repr(list(weight.shape)).encode() + sample.tobytes(), digest_size=8).hexdigest()
+
+
+def plain(loaded: Loaded, where: str = "the model") -> Loaded:
+    """The same model without surgery: adapters merged into its weights, those of fewer bits as plain numbers.
+
+    The model given is used up. Errors: UserError when an adapter is not one that can be merged.
+    """
+    if not is_adapted(loaded.model):
+        return loaded
+    try:
+        return replace(loaded, model=merge(loaded.model))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """Of an adapted model, all that its base has not: what trains, and buffers that follow."""
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad} | own_buffers(model)
+
+
+def load_adapted(
+    folder: Path,
+    content: Mapping[str, Any],
+    device: torch.device,
+    dtype: "str | torch.dtype | None",
+    open_base: Callable[..., Loaded],
+) -> Loaded:
+    """Open an adapted artifact: `open_base(path, device, dtype)` its base, then the surgery, then what was trained.
+
+    Raises UserError when the base is not there or another one, and as `load_artifact` does.
+    """
+    check_written(folder, every=True)
+    config, steps = read_model_config(content, folder / FILE), read_steps(content.get("adapt"), folder / FILE)
+    base = Base.read(content, folder)
+    if Path(base.path).absolute() in folder.absolute().parents:
+        raise UserError(f"{folder / FILE} names itself as the model that it adapts")
+    try:
+        loaded = plain(open_base(base.path, "cpu", None if device.type == "cpu" else "auto"), base.path)
+    except UserError as error:
+        raise UserError(f"{folder} adapts {base.path}: {error}") from None
+    base.check(loaded, str(folder))
+    source = SafetensorFiles(find_safetensors(folder) or [])
+    model = begun(config, loaded, source, str(folder))
+    if (kind := dtype_named(dtype)) is not None:
+        model.to(kind)
+    adapt(model, steps)
+    put(source, model, folder)
+    return Loaded(config, model.to(device).eval(), load_processor(folder), content["card"])
+
+
+def begun(config: Config, base: Loaded, source: Mapping[str, Tensor], where: str) -> nn.Module:
+    """The model of this config with the weights of `base`; what that has not is in `source`."""
+    if config == base.config:
+        return base.model
+    with torch.device("meta"):
+        blank = config.build()
+    adopted = blank.adopt(own_weights(base.model))
+    missing = sorted(name for name, tensor in adopted.items() if tensor.is_meta and name not in source)
+    if missing:
+        raise UserError(f"{where}: {missing[0]} is missing")
+    weights = {name: source[name] if tensor.is_meta else tensor for name, tensor in adopted.items()}
+    return fill(config, lambda names: weights, torch.device("cpu"), "auto", where)
+
+
+@torch.no_grad()
+def put(source: Mapping[str, Tensor], model: nn.Module, where: Path | str) -> None:
+    """Copy what was trained into an adapted model."""
+    targets = own_weights(model)
+    if missing := sorted({*trained(model)} - {*source}):
+        raise UserError(f"{where}: {missing[0]} is missing")
+    for name in source:
+        if name not in targets:
+            raise UserError(f"{where}: {name} is not in the model")
+        if targets[name].shape != source[name].shape:
+            raise UserError(
+                f"{where}: {name} is {list(source[name].shape)}, the model makes it {list(targets[name].shape)}"
+            )
+        targets[name].copy_(source[name])

@@ -1,0 +1,52 @@
+"""Runs that train adapters beside a model that stays as it is: what they save, resume from, and give back."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from onefold.interop.open import open_model
+from onefold.interop.table import own_weights
+from onefold.training.run import train
+from tests.training.conftest import make_corpus, small_run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A finished run of 12 steps, the model that is adapted."""
+    folder = tmp_path_factory.mktemp("base")
+    return train(small_run(make_corpus(folder / "text"), folder / "out"))
+
+
+@pytest.fixture
+def adapted(base, tmp_path):
+    """The run of `base`'s data with adapters, and changes to it."""
+
+    def run(name="out", **changes):
+        start = {"model": None, "start": str(base.out), "adapt": [{"kind": "lora", "rank": 4}]}
+        return base.run.but(
+            start | {"out": str(tmp_path / name)} | {n.replace("__", "."): v for n, v in changes.items()}
+        )
+
+    return run
+
+
+def test_only_adapters_move_and_only_they_are_saved(base, adapted):
+    result = train(adapted())
+    before, after = open_model(base.out), open_model(result.out)
+    own, kept = own_weights(after.model), load_file(result.checkpoint / "model.safetensors")
+    assert len(kept) == 28  # A and B of q, k, v, out, gate, up and out in two layers
+    assert all(".adapters.adapter." in name for name in kept)
+    for name, weight in own_weights(before.model).items():
+        assert torch.equal(own.get(name, own.get(name.replace(".weight", ".base.weight"))), weight)
+    moved = [name for name in kept if name.endswith(".b") and kept[name].any()]
+    assert len(moved) == len([name for name in kept if name.endswith(".b")])
+    assert result.log[-1]["loss"] < result.log[0]["loss"]
+
+
+def test_resuming_gives_the_same_bits(adapted):
+    settings = {"trainer__schedule": {"kind": "constant"}, "optimizer__ema": 0.9}
+    whole = train(adapted("whole", trainer__steps=6, **settings))
+    train(adapted("parts", trainer__steps=3, **settings))
+    parts = train(adapted("parts", trainer__steps=6, **settings))
+    for file in ("model.safetensors", "state/optimizer.safetensors", "state/weights.safetensors"):
+        assert (parts.checkpoint / file).read_bytes() == (whole.checkpoint / file).read_bytes()
