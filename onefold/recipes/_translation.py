@@ -24,7 +24,8 @@ from onefold.training.run import Result, Run, train
 
 SEEDS = (0, 1, 2)
 PAIRS = "ONEFOLD_PAIRS"  # SOURCE,TARGET files (or a table) to check on instead of synthetic pairs
-STEPS = 1500
+STEPS, ROWS = 1500, 8
+OWN_STEPS, OWN_ROWS = 4000, 16  # on real text, where attention takes longer to find its places
 LOOK_EVERY = 100
 SAVE_EVERY = 25  # of the last five the mean is taken
 TRANSLATED = 150  # held-out pairs
@@ -66,11 +67,12 @@ def _shape(width: int, vocab: int, depth: int) -> dict[str, Any]:
 def compare(report: Report, tiny: Callable[..., Run]) -> None:
     """Trains the Transformer and LSTMs of its size, and says what averaging, beams and attention are worth."""
     pairs = os.environ.get(PAIRS)
+    steps, rows = (OWN_STEPS, OWN_ROWS) if pairs else (STEPS, ROWS)
     run = (tiny(pairs) if pairs else tiny()).but(
         {
             **_shape(width=64, vocab=1024, depth=2),
             "data.context": 64,
-            "trainer": {"steps": STEPS, "batch": 8, "evaluate_every": LOOK_EVERY, "checkpoint_every": SAVE_EVERY},
+            "trainer": {"steps": steps, "batch": rows, "evaluate_every": LOOK_EVERY, "checkpoint_every": SAVE_EVERY},
             "trainer.evaluate_batches": 32,
             "trainer.schedule.warmup": 200,
         }
@@ -89,7 +91,7 @@ def compare(report: Report, tiny: Callable[..., Run]) -> None:
     asked = [_losses(result) for result in results["Transformer"]]
     own, others = zip(*asked)
     report.less("held-out loss given the source, against that given another pair's", list(own), list(others))
-    if not pairs:  # of the user's own files nobody knows whether a minute is enough for attention to find its places
+    if not pairs:  # of the user's own files nobody knows whether minutes are enough for attention to find its places
         ours, lstm = losses["Transformer"], losses["LSTM"]
         told = f"held-out loss after {seconds:.0f} s, against LSTMs without attention of as many parameters"
         report.less(told, ours, lstm)

@@ -14,7 +14,7 @@ one.
 """
 
 from onefold.core.errors import UserError
-from onefold.data.text.denoising import DenoisingTextData
+from onefold.data.text.denoising import DenoisingDataset, DenoisingTextData
 from onefold.data.text.documents import LoadTokenizer, Source, TrainBPE
 from onefold.data.text.mixture import MixtureData, Part
 from onefold.data.text.text_pairs import TextPairsData
@@ -97,7 +97,7 @@ def told_as_text(
     return MixtureData(parts=tuple(parts), cap=LIMIT) if tasks else gaps
 
 
-def several_tasks() -> Run:
+def several_tasks(prefix_lm: bool = False) -> Run:
     """Gaps in text, and four tasks told as text, in equal shares."""
     vocab, context = 1024, 24
     read = TrainBPE(vocab=vocab, special=T5_TOKENS, sentinels=10)
@@ -106,7 +106,9 @@ def several_tasks() -> Run:
     for name, (learned, tested) in seq2seq.tables().items():
         pairs = TextPairsData(path=(str(learned),), validation=(str(tested),), prefix=f"{name}: ", context=context)
         parts.append(Part(data=pairs, weight=1.0))
-    run = tiny().but({"model": seq2seq.shrunk(families.t5(), vocab, 64, context).to_dict(), "optimizer.lr": 4e-3})
+    model = seq2seq.shrunk(families.t5(), vocab, 64, context)
+    model = families.one_stack(model) if prefix_lm else model
+    run = tiny().but({"model": model.to_dict(), "optimizer.lr": 4e-3})
     return run.but({"data": MixtureData(parts=tuple(parts)).to_dict()})
 
 
@@ -116,7 +118,10 @@ GATED_SIZES = {"small": 76_961_152, "base": 247_577_856, "large": 783_150_080}
 
 
 def check(report: Report) -> None:
-    """Exact sizes; one model fills gaps better than counting does, and does several tasks that are told as text."""
+    """Exact sizes; one model fills gaps better than counting does, and does several tasks that are told as text.
+
+    Told: how the same does without an encoder, as a prefix language model.
+    """
     for build, sizes, version in ((families.t5, SIZES, ""), (families.t5_v11, GATED_SIZES, " of version 1.1")):
         for size, published in sizes.items():
             report.equal(f"parameters, {size}{version}", count_parameters(build(size)), published)
@@ -130,6 +135,19 @@ def check(report: Report) -> None:
         report.less(
             f"held-out error of the task {name}, against always the same answer", errors, 1 - seq2seq.guessed(name)
         )
+    without_an_encoder(report, gaps)
+
+
+def without_an_encoder(report: Report, gaps: DenoisingDataset) -> None:
+    """The paper's other shape (section 3.2.2), of half as many layers, which is told only."""
+    results = encoders.seeded(encoders.briefly(several_tasks(prefix_lm=True), STEPS, 64), "t5/prefix_lm")
+    report.note("parameters of the check's model", count_parameters(several_tasks().model))
+    report.note("parameters without its encoder", count_parameters(results[0].run.model))
+    losses = [seq2seq.span_losses(result, gaps)[0] for result in results]
+    report.note("nats for a token in a gap, without an encoder", losses)
+    for name in seq2seq.TASKS:
+        errors = [1 - seq2seq.exact_matches(result, name) for result in results]
+        report.note(f"held-out error of the task {name}, without an encoder", errors)
 
 
 def _lengths() -> tuple[tuple[int, int], tuple[int, int]]:
