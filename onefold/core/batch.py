@@ -15,6 +15,7 @@ class Batch:
     """Tensors whose first dimension is the row. Subclasses add fields, and say what they are counted in."""
 
     unit: ClassVar[str]
+    counted: bool = True  # False: a row that another process has, only read because all processes read together
 
     @property
     def size(self) -> int:

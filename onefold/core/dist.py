@@ -59,6 +59,15 @@ def all_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_max(number: int, device: torch.device) -> int:
+    """The largest of the numbers that the processes give, on each of them."""
+    if not _running():
+        return number
+    tensor = torch.tensor(number, device=device)
+    td.all_reduce(tensor, td.ReduceOp.MAX)
+    return int(tensor)
+
+
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     """The rows [n, …] of all processes, which may have different numbers of them, and where this one's begin.
 

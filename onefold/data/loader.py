@@ -1,6 +1,7 @@
 """Batches from records, ready before they are asked for; where a loader stands is two integers."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -91,22 +92,23 @@ class Evaluation(Generic[P, B]):
         return -(-self.count // self.rows)
 
     def __iter__(self) -> Iterator[B]:
-        return (batch for batch, _ in self.share(0, 1))
+        return self.share(0, 1)
 
-    def share(self, rank: int, world: int) -> Iterator[tuple[B, bool]]:
-        """Of each batch, what process `rank` of `world` computes, and whether that counts.
+    def share(self, rank: int, world: int) -> Iterator[B]:
+        """Of each batch, what process `rank` of `world` computes.
 
-        All get as many: a process that comes away empty from a small last batch repeats a row, which does not count.
+        All get as many: a process that comes away empty from a small last batch repeats a row, which is not `counted`.
         """
         jobs = (partial(self._part, start, rank, world) for start in range(0, self.count, self.rows))
         with Ahead(jobs, self._threads) as parts:
             yield from parts
 
-    def _part(self, start: int, rank: int, world: int) -> tuple[B, bool]:
+    def _part(self, start: int, rank: int, world: int) -> B:
         rows = min(self.rows, self.count - start)
         begin, end = (start + rows * i // world for i in (rank, rank + 1))
-        counts = begin < end
-        return self._gather(self._planned, slice(begin, end) if counts else slice(start, start + 1)), counts
+        if begin < end:
+            return self._gather(self._planned, slice(begin, end))
+        return replace(self._gather(self._planned, slice(start, start + 1)), counted=False)
 
 
 def _jobs(

@@ -65,8 +65,14 @@ class Contrast:
             return infonce(first.float(), second.float(), bounded(model.log_scale().float()))
 
     def encode(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-        """What the model makes of either side of each row."""
-        parts = [batch] if self.chunk is None else batch.split(self.chunk)
+        """What the model makes of either side of each row that counts.
+
+        Every process reads as many chunks, since sharded weights are gathered by all of them together.
+        """
+        parts = [batch]
+        if self.chunk is not None:
+            parts = batch.split(self.chunk)
+            parts += parts[-1:] * (dist.all_max(len(parts), batch.sides()[0][0].device) - len(parts))
         again = len(parts) > 1 and torch.is_grad_enabled()
         found: list[list[Tensor]] = [[], []]
         for part in parts:
@@ -74,7 +80,8 @@ class Contrast:
                 read = getattr(model, name)
                 encoded.append(checkpoint(read, *inputs, use_reentrant=False) if again else read(*inputs))
         first, second = (some[0] if len(some) == 1 else torch.cat(some) for some in found)
-        return first, second
+        rows = batch.rows if batch.counted else 0
+        return first[:rows], second[:rows]
 
 
 def infonce(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], log_scale: Float[Tensor, "1"]) -> Loss:

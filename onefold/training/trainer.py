@@ -258,9 +258,9 @@ class Trainer:
         eager = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
         with eager, self.optimizer.averaged():
             # Sharded weights are gathered by all processes or none, so each computes as many batches as the others.
-            for batch, counts in islice(batches.share(dist.rank(), world), config.evaluate_batches):
+            for batch in islice(batches.share(dist.rank(), world), config.evaluate_batches):
                 read += 1
-                totals.add(self.loss(batch.to(self.device)), share=float(counts))
+                totals.add(self.loss(batch.to(self.device)), share=float(batch.counted))
             reshard(self.model)
         self.model.train()
         totals.collect()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from onefold.core.batch import ImageBatch
 from onefold.data.loader import Evaluation
 from onefold.data.pictures import batches as picture_batches
 from onefold.data.pictures.batches import decoder
@@ -19,16 +20,16 @@ def test_each_row_is_made_once_and_all_processes_get_as_many_batches(world, coun
 
     def gather(plan, rows):
         made.append(rows)
-        return plan[rows]
+        return ImageBatch(images=torch.tensor(plan[rows]))
 
     whole = list(Evaluation(list(range(count)), gather, count, 4))
     made.clear()
     shares = [list(Evaluation(list(range(count)), gather, count, 4).share(rank, world)) for rank in range(world)]
     assert {len(share) for share in shares} == {len(whole)}
-    assert all(rows for share in shares for rows, _ in share)
+    assert all(batch.rows for share in shares for batch in share)
     for batch, *parts in zip(whole, *shares):
-        assert [row for rows, counts in parts if counts for row in rows] == batch
-    empty = sum(not counts for share in shares for _, counts in share)
+        assert [row for part in parts if part.counted for row in part.images.tolist()] == batch.images.tolist()
+    empty = sum(not batch.counted for share in shares for batch in share)
     assert sum(rows.stop - rows.start for rows in made) == count + empty
 
 
@@ -43,7 +44,7 @@ def test_pictures_of_other_processes_are_not_decoded(tmp_path, monkeypatch):
         decoded.clear()
         mine = list(pictures.evaluation("held_out", 8).share(rank, 2))
         assert len(mine) == 4
-        rows = torch.cat([batch.rows_of for batch, _ in mine]).tolist()
+        rows = torch.cat([batch.rows_of for batch in mine]).tolist()
         assert sorted(decoded) == sorted(names[row] for row in rows)
         assert len(decoded) == 15
         together |= set(decoded)

@@ -151,3 +151,17 @@ def test_negatives_are_those_of_all_processes(tmp_path):
     two = run.but({"trainer.micro_batch": 4, "out": str(tmp_path / "two")})
     train_with_two(two)
     assert_alike([train(run.but({"out": str(tmp_path / "one")})).log, read_log(two.out / "log.jsonl")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held_out", [9, 13])
+def test_an_evaluation_by_two_processes_is_that_of_one(tmp_path, held_out):
+    """9 rows: the processes have 4 and 5, a chunk and two. 13: of the last batch the first process has none, and the
+    row that it repeats is nobody's negative."""
+    rows = [{"query": f"{i} of {i * i}", "document": f"{i + 7} is {i}"} for i in range(held_out)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = small_run(tmp_path).but({"data.validation": str(tmp_path / "test.jsonl"), "trainer.steps": 1})
+    two = run.but({"trainer.micro_batch": 4, "out": str(tmp_path / "two")})
+    train_with_two(two)
+    one, other = train(run.but({"out": str(tmp_path / "one")})).log[-1], read_log(two.out / "log.jsonl")[-1]
+    assert other["held_out"] == pytest.approx(one["held_out"], abs=1e-4)
