@@ -27,8 +27,6 @@ PLACES = {"path", "validation"}  # in the data's settings: the data's content is
 def identity(run: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run as plain values, what makes it this run and no other."""
     kept = {name: value for name, value in run.items() if name not in FREE}
-    if not kept.get("adapt"):
-        kept.pop("adapt", None)  # older runs did not say that nothing is adapted
     kept["trainer"] = {name: value for name, value in run["trainer"].items() if name not in FREE_OF_TRAINER}
     return kept | {"data": _without_places(run["data"])}
 
