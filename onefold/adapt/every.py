@@ -13,10 +13,12 @@ from pydantic import BeforeValidator
 from torch import nn
 
 from onefold.adapt.lora import LoRAConfig
+from onefold.adapt.quantize import QuantizeConfig
+from onefold.adapt.surgery import switch_of
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 
-AnyAdapt = LoRAConfig
+AnyAdapt = LoRAConfig | QuantizeConfig
 # "lora" or a single step stands for a list of one, which is what one writes on a command line.
 Steps = Annotated[
     tuple[Annotated[AnyAdapt, Slot()], ...],
@@ -32,7 +34,14 @@ def adapt(model: nn.Module, steps: Sequence[AnyAdapt]) -> nn.Module:
     """The same model, each of the steps applied to it in this order."""
     for step in steps:
         step.apply(model)
+        if not is_adapter(step):
+            switch_of(model).steps.append(step)
     return model
+
+
+def is_adapter(step: AnyAdapt) -> bool:
+    """Whether a step adds what can be switched: several of those fit one model, by different names."""
+    return isinstance(step, LoRAConfig)
 
 
 def read_steps(told: Any, where: Path | str) -> tuple[AnyAdapt, ...]:

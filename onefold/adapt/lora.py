@@ -7,7 +7,6 @@
 A begins as a linear layer does and B at zero, so that an adapted model begins as the one it adapts.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from math import sqrt
@@ -19,11 +18,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from onefold.adapt.surgery import Matrix, Switch, find, fits, freeze, replace, switch_of
+from onefold.adapt.surgery import Matrix, Switch, find, fits, freeze, replace, shared, switch_of
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 
 NAME = "adapter"  # of the only one
+WHOLE = "whole"  # the part that is all of a matrix
 
 
 class LoRAConfig(Config):
@@ -48,9 +48,9 @@ class LoRAConfig(Config):
 
         Errors: UserError when a pattern fits nothing, or a matrix that others share.
         """
-        shared, found = _shared(model), find(model, self.targets)
+        twofold, found = shared(model), find(model, self.targets)
         for matrix in found:
-            if id(getattr(matrix.module, "weight", None)) in shared:
+            if id(getattr(matrix.module, "weight", None)) in twofold:
                 raise UserError(
                     f"adapt: {matrix.name} is the token embedding, too; it cannot have an adapter of its own"
                 )
@@ -70,7 +70,7 @@ class LoRAConfig(Config):
                 parameter.requires_grad_(True)
 
     def _adapters(self, matrix: Matrix, base: nn.Module) -> "dict[str, LoRA]":
-        whole = matrix.parts or {"whole": (0, base.out_features)}
+        whole = matrix.parts or {WHOLE: (0, base.out_features)}
         made = {}
         for (part, rows), own in zip(whole.items(), matrix.names()):
             rank = next((n for pattern, n in self.ranks.items() if fits(own, pattern)), self.rank)
@@ -181,9 +181,3 @@ class LoRALinear(nn.Module):
             at = rows.stop
         pieces += [whole.narrow(dim, at, self.out_features - at)] if at < self.out_features else []
         return torch.cat(pieces, dim)
-
-
-def _shared(model: nn.Module) -> set[int]:
-    """Ids of the parameters that have more than one place in the model."""
-    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    return {parameter for parameter, places in counts.items() if places > 1}

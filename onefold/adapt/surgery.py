@@ -5,6 +5,7 @@ A pattern is matched as in a shell against a matrix's name or the end of it: "mi
 "blocks.0.mixer.q"; the packed one as a whole is meant only by a pattern that ends in its name.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,6 +13,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from onefold.core.config import Config
 from onefold.core.errors import UserError
 
 PARTS = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "gate_up": ("gate", "up")}
@@ -78,6 +80,7 @@ class Switch:
     def __init__(self):
         self.names: list[str] = []
         self.active: str | None = None
+        self.steps: list[Config] = []  # surgery beneath the adapters
 
     def add(self, name: str) -> None:
         if name in self.names:
@@ -103,6 +106,12 @@ def freeze(model: nn.Module) -> None:
     """Let nothing train but a classifier, which belongs to the task and not to what was learned before."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("classifier."))
+
+
+def shared(model: nn.Module) -> set[int]:
+    """Ids of the parameters that have more than one place in the model."""
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {parameter for parameter, places in counts.items() if places > 1}
 
 
 def _fitting(name: str, patterns: Sequence[str]) -> list[str]:

@@ -18,12 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onefold.adapt.every import adapt, read_steps
+from onefold.adapt.every import adapt, is_adapter, read_steps
+from onefold.adapt.lora import NAME
 from onefold.adapt.merge import is_adapted, merge
-from onefold.core.config import Config
+from onefold.adapt.surgery import switch_of
+from onefold.core.config import Config, differences
 from onefold.core.errors import UserError
-from onefold.interop.artifact import FILE, load_processor, read_model_config
+from onefold.interop.artifact import FILE, load_processor, read_card, read_model_config
 from onefold.interop.loaded import Loaded, dtype_named, fill
+from onefold.interop.peft import is_peft, read_peft
 from onefold.interop.table import own_buffers, own_weights
 from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors
 
@@ -61,15 +64,20 @@ class Base:
         beside = os.path.relpath(self.path, folder.absolute())
         return {"path": self.path, "beside": beside, "fingerprints": dict(self.fingerprints)}
 
-    def check(self, loaded: Loaded, where: str) -> None:
-        """Raises UserError, naming the first weight that differs, unless `loaded` is this base."""
-        weights = own_weights(loaded.model)
-        if unlike := sorted({*weights} ^ {*self.fingerprints}):
+    def check(self, model: nn.Module, where: str, there: str | None = None) -> None:
+        """Raises UserError, naming the first weight that differs, unless `model` (which lies `there`) is this base.
+
+        Weights of fewer bits are not looked at.
+        """
+        weights, other = base_weights(model), f"{where} adapts another model than {there or self.path} is"
+        coarse = {f"{name}.weight" for name, module in model.named_modules() if hasattr(module, "scheme")}
+        coarse = {name.replace(".base.", ".") for name in coarse}
+        if unlike := sorted({*weights} ^ {*self.fingerprints} - coarse):
             has = "lacks" if unlike[0] in self.fingerprints else "has"
-            raise UserError(f"{where} adapts another model than {self.path} is now, which {has} {unlike[0]}")
+            raise UserError(f"{other}, which {has} {unlike[0]}")
         for name, weight in weights.items():
             if fingerprint(weight) != self.fingerprints[name]:
-                raise UserError(f"{where} adapts another model than {self.path} is now: {name} differs")
+                raise UserError(f"{other}: {name} differs")
 
 
 def fingerprint(weight: Tensor) -> str:
@@ -78,6 +86,12 @@ def fingerprint(weight: Tensor) -> str:
     places = torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLES), dtype=torch.float64).long()
     sample = flat[places.to(flat.device)].cpu().float().contiguous().numpy()
     return blake2b(repr(list(weight.shape)).encode() + sample.tobytes(), digest_size=8).hexdigest()
+
+
+def base_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that lay there before surgery, by their names of then."""
+    kept = {name: weight for name, weight in own_weights(model).items() if ".adapters." not in name}
+    return {name.replace(".base.", "."): weight for name, weight in kept.items()}
 
 
 def plain(loaded: Loaded, where: str = "the model") -> Loaded:
@@ -118,14 +132,49 @@ def load_adapted(
         loaded = plain(open_base(base.path, "cpu", None if device.type == "cpu" else "auto"), base.path)
     except UserError as error:
         raise UserError(f"{folder} adapts {base.path}: {error}") from None
-    base.check(loaded, str(folder))
+    base.check(loaded.model, str(folder))
     source = SafetensorFiles(find_safetensors(folder) or [])
     model = begun(config, loaded, source, str(folder))
     if (kind := dtype_named(dtype)) is not None:
         model.to(kind)
     adapt(model, steps)
+    if missing := sorted({*trained(model)} - {*source}):
+        raise UserError(f"{folder}: {missing[0]} is missing")
     put(source, model, folder)
-    return Loaded(config, model.to(device).eval(), load_processor(folder), content["card"])
+    card = {**content["card"], "adapts": base.path}
+    card |= {name: loaded.card[name] for name in ("family", "generation") if name in loaded.card}  # of published ones
+    return Loaded(config, model.to(device).eval(), load_processor(folder), card)
+
+
+def attach(loaded: Loaded, folder: Path, name: str) -> None:
+    """Add the adapter in `folder`, an artifact or PEFT's, to a model that is open; it becomes the active one.
+
+    Raises UserError when it was made for another model, naming the first weight that differs.
+    """
+    if is_peft(folder):
+        step, tensors = read_peft(folder, loaded, name)
+        step.apply(loaded.model, name)
+        put(tensors, loaded.model, folder)
+        loaded.model.eval()
+        return
+    check_written(folder, every=True)
+    content = read_card(folder)
+    if "base" not in content:
+        raise UserError(f"{folder} is a model of its own, no adapter")
+    config, steps = read_model_config(content, folder / FILE), read_steps(content.get("adapt"), folder / FILE)
+    if unlike := differences(config.to_dict(), loaded.config.to_dict()):
+        raise UserError(f"{folder} adapts another model: {next(iter(unlike))} differs")
+    Base.read(content, folder).check(loaded.model, str(folder), "this one")
+    if [step for step in steps if not is_adapter(step)] != switch_of(loaded.model).steps:
+        raise UserError(f"{folder} was trained on weights of other bits than these: open it by itself")
+    source = SafetensorFiles(find_safetensors(folder) or [])
+    if whole := sorted(key for key in source if f".adapters.{NAME}." not in key):
+        raise UserError(f"{folder} trained {whole[0]} in full beside its adapter: open it by itself")
+    for step in filter(is_adapter, steps):
+        step.apply(loaded.model, name)
+    renamed = {key.replace(f".adapters.{NAME}.", f".adapters.{name}."): source[key] for key in source}
+    put(renamed, loaded.model, folder)
+    loaded.model.eval()
 
 
 def begun(config: Config, base: Loaded, source: Mapping[str, Tensor], where: str) -> nn.Module:
@@ -146,8 +195,6 @@ def begun(config: Config, base: Loaded, source: Mapping[str, Tensor], where: str
 def put(source: Mapping[str, Tensor], model: nn.Module, where: Path | str) -> None:
     """Copy what was trained into an adapted model."""
     targets = own_weights(model)
-    if missing := sorted({*trained(model)} - {*source}):
-        raise UserError(f"{where}: {missing[0]} is missing")
     for name in source:
         if name not in targets:
             raise UserError(f"{where}: {name} is not in the model")

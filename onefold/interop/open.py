@@ -1,21 +1,25 @@
 """Deciding what a path is, and opening it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from onefold.adapt.lora import NAME
+from onefold.adapt.surgery import switch_of
 from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.progress import say
 from onefold.interop import artifact, hub, meta
-from onefold.interop.adapted import load_adapted
+from onefold.interop.adapted import attach, load_adapted
 from onefold.interop.fair_esm import load_fair_esm
 from onefold.interop.gguf import load_gguf
 from onefold.interop.huggingface import load_folder
 from onefold.interop.loaded import Loaded
+from onefold.interop.peft import base_of, is_peft
 from onefold.interop.sentence_transformers import is_sentence_folder, load_sentences
 from onefold.interop.vision import folder as vision
 
@@ -23,15 +27,36 @@ CHECKPOINTS = "checkpoints"
 
 
 def open_model(
-    path: "str | Path", device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None
+    path: "str | Path",
+    device: "str | torch.device" = "cpu",
+    dtype: "str | torch.dtype | None" = None,
+    adapters: Mapping[str, "str | Path"] | None = None,
 ) -> Loaded:
     """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf or .pt file, `org/name`.
 
     A run gives its best checkpoint (by held-out loss), or its newest where none was evaluated; a folder of several
     stages gives the last one. `device` "auto" takes a GPU where there is one. `dtype` None: float32 on the CPU, else
-    as stored. Raises UserError saying what is there instead, or what is wrong with it.
+    as stored. `adapters`: name → a run, an artifact or a PEFT folder whose adapter is added; the first is the active
+    one. Raises UserError saying what is there instead, or what is wrong with it.
     """
     device = pick(device) if isinstance(device, str) else device
+    loaded = _open(path, device, dtype)
+    for name, adapter in (adapters or {}).items():
+        attach(loaded, adapter_folder(adapter), name)
+    if adapters:
+        switch_of(loaded.model).use(next(iter(adapters)))
+    return loaded
+
+
+def adapter_folder(path: "str | Path") -> Path:
+    """Where the adapter itself lies: of a run, its best checkpoint."""
+    place = Path(path).expanduser()
+    if not place.is_dir() and hub.looks_like_id(str(path)) and not place.parent.is_dir():
+        return hub.fetch(str(path))
+    return next(checkpoints(place), place) if (place / CHECKPOINTS).is_dir() else place
+
+
+def _open(path: "str | Path", device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
     place = Path(path).expanduser()
     if place.is_file():
         return _open_file(place, device, dtype)
@@ -71,6 +96,10 @@ def _open_folder(folder: Path, device: torch.device, dtype: "str | torch.dtype |
         return _open_run(folder, device, dtype)
     if folder.name == CHECKPOINTS and any(checkpoints(folder.absolute().parent)):
         return _open_run(folder.absolute().parent, device, dtype)
+    if is_peft(folder):
+        base = base_of(folder)
+        loaded = open_model(base, device, dtype, {NAME: folder})
+        return replace(loaded, card={**loaded.card, "adapts": base})
     if is_sentence_folder(folder):
         return load_sentences(folder, device, dtype)
     if meta.is_makers_folder(folder) and not _is_published(folder):

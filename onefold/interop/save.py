@@ -15,6 +15,7 @@ from onefold.interop.fair_esm import save_fair_esm
 from onefold.interop.gguf.model import save_gguf
 from onefold.interop.huggingface import save_folder
 from onefold.interop.loaded import Loaded
+from onefold.interop.peft import save_peft
 from onefold.interop.sentence_transformers import save_sentences
 from onefold.interop.vision.folder import save_vision
 
@@ -35,6 +36,9 @@ def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: A
     sentence-transformers. options: `dtype=` other than the model's; `kind="F16"` of a .gguf file. Raises
     UserError for a format that cannot hold the model. Adapters are merged into the weights, of which this is a copy.
     """
+    if format == "peft":
+        save_peft(path, loaded)
+        return
     loaded = plain(replace(loaded, model=deepcopy(loaded.model))) if is_adapted(loaded.model) else loaded
     path, kind = Path(path), loaded.config.kind
     if format == "onefold":

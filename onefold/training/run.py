@@ -35,7 +35,7 @@ from onefold.interop.table import own_weights
 from onefold.objectives.base import body_of
 from onefold.objectives.every import AnyObjective, check_reads
 from onefold.objectives.language import NextToken
-from onefold.training import estimate, parallel
+from onefold.training import estimate, parallel, reference
 from onefold.training.folder import claimed, read_facts, write_facts
 from onefold.training.log import read_log
 from onefold.training.optim import AdafactorConfig, AdamWConfig, MuonConfig, SGDConfig
@@ -124,8 +124,13 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     dataset = run.data.prepare(run.out / "data", first_processor(run, None if good else start), keep=True, **begun)
     check_reads(run.objective, dataset.batch, run.data)
     config = read_model_config(read_card(good), good / FILE) if good else model_config(run, dataset, start)
-    frozen = {name: open_model(path, device).model.requires_grad_(False) for name, path in run.frozen.items()}
+    others = {name: path for name, path in run.frozen.items() if name != reference.NAME}  # which is asked once, below
+    frozen = {name: open_model(path, device).model.requires_grad_(False) for name, path in others.items()}
     objective = run.objective.build(frozen)
+    refers = hasattr(objective, "refer")
+    asked = reference.asked(run, dataset, good) if refers else None
+    if refers and not asked and start is None:
+        start = beginning(run, None)
 
     memory = estimate.check_memory(config, run.optimizer, device, run.adapt)
     torch.manual_seed(run.seed)
@@ -135,6 +140,8 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
         base = begin(model, start, run, good)
     del start
     parallel.place(model, run.trainer.parallel, device, run.trainer.compile)
+    if refers and not asked:
+        asked = reference.ask(run, dataset, objective, model, device)
     optimizer = run.optimizer.build(model)
     if good:
         checkpoints.restore(good, model, optimizer)
@@ -146,7 +153,7 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     def artifact(folder: Path, tensors: dict[str, Tensor]) -> None:
         card = {"step": state.step, dataset.unit: state.read, "best": state.best, "run": run.to_dict(), **facts}
         card |= {"classes": list(dataset.classes)} if dataset.classes else {}
-        card |= dataset.facts.get("card", {})
+        card |= dataset.facts.get("card", {}) | ({reference.NAME: asked} if asked else {})
         more = {"adapt": run.to_dict()["adapt"], "base": base.told(folder)} if base else None
         write_artifact(folder, config, tensors, dataset.processor, card, more=more)
 
@@ -207,7 +214,7 @@ def begin(model: nn.Module, start: Loaded, run: Run, good: Path | None) -> Base 
         parameter.requires_grad_(True)
     base = Base.of(str(run.start), start)
     if good:
-        Base.read(read_card(good), good).check(start, str(run.out))
+        Base.read(read_card(good), good).check(start.model, str(run.out))
     return base
 
 

@@ -1,0 +1,257 @@
+"""Adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors, both ways.
+
+What a matrix is called there, and which of our rows are in it, the table of the base's family tells: it is given row
+numbers to write. So GPT-2's `c_attn` is one adapter over all of our `qkv`, Llama's `q_proj` one over the rows of its
+part `q`.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from onefold.adapt.lora import WHOLE, LoRA, LoRAConfig
+from onefold.adapt.surgery import Matrix, fits, matrices, switch_of
+from onefold.core.errors import UserError
+from onefold.core.files import atomic_folder
+from onefold.interop.config_json import write_config
+from onefold.interop.huggingface import read_json
+from onefold.interop.loaded import Loaded
+from onefold.interop.tensors import SafetensorFiles, read_pickled
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model"
+PREFIX = "base_model.model."
+TASKS = {"decoder": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
+KINDS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+}
+THEIRS = {suffix: kind for suffix, kind in KINDS.items() if suffix != ".lora_magnitude_vector.weight"}
+# Settings that would change what is computed; they must say nothing.
+UNKNOWN = """lora_bias use_qalora layer_replication trainable_token_indices target_parameters use_bdlora
+alora_invocation_tokens arrow_config kasa_config velora_config monteclora_config modules_to_save"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a matrix of the published model lies in ours."""
+
+    matrix: Matrix
+    rows: Tensor  # Long[outward]: which row of ours each of theirs is
+    turned: bool  # their weight lies the other way round
+    part: str  # of our matrix; WHOLE: all of it
+
+    @property
+    def own(self) -> str:
+        """What `targets` call it."""
+        above = self.matrix.name.rpartition(".")[0]
+        return self.matrix.name if self.part == WHOLE else f"{above}.{self.part}".removeprefix(".")
+
+    @property
+    def first(self) -> int:
+        return 0 if self.part == WHOLE else self.matrix.parts[self.part][0]
+
+
+def is_peft(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(folder: Path) -> str:
+    """The model that the adapter in `folder` says it was made for."""
+    name = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{folder / CONFIG} names no base model: open the base, and give this as an adapter of it")
+    return name
+
+
+def read_peft(folder: Path, base: Loaded, name: str) -> tuple[LoRAConfig, dict[str, Tensor]]:
+    """The surgery that an adapter in `folder` asks of `base`, and its tensors as they are called after it by `name`.
+
+    Raises UserError for other kinds of adapters, for settings without a counterpart here, and naming the first tensor
+    that the base has no place for.
+    """
+    told, where = read_json(folder / CONFIG), folder / CONFIG
+    if told.get("peft_type") != "LORA":
+        raise UserError(f"{where}: peft_type {told.get('peft_type')!r} is not supported (only LORA)")
+    unknown = [setting for setting in UNKNOWN.split() if told.get(setting)]
+    if unknown or told.get("bias", "none") != "none":
+        setting = unknown[0] if unknown else "bias"
+        raise UserError(f"{where}: {setting}={told[setting]!r} is not supported")
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for module, (place, held) in _by_module(folder, base).items():
+        ranks[place.own] = len(held["a"])
+        alphas[place.own] = _matching(told.get("alpha_pattern"), module, told.get("lora_alpha", 8))
+        for kind, tensor in held.items():
+            if kind != "a":  # theirs has a row for each of the matrix's, in their order
+                tensor = torch.empty_like(tensor).index_copy_(0, place.rows - place.first, tensor)
+            tensors[f"{place.matrix.name}.adapters.{name}.{place.part}.{kind}"] = tensor
+    (rank, _), (alpha, _) = (Counter(values.values()).most_common(1)[0] for values in (ranks, alphas))
+    config = LoRAConfig.from_dict(
+        {
+            "rank": rank,
+            "alpha": alpha,
+            "rslora": bool(told.get("use_rslora")),
+            "dora": bool(told.get("use_dora")),
+            "dropout": told.get("lora_dropout") or 0.0,
+            "targets": _patterns(ranks, base.model),
+            "ranks": {own: other for own, other in ranks.items() if other != rank},
+            "alphas": {own: other for own, other in alphas.items() if other != alpha},
+        }
+    )
+    return config, tensors
+
+
+def save_peft(folder: Path, loaded: Loaded) -> None:
+    """Write the active adapter of a model as a folder that PEFT opens.
+
+    Where several of ours lie in one of their matrices, they become one whose rank is the sum. Raises UserError when
+    there is no adapter, and when the base is of no published family.
+    """
+    name = switch_of(loaded.model).active
+    if name is None:
+        raise UserError("the model has no adapter to write")
+    if any(own.startswith("classifier.") for own, _ in loaded.model.named_parameters()):
+        raise UserError("a classifier trained beside adapters cannot be written as PEFT's folder: use format='hf'")
+    tensors, ranks, alphas, turned, dora = {}, {}, {}, False, False
+    for module, place in _places(loaded).items():
+        layer = place.matrix.module
+        loras = [lora for lora in getattr(layer, "loras", None) or () if _overlap(lora, place)]
+        if not loras:
+            continue
+        a, b, magnitude, scale = _joined(loras, place, layer.base)
+        kept = {"a": a, "b": b, "magnitude": magnitude}
+        tensors |= {
+            f"{PREFIX}{module}{suffix}": kept[kind] for suffix, kind in THEIRS.items() if kept[kind] is not None
+        }
+        ranks[module], alphas[module] = len(a), round(scale * len(a), 9)
+        turned, dora = turned or place.turned, dora or magnitude is not None
+    if not tensors:
+        raise UserError(f"the adapter {name!r} has nothing beside matrices, which is all that this format holds")
+    (rank, _), (alpha, _) = (Counter(values.values()).most_common(1)[0] for values in (ranks, alphas))
+    told = {
+        "peft_type": "LORA",
+        "task_type": TASKS.get(loaded.config.kind),
+        "base_model_name_or_path": loaded.card.get("adapts"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": 0.0,
+        "use_dora": dora,
+        "use_rslora": False,
+        "fan_in_fan_out": turned,
+        "bias": "none",
+        "target_modules": sorted(ranks),
+        "rank_pattern": {module: other for module, other in ranks.items() if other != rank},
+        "alpha_pattern": {module: other for module, other in alphas.items() if other != alpha},
+    }
+    with atomic_folder(Path(folder)) as temporary:
+        (temporary / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
+        save_file(
+            {key: t.detach().cpu().contiguous() for key, t in tensors.items()}, temporary / f"{WEIGHTS}.safetensors"
+        )
+
+
+@torch.no_grad()
+def _joined(loras: list[LoRA], place: Place, base: nn.Module) -> tuple[Tensor, Tensor, Tensor | None, float]:
+    """A, B, magnitude and scale of the one adapter that does to their matrix what these do to ours."""
+    scale, rows = loras[0].scale, place.rows.to(loras[0].b.device)
+    a = torch.cat([lora.a for lora in loras])
+    b, column = a.new_zeros(len(rows), len(a)), 0
+    norms = base.dense()[rows].to(a.dtype).norm(dim=1) if loras[0].magnitude is not None else None
+    for lora in loras:
+        inside = (rows >= lora.rows.start) & (rows < lora.rows.stop)
+        own = rows[inside] - lora.rows.start
+        b[inside, column : column + lora.rank] = lora.b[own] * (lora.scale / scale)
+        if norms is not None:
+            norms[inside] = lora.magnitude[own]
+        column += lora.rank
+    return a, b, norms, scale
+
+
+def _overlap(lora: LoRA, place: Place) -> bool:
+    return bool(((place.rows >= lora.rows.start) & (place.rows < lora.rows.stop)).any())
+
+
+def _by_module(folder: Path, base: Loaded) -> dict[str, tuple[Place, dict[str, Tensor]]]:
+    """Their module → its place in `base`, and what the file has for it: "a", "b", "magnitude"."""
+    places, found = _places(base), {}
+    for name, tensor in _tensors(folder).items():
+        suffix = next((suffix for suffix in KINDS if name.endswith(suffix)), None)
+        if suffix is None:
+            raise UserError(f"{folder}: does not know what to do with {name}")
+        module = name.removeprefix(PREFIX).removesuffix(suffix)
+        if module not in places:  # trained without its head, theirs has names that begin further inside
+            module = next((known for known in places if known.endswith(f".{module}")), module)
+        if module not in places:
+            raise UserError(f"{folder} adapts another model: this one has no matrix {module}")
+        place, held = found.setdefault(module, (places[module], {}))
+        size = {"a": (place.matrix.module.in_features, 1), "b": (len(place.rows), 0), "magnitude": (len(place.rows), 0)}
+        wanted, axis = size[KINDS[suffix]]
+        if tensor.ndim != (1 if KINDS[suffix] == "magnitude" else 2) or tensor.shape[axis] != wanted:
+            raise UserError(
+                f"{folder} adapts another model: {name} is {list(tensor.shape)}, this one is {wanted} wide there"
+            )
+        held[KINDS[suffix]] = tensor
+    for module, (_, held) in found.items():
+        if not {"a", "b"} <= {*held} or held["a"].shape[0] != held["b"].shape[1]:
+            raise UserError(f"{folder}: lora_A and lora_B of {module} do not fit each other")
+    if not found:
+        raise UserError(f"{folder} holds no adapter")
+    return found
+
+
+def _places(base: Loaded) -> dict[str, Place]:
+    """Every matrix of the published model by its name, head and embeddings aside.
+
+    Errors: UserError when the base is of no published family.
+    """
+    family, _ = write_config(base.config, prefer=base.card.get("family"))
+    found = {}
+    for matrix in matrices(base.model):
+        if matrix.name.startswith("classifier"):
+            continue
+        rows = torch.arange(matrix.module.out_features)[:, None].double()
+        for name, written in family.table.write(base.config, {f"{matrix.name}.weight": rows}).items():
+            order = written.flatten().long()
+            ends = int(order.min()), int(order.max()) + 1
+            part = next((part for part, rows in matrix.parts.items() if rows == ends), WHOLE)
+            found[name.removesuffix(".weight")] = Place(matrix, order, written.shape[0] != len(order), part)
+    return found
+
+
+def _patterns(wanted: Iterable[str], model: nn.Module) -> list[str]:
+    """Names as patterns, those that all layers have without their layers."""
+    known = {name for matrix in matrices(model) for name in (matrix.name, *matrix.names())}
+    wanted, patterns = dict.fromkeys(wanted), []
+    for name in wanted:
+        short = re.sub(r"^.*\.\d+\.", "", name)
+        means = {other for other in known if fits(other, short)}
+        patterns.append(short if means <= {*wanted} else name)
+    return list(dict.fromkeys(patterns))
+
+
+def _matching(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
+    """The value of the first pattern that a module's name ends with, as PEFT looks it up."""
+    for pattern, value in (patterns or {}).items():
+        if module == pattern.removeprefix("^") or module.endswith(f".{pattern}"):
+            return value
+    return otherwise
+
+
+def _tensors(folder: Path) -> Mapping[str, Tensor]:
+    if (file := folder / f"{WEIGHTS}.safetensors").is_file():
+        return SafetensorFiles([file])
+    if (file := folder / f"{WEIGHTS}.bin").is_file():
+        return read_pickled(file)
+    raise UserError(f"{folder} has no weights: neither {WEIGHTS}.safetensors nor {WEIGHTS}.bin")
