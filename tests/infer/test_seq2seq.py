@@ -85,7 +85,7 @@ def model(name="bart", tokenizer=None, **changes):
     return Seq2SeqModel(Loaded(config, rough(config), tokenizer, {"generation": {"eos_token_id": 7}}))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("one stack, sines", "one stack, window")])
 @pytest.mark.parametrize(
     "options",
     [
