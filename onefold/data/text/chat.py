@@ -1,30 +1,45 @@
-"""Conversations: from messages to ids with the assistant's tokens marked, and from JSONL files to messages.
+"""Conversations: from messages to ids with the assistant's tokens marked.
 
 What a user types can never become a control token: special names inside messages are encoded as plain characters,
-however the template places them.
+however the template places them. Every stretch of the assistant's is encoded by itself, so that what is learned begins
+exactly where a generation begins.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onefold.core.errors import UserError
-from onefold.data.sources import open_text
-from onefold.data.text.template import DEFAULT_TEMPLATE, render_template
+from onefold.data.text.chat_templates import TEMPLATES
+from onefold.data.text.template import DEFAULT_TEMPLATE, check_template, render_template
 from onefold.data.text.tokenizer import CHAT_TOKENS, Tokenizer
 
 Message = Mapping[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-def with_chat(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer itself if it has a chat template, else with the default one and the tokens that this one needs."""
-    if tokenizer.chat_template is not None:
-        return tokenizer
-    return tokenizer.add_special(CHAT_TOKENS).with_template(DEFAULT_TEMPLATE)
+def with_chat(tokenizer: Tokenizer, template: str | None = None) -> Tokenizer:
+    """The tokenizer with a chat template, and with the special tokens that this one needs.
+
+    template: a name among `chat_templates.TEMPLATES`, or a file with Jinja; None: the tokenizer's own, else the default
+    one. Raises UserError when there is none of that name, it is not valid Jinja, or ends turns with a missing token.
+    """
+    if template is None:
+        if tokenizer.chat_template is not None:
+            return tokenizer
+        return tokenizer.add_special(CHAT_TOKENS).with_template(DEFAULT_TEMPLATE)
+    if template in TEMPLATES:
+        source, tokens = TEMPLATES[template]
+    else:
+        source, tokens = _template_file(template), ()
+    if "eos_token" in source and tokenizer.eos is None:
+        raise UserError(f"template={template} ends turns with the end-of-text token, and this tokenizer has none")
+    return tokenizer.add_special(tokens).with_template(source)
 
 
 def render(
@@ -49,129 +64,204 @@ def render(
     )
 
 
+@dataclass(frozen=True)
+class Script:
+    """A conversation as its template writes it, cut where the assistant begins and ends to speak."""
+
+    pieces: tuple[tuple[str, Message | None], ...]  # text, and whose words it is: an assistant's message, or the rest
+    names: tuple[str, ...] = ()  # those of special tokens that messages hold: in pieces they are mark, number, mark
+    mark: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.plain("".join(text for text, _ in self.pieces))
+
+    def plain(self, text: str) -> str:
+        """The text with what was typed in place of marks."""
+        return re.sub(f"{self.mark}(\\d+){self.mark}", lambda m: self.names[int(m[1])], text) if self.mark else text
+
+    def has(self, message: Message) -> bool:
+        """Whether this message of the assistant's stands here as it would be generated."""
+        return any(message is m for _, m in self.pieces)
+
+
+class Row(NamedTuple):
+    """A conversation as ids, and which of them are learned."""
+
+    ids: list[int]
+    learned: list[int]  # for each id 1 if the assistant says it (its end of turn included), else 0
+    size: int  # UTF-8 bytes of text that the learned ids spell
+    text: str  # of the conversation as the model reads it
+
+
 def chat_ids(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool = True) -> list[int]:
     """The ids of a conversation, by default up to where the assistant speaks next.
 
     For messages[:i] they are exactly what stands before answer i in `encode_chat`.
     """
-    return [i for ids, _ in _pieces(messages, tokenizer, add_generation_prompt) for i in ids]
+    return encode([script(messages, tokenizer, add_generation_prompt)], tokenizer)[0].ids
 
 
 def encode_chat(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Ids of a conversation, and for each 1 if the assistant says it (its end of turn included), else 0.
 
     A message with "weight": 0 is read but not learned. Some templates write earlier turns differently from the last
-    (dropping its reasoning): then only the turns that stand as they would be generated are marked; see `examples`.
+    (dropping its reasoning): then only the turns that stand as they would be generated are marked; see `scripts`.
     """
-    return _weighted(_pieces(messages, tokenizer, False), tokenizer)
+    row = encode([script(messages, tokenizer)], tokenizer)[0]
+    return row.ids, row.learned
 
 
-def examples(messages: Sequence[Message], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
-    """`encode_chat` in as many rows as it takes for every answer to be learned once, as it would be generated."""
-    pieces = _pieces(messages, tokenizer, False)
-    found = [_weighted(pieces, tokenizer)]
+def scripts(messages: Sequence[Message], tokenizer: Tokenizer) -> list[Script]:
+    """As many scripts as it takes for every answer to be learned once, as it would be generated; nearly always one.
+
+    Raises UserError when there is an answer that the template never writes so.
+    """
+    whole = script(messages, tokenizer)
+    found = [whole] if any(m is not None and _learned(m) for _, m in whole.pieces) else []
     for i, message in enumerate(messages):
-        if message["role"] == "assistant" and not any(message is m for _, m in pieces):
-            alone = [{**m, "weight": m.get("weight", 1) if n == i else 0} for n, m in enumerate(messages[: i + 1])]
-            found.append(encode_chat(alone, tokenizer))
-    return [(ids, weights) for ids, weights in found if any(weights)]
+        if message["role"] != "assistant" or not _learned(message) or whole.has(message):
+            continue
+        alone = [m if n == i else {**m, "weight": 0} for n, m in enumerate(messages[: i + 1])]
+        found.append(script(alone, tokenizer))
+        if not found[-1].has(message):
+            raise UserError(
+                f"message {i + 1}: the chat template writes it otherwise than it asks for it, so that it cannot be "
+                "learned as it would be generated; give another with data.template="
+            )
+    return found
 
 
-def _weighted(pieces: Sequence["_Piece"], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    ids: list[int] = []
-    weights: list[int] = []
-    for piece, message in pieces:
-        learned = 0
-        if message is not None and message.get("weight", 1):
-            ends = [n for n, i in enumerate(piece, 1) if i in tokenizer.stops]
-            learned = ends[-1] if ends else len(piece)  # nothing after the end of turn is ever generated
-        ids += piece
-        weights += [1] * learned + [0] * (len(piece) - learned)
-    return ids, weights
-
-
-def read_conversations(path: str | Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(file:line, messages) for each line {"messages": [{"role": …, "content": …}, …]} of a JSONL file, .gz or not.
-
-    Raises UserError naming the file and line of the first mistake.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: chat needs a JSONL file with a conversation on each line")
-    found = False
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                found = True
-                yield f"{path.name}:{number}", _conversation(line, f"{path}:{number}")
-    if not found:
-        raise UserError(f"{path} is empty: chat needs a conversation on each line")
-
-
-def _conversation(line: str, place: str) -> list[dict[str, Any]]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place}: not valid JSON ({error}); write one object on each line") from None
-    messages = value.get("messages") if isinstance(value, dict) else value
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f'{place}: needs {{"messages": [{{"role": "user", "content": "…"}}, …]}}')
-    checked = [_message(m, f"{place}: message {n}") for n, m in enumerate(messages, 1)]
-    if not any(m["role"] == "assistant" for m in checked):
-        raise UserError(f"{place}: no message of the assistant, so there is nothing to learn")
-    return checked
-
-
-def _message(message: Any, place: str) -> dict[str, Any]:
-    """The message with its content as one string."""
-    if not isinstance(message, dict):
-        raise UserError(f"{place} is not an object with role and content")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise UserError(f"{place} has role {role!r}; takes {', '.join(ROLES)}")
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-        content = "".join(part["text"] for part in content)
-    if content is None and message.get("tool_calls"):
-        content = ""
-    if not isinstance(content, str):
-        raise UserError(f"{place} has no text in its content")
-    return {**message, "content": content}
-
-
-_Piece = tuple[list[int], Message | None]  # ids, and whose words they are: a message of the assistant's, or the rest
-
-
-def _pieces(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool) -> list[_Piece]:
-    """The conversation cut where the assistant begins and ends to speak.
-
-    Each piece is encoded by itself, so that no token reaches over a border between what is given and what is learned.
-    """
+def script(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool = False) -> Script:
+    """The conversation as the tokenizer's template writes it. Raises UserError when it refuses these messages."""
     if not messages:
         raise UserError("a conversation needs at least one message")
-    names = sorted(tokenizer.special, key=len, reverse=True)
-    mark = _unused_character(messages)
-    safe = _shield(list(messages), re.compile("|".join(map(re.escape, names))) if names else None, names, mark)
+    names, mark = tuple(_typed(list(messages), tokenizer)), ""
+    safe: Sequence[Message] = messages
+    if names:
+        mark = _unused_character(messages)
+        safe = _shield(list(messages), re.compile("|".join(map(re.escape, names))), names, mark)
 
     @cache
     def text(count: int, prompt: bool) -> str:
         return render(safe[:count], None, tokenizer, prompt)
 
     whole = text(len(safe), add_generation_prompt)
-    cuts: list[tuple[int, int, Message]] = []
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = text(i, True) if i else ""
-            after = text(i + 1, False)
-            if whole.startswith(after) and after.startswith(before) and len(before) >= (cuts[-1][1] if cuts else 0):
-                cuts.append((len(before), len(after), message))
-    pieces: list[_Piece] = []
+    pieces: list[tuple[str, Message | None]] = []
     at = 0
-    for start, end, message in cuts:
-        pieces.append((_encode(whole[at:start], names, mark, tokenizer), None))
-        pieces.append((_encode(whole[start:end], names, mark, tokenizer), message))
-        at = end
-    pieces.append((_encode(whole[at:], names, mark, tokenizer), None))
-    return [(ids, message) for ids, message in pieces if ids]
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant" or (ends := _ends(text, i)) is None:
+            continue
+        begin, after = ends
+        if begin >= at and whole.startswith(after):
+            pieces += [(whole[at:begin], None), (whole[begin : len(after)], message)]
+            at = len(after)
+            _check_calls(message, pieces[-1][0], i)
+    pieces.append((whole[at:], None))
+    return Script(tuple(piece for piece in pieces if piece[0]), names, mark)
+
+
+def encode(written: Sequence[Script], tokenizer: Tokenizer) -> list[Row]:
+    """The ids of many scripts, all of their texts encoded at once.
+
+    No token reaches over a border between what is given and what is learned; otherwise they are those of the whole
+    text, also where a tokenizer puts a blank before its beginning.
+    """
+    texts: Texts = {}, {}
+    plans = [[*_plan(one, tokenizer, texts)] for one in written]
+    encoded = tokenizer.encode_batch([*texts[0]]), tokenizer.encode_batch([*texts[1]], inside=True)
+    sizes = [[len(text.encode()) for text in some] for some in texts]
+    rows = []
+    for one, plan in zip(written, plans):
+        ids: list[int] = []
+        learned: list[int] = []
+        size = 0
+        for message, parts in plan:
+            piece: list[int] = []
+            spelled = said = end = 0  # bytes up to here, and up to the last end of turn
+            for part in parts:
+                if isinstance(part, int):
+                    piece.append(part)
+                    if part in tokenizer.stops:
+                        end, said = len(piece), spelled
+                else:
+                    inside, number = part
+                    piece += encoded[inside][number]
+                    spelled += sizes[inside][number]
+            if message is None or not _learned(message):
+                end = said = 0
+            elif not end:  # nothing after the end of turn is ever generated; without one, all of it is
+                end, said = len(piece), spelled
+            ids += piece
+            learned += [1] * end + [0] * (len(piece) - end)
+            size += said
+        rows.append(Row(ids, learned, size, one.text))
+    return rows
+
+
+Texts = tuple[dict[str, int], dict[str, int]]  # plain texts at the beginning, and behind others, with their numbers
+
+
+def _plan(
+    one: Script, tokenizer: Tokenizer, texts: Texts
+) -> Iterator[tuple[Message | None, list[int | tuple[bool, int]]]]:
+    """Each piece as special tokens and places among `texts`, to which its plain texts are added."""
+    inside = False
+    for text, message in one.pieces:
+        parts: list[int | tuple[bool, int]] = []
+        for part in tokenizer.cut(text):
+            if isinstance(part, int):
+                parts.append(part)
+                inside = not tokenizer.blank_anew
+            else:
+                parts.append((inside, texts[inside].setdefault(one.plain(part), len(texts[inside]))))
+                inside = True
+        yield message, parts
+
+
+def _ends(text: Any, i: int) -> tuple[int, str] | None:
+    """Where message i, which the assistant says, begins, and the text up to its end; None: it cannot be told."""
+    try:
+        before = text(i, True)
+    except UserError:
+        if i:
+            raise
+        return None  # most templates are not written to begin with the assistant
+    after = text(i + 1, False)
+    return (len(before), after) if after.startswith(before) else None
+
+
+def _learned(message: Message) -> bool:
+    return bool(message.get("weight", 1))
+
+
+def _check_calls(message: Message, written: str, i: int) -> None:
+    for call in message.get("tool_calls") or ():
+        name = (call.get("function") or call).get("name")
+        if not name or name not in written:
+            raise UserError(f"message {i + 1} calls tools, which this chat template does not write")
+
+
+def _template_file(path: str) -> str:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        near = get_close_matches(path, TEMPLATES, 1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"no chat template {path!r}: takes {', '.join(TEMPLATES)}, or a file with Jinja{guess}")
+    try:
+        source = file.read_text(encoding="utf-8")
+        check_template(source)
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{path}: {error}") from None
+    return source
+
+
+def _typed(value: Any, tokenizer: Tokenizer) -> set[str]:
+    """Names of special tokens in texts of messages."""
+    if isinstance(value, str):
+        return {name for name in tokenizer.special if name in value} if tokenizer.mentions_special(value) else set()
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return set().union(*(_typed(v, tokenizer) for v in inner))
 
 
 def _unused_character(messages: Sequence[Message]) -> str:
@@ -180,21 +270,12 @@ def _unused_character(messages: Sequence[Message]) -> str:
     return next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used)
 
 
-def _shield(value: Any, special: re.Pattern[str] | None, names: Sequence[str], mark: str) -> Any:
+def _shield(value: Any, special: re.Pattern[str], names: Sequence[str], mark: str) -> Any:
     """The value with every special name in its texts replaced by mark, number, mark."""
-    if isinstance(value, str) and special:
+    if isinstance(value, str):
         return special.sub(lambda found: f"{mark}{names.index(found[0])}{mark}", value)
     if isinstance(value, list):
         return [_shield(v, special, names, mark) for v in value]
     if isinstance(value, Mapping):
         return {k: _shield(v, special, names, mark) for k, v in value.items()}
     return value
-
-
-def _encode(text: str, names: Sequence[str], mark: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of rendered text: the template's special tokens become themselves, shielded names plain characters."""
-    ids: list[int] = []
-    for n, part in enumerate(re.split(f"{mark}(\\d+){mark}", text)):
-        if part:
-            ids += tokenizer.encode(names[int(part)]) if n % 2 else tokenizer.encode(part, special=True)
-    return ids

@@ -3,8 +3,10 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,15 +21,19 @@ from onefold.data.prepared import SPLITS, folder_name, prepared
 from onefold.data.prepared import Split as SplitName
 from onefold.data.sources import Skipped, read, stamp
 from onefold.data.split import choose, content_hash
-from onefold.data.text.chat import Message, encode_chat, examples, read_conversations, render, with_chat
+from onefold.data.text.chat import Message, Row, encode, encode_chat, scripts, with_chat
+from onefold.data.text.chat_files import read_conversations
+from onefold.data.text.chat_templates import TEMPLATES
 from onefold.data.text.dataset import Dataset, SplitWriter
 from onefold.data.text.documents import Corpus, LoadTokenizer, Source, TrainBPE, one_or_many
 from onefold.data.text.pairs import pairs
 from onefold.data.text.tokenizer import Tokenizer
 
+TOGETHER = 256  # conversations encoded at once: bounds memory, still feeds every core
+
 
 class ChatData(Config):
-    """Conversations of which the assistant's words are learned: `path`, a JSONL of messages, or `pairs` from sources.
+    """Conversations of which the assistant's words are learned: `path`, see chat_files.py, or `pairs` from sources.
 
     With the same held_out and split_seed as the pre-training text, pairs of its held-out files are held out, too.
     """
@@ -38,8 +44,11 @@ class ChatData(Config):
     context: int = Field(default=512, ge=1)
     tokenizer: Annotated[TrainBPE | LoadTokenizer, Slot()] | None = None  # None: that of the model it fine-tunes
     held_out: float = Field(default=0.05, ge=0, le=0.5)
-    validation: str | None = None  # a JSONL to evaluate on instead of conversations held out
+    validation: str | None = None  # a file to evaluate on instead of conversations held out
     split_seed: int = Field(default=0, ge=0)
+    template: str | None = None  # a name of chat_templates.py, or a file with Jinja; None: that of the model
+    learn: Literal["answers", "last"] = "answers"  # all of them, or the last one of each conversation
+    skip_bad: bool = False  # leave out rows that are not well-formed, and tell how many, instead of stopping
     too_long: Literal["shorten", "skip"] = "shorten"  # shorten: forget the oldest turns, but not the system's
 
     @field_validator("pairs", mode="before")
@@ -50,22 +59,23 @@ class ChatData(Config):
     @model_validator(mode="after")
     def _something(self) -> Self:
         if self.path is None and not self.pairs:
-            raise PydanticCustomError("nothing", "needs path (a JSONL of messages) or pairs (Python sources)")
+            raise PydanticCustomError("nothing", "needs path (a file of conversations) or pairs (Python sources)")
         return self
 
     def prepare(self, folder: Path, tokenizer: Tokenizer | None = None, keep: bool = False) -> Dataset:
         """The conversations as tokens, made in a subfolder of `folder` or found there from an earlier time.
 
-        tokenizer: of the model to go on with; without a chat template it is given one with its special tokens, so
-        `dataset.tokenizer` may be larger. keep: as in TextData. Raises UserError when there is no conversation, or
-        one is not well-formed.
+        tokenizer: of the model to go on with; where it has no chat template, or another is given, it takes that with
+        its special tokens, so `dataset.tokenizer` may be larger. keep: as in TextData. Raises UserError when there is
+        no conversation, or one is not well-formed.
         """
         what = {
             **self.to_dict(),
             "pairs": [(s.path, s.field) for s in self.pairs],
             "tokenizer": tokenizer.digest if tokenizer else self.tokenizer and self.tokenizer.to_dict(),
         }
-        paths = [self.path, *(s.path for s in self.pairs), self.validation]
+        file = self.template if self.template not in TEMPLATES else None
+        paths = [self.path, *(s.path for s in self.pairs), self.validation, file]
         stamps = {path: stamp(path) for path in paths if path}
         target = Path(folder) / folder_name("chat", what)
         new = prepared(target, stamps, keep, lambda folder: self._build(folder, tokenizer))
@@ -78,15 +88,21 @@ class ChatData(Config):
     def _build(self, folder: Path, tokenizer: Tokenizer | None) -> tuple[Tokenizer, dict[str, Any]]:
         if tokenizer is None:
             tokenizer = self._tokenizer()
-        tokenizer, hashed = with_chat(tokenizer), hashlib.blake2b(digest_size=8)
-        fitter = Fitter(tokenizer, self.context, self.too_long)
+        tokenizer, hashed = with_chat(tokenizer, self.template), hashlib.blake2b(digest_size=8)
+        fitter = Fitter(tokenizer, self.context, self.too_long, self.learn, self.skip_bad)
         with SplitWriter(folder, tokenizer, learned=True) as out, Progress("encoding conversations") as bar:
-            for split, name, messages in self.conversations():
-                hashed.update(json.dumps(messages, sort_keys=True).encode())
-                for ids, learned in fitter.rows(messages):
-                    spelled = tokenizer.decode(np.array(ids)[np.array(learned) > 0])
-                    size = len(spelled.encode())
-                    out.add(split, size, name=name, source=0, text=fitter.text, tokens=ids, learned=learned)
+            for fitted in fitter.fit(self.conversations(fitter.refuse if self.skip_bad else None)):
+                hashed.update(json.dumps(fitted.messages, sort_keys=True).encode())
+                for row in fitted.rows:
+                    out.add(
+                        fitted.split,
+                        row.size,
+                        name=fitted.name,
+                        source=0,
+                        text=row.text,
+                        tokens=row.ids,
+                        learned=row.learned,
+                    )
                 bar.update()
         if not out.facts["train"]["documents"]:
             raise UserError(f"no conversation to learn from in {self._names()}; {fitter.note}")
@@ -95,25 +111,28 @@ class ChatData(Config):
             "note": fitter.note,
             "skipped": fitter.skipped,
             "shortened": fitter.shortened,
+            "bad": fitter.bad,
         }
         return tokenizer, {**facts, **out.facts, "vocab": tokenizer.size}
 
-    def conversations(self) -> Iterator[tuple[SplitName, str, Sequence[Message]]]:
-        """(split, where from, messages) of all conversations."""
+    def conversations(
+        self, bad: Callable[[UserError], None] | None = None
+    ) -> Iterator[tuple[SplitName, str, Sequence[Message]]]:
+        """(split, where from, messages) of all conversations. bad: see `read_conversations`."""
         own: set[int] = set()
         if self.validation:
-            for name, messages in read_conversations(self.validation):
+            for name, messages in read_conversations(self.validation, bad):
                 own.add(self._key(messages))
                 yield "held_out", name, messages
         if self.path:
             keys, sizes = array("Q"), array("Q")
-            for _, messages in read_conversations(self.path):
+            for _, messages in read_conversations(self.path, None if bad is None else lambda error: None):
                 keys.append(self._key(messages))
                 sizes.append(len(_words(messages)))
             share = 0 if self.validation else self.held_out
             split = choose(np.array(keys, np.uint64), np.array(sizes, np.int64), share)
             first = len(keys) * (1 - split.tail)  # of the last ones, which are held out when there are very few
-            for n, (name, messages) in enumerate(read_conversations(self.path)):
+            for n, (name, messages) in enumerate(read_conversations(self.path, bad)):
                 if keys[n] not in own:
                     yield SPLITS[split.whole(keys[n]) or n >= first], name, messages
         if self.pairs:
@@ -135,10 +154,22 @@ class ChatData(Config):
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise UserError("chat data needs the tokenizer of a model: fine-tune with start=…, or set data.tokenizer")
-        return self.tokenizer.build(_words(messages) for split, _, messages in self.conversations() if split == "train")
+        bad = (lambda error: None) if self.skip_bad else None
+        return self.tokenizer.build(_words(talk) for split, _, talk in self.conversations(bad) if split == "train")
 
     def _names(self) -> str:
         return ", ".join([*([self.path] if self.path else []), *(s.path for s in self.pairs)])
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A conversation and its rows: one, but for templates that rewrite earlier turns; none where it does not fit."""
+
+    split: SplitName
+    name: str
+    messages: Sequence[Message]
+    rows: list[Row]
+    length: int  # tokens of its longest row before it was shortened
 
 
 @dataclass
@@ -147,41 +178,75 @@ class Fitter:
 
     tokenizer: Tokenizer
     context: int
-    too_long: Literal["shorten", "skip"]
+    too_long: Literal["shorten", "skip"] = "shorten"
+    learn: Literal["answers", "last"] = "answers"
+    skip_bad: bool = False
     shortened: int = 0
     skipped: int = 0
-    text: str = field(default="", repr=False)  # of the conversation encoded last, as the model reads it
+    bad: int = 0
+    first_bad: str = ""
 
-    def rows(self, messages: Sequence[Message]) -> list[tuple[list[int], list[int]]]:
-        """(ids, learned) of each row: one, but for templates that rewrite earlier turns."""
-        found = examples(messages, self.tokenizer)
-        if any(len(ids) - 1 > self.context for ids, _ in found):
-            messages = self._shorter(messages)
-            if not messages:
-                self.skipped += 1
-                return []
-            self.shortened += 1
-            found = examples(messages, self.tokenizer)
-        self.text = render(messages, None, self.tokenizer)
-        return found
+    def fit(self, conversations: Iterable[tuple[SplitName, str, Sequence[Message]]]) -> Iterator[Fitted]:
+        """The rows of each conversation, many encoded at a time. Raises UserError where a template refuses one."""
+        waiting = iter(conversations)
+        while some := list(islice(waiting, TOGETHER)):
+            written = []
+            for split, name, messages in some:
+                messages = _only_last(messages) if self.learn == "last" else messages
+                try:
+                    written.append((split, name, messages, scripts(messages, self.tokenizer)))
+                except UserError as error:
+                    self._refuse_or_raise(UserError(f"{name}: {error}"))
+            rows = iter(encode([one for *_, found in written for one in found], self.tokenizer))
+            for split, name, messages, found in written:
+                mine = list(islice(rows, len(found)))
+                length = max(len(row.ids) for row in mine)
+                if length - 1 > self.context:
+                    messages, mine = self._shortened(messages)
+                yield Fitted(split, name, messages, mine, length)
 
-    def _shorter(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """What the system says and as many of the latest turns as fit, a user's turn first; empty: none fits."""
-        if self.too_long == "skip":
-            return []
-        head = [m for n, m in enumerate(messages) if m["role"] in ("system", "developer") and n == 0]
-        for begin in range(len(head) + 1, len(messages)):
-            rest = messages[begin:]
-            if rest[0]["role"] == "user" and any(m["role"] == "assistant" for m in rest):
-                ids, learned = encode_chat([*head, *rest], self.tokenizer)
-                if len(ids) - 1 <= self.context and any(learned):
-                    return [*head, *rest]
-        return []
+    def refuse(self, error: UserError) -> None:
+        """Count a row that is not well-formed."""
+        self.bad += 1
+        self.first_bad = self.first_bad or str(error)
+
+    def _refuse_or_raise(self, error: UserError) -> None:
+        if not self.skip_bad:
+            raise error
+        self.refuse(error)
+
+    def _shortened(self, messages: Sequence[Message]) -> tuple[Sequence[Message], list[Row]]:
+        """What the system says and as many of the latest turns as fit, a user's turn first; no rows: none fits."""
+        head = [m for m in messages if m["role"] in ("system", "developer")]
+        begins = [n for n in range(len(head) + 1, len(messages)) if messages[n]["role"] == "user"]
+        last = max((n for n, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)), default=0)
+        begins = [n for n in begins if n < last] if self.too_long == "shorten" else []
+
+        def rest(begin: int) -> Sequence[Message]:
+            return [*head, *messages[begin:]]
+
+        def fits(begin: int) -> bool:
+            return len(encode_chat(rest(begin), self.tokenizer)[0]) - 1 <= self.context
+
+        place = bisect_left(begins, True, key=fits)  # the fewer turns, the fewer tokens
+        if place == len(begins):
+            self.skipped += 1
+            return messages, []
+        self.shortened += 1
+        rows = encode(scripts(rest(begins[place]), self.tokenizer), self.tokenizer)
+        return rest(begins[place]), [row for row in rows if len(row.ids) - 1 <= self.context]
 
     @property
     def note(self) -> str:
         told = [(self.shortened, "shortened to their latest turns"), (self.skipped, "too long and skipped")]
-        return ", ".join(f"{n:,} {what}" for n, what in told if n) or f"all fit the context of {self.context}"
+        fitting = ", ".join(f"{n:,} {what}" for n, what in told if n) or f"all fit the context of {self.context}"
+        return fitting + (f"; {self.bad:,} left out, the first: {self.first_bad}" if self.bad else "")
+
+
+def _only_last(messages: Sequence[Message]) -> Sequence[Message]:
+    """The same where nothing is learned but the last answer that is."""
+    last = max(n for n, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1))
+    return [{**m, "weight": 0} if m["role"] == "assistant" and n != last else m for n, m in enumerate(messages)]
 
 
 def _words(messages: Sequence[Message]) -> str:

@@ -6,6 +6,7 @@ generation from an empty prompt begins where training documents began. Trained h
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from functools import cached_property
@@ -127,9 +128,9 @@ class Tokenizer:
         """The ids of `text` alone. `special`: names of special tokens in it become those tokens (templates)."""
         return (self._marked if special else self._literal).encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-        """`encode` of many texts, on all cores."""
-        backend = self._marked if special else self._literal
+    def encode_batch(self, texts: Sequence[str], special: bool = False, inside: bool = False) -> list[list[int]]:
+        """`encode` of many texts, on all cores. inside: as they stand behind other text, where no blank is put in."""
+        backend = self._inside if inside else self._marked if special else self._literal
         found: list[list[int]] = []
         for some in _portions(texts):
             found += [e.ids for e in backend.encode_batch_fast(some, add_special_tokens=False)]
@@ -154,6 +155,18 @@ class Tokenizer:
             encoded = backend.encode_batch_fast(inputs[start : start + FRAMED_TOGETHER])
             found += [(e.ids, e.type_ids) if len(e) else ([self.start], [0]) for e in encoded]
         return found
+
+    def cut(self, text: str) -> list[str | int]:
+        """Text at special tokens named in it: stretches of plain text, none of them empty, and the tokens' ids."""
+        if self._special_pattern is None:
+            return [text] if text else []
+        parts: list[str | int] = [*self._special_pattern.split(text)]
+        parts[1::2] = [self.special[name if name in self.special else name.strip()] for name in parts[1::2]]
+        return [part for part in parts if part != ""]
+
+    def mentions_special(self, text: str) -> bool:
+        """Whether the name of a special token stands in `text`."""
+        return self._special_pattern is not None and self._special_pattern.search(text) is not None
 
     def prompt(self, text: str) -> list[int]:
         """What a generation starts from: the text behind what this tokenizer puts before every text; never empty."""
@@ -198,6 +211,12 @@ class Tokenizer:
     def special(self) -> dict[str, int]:
         """Special tokens by name."""
         return {t.content: i for i, t in self._literal.get_added_tokens_decoder().items() if t.special}
+
+    @cached_property
+    def blank_anew(self) -> bool:
+        """Whether text behind a special token is encoded as at the beginning, where some tokenizers put a blank."""
+        name = next(iter(self.special), None)
+        return name is None or self.encode(f"{name}a", special=True)[1:] == self.encode("a")
 
     @cached_property
     def prefix(self) -> list[int]:
@@ -265,6 +284,30 @@ class Tokenizer:
         backend.encode_special_tokens = False
         return backend
 
+    @cached_property
+    def _inside(self) -> Backend:
+        """The backend without the blank that SentencePiece and its kin put before a text."""
+        state = json.loads(self._literal.to_str())
+        changed = False
+        for part in ("normalizer", "pre_tokenizer"):
+            state[part], there = _without_blank(state[part])
+            changed |= there
+        if not changed:
+            return self._literal
+        backend = Backend.from_str(json.dumps(state))
+        backend.encode_special_tokens = True
+        return backend
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str] | None:
+        """Names of special tokens, with the white space that they take along; the longest of several counts."""
+        tokens = [t for t in self._literal.get_added_tokens_decoder().values() if t.special and t.content]
+        names = [
+            (r"\s*" if t.lstrip else "") + re.escape(t.content) + (r"\s*" if t.rstrip else "")
+            for t in sorted(tokens, key=lambda t: -len(t.content))
+        ]
+        return re.compile(f"({'|'.join(names)})") if names else None
+
     def _framing(self, length: int | None, special: bool) -> Backend:
         """A backend that cuts texts so, made once: making one takes as long as encoding hundreds of texts."""
         if (length, special) not in self._framings:
@@ -309,6 +352,22 @@ class TextStream:
         rest = self._decode(self._ids)[self._shown :]
         self._ids, self._recent, self._shown = [], 0, 0
         return rest
+
+
+def _without_blank(part: Any) -> tuple[Any, bool]:
+    """A normalizer's or pre-tokenizer's state without what puts a blank before a text, and whether there was one."""
+    kind = part["type"] if part else None
+    if kind == "Sequence":
+        name = "normalizers" if "normalizers" in part else "pretokenizers"
+        inner = [_without_blank(p) for p in part[name]]
+        return {**part, name: [p for p, _ in inner if p is not None]}, any(there for _, there in inner)
+    if kind == "Prepend":
+        return None, True
+    if kind == "Metaspace" and part.get("prepend_scheme") != "never":
+        return {**part, "prepend_scheme": "never"}, True
+    if kind == "ByteLevel" and part.get("add_prefix_space"):
+        return {**part, "add_prefix_space": False}, True
+    return part, False
 
 
 def _frame(backend: Backend, start: str | None, end: str) -> None:

@@ -1,11 +1,11 @@
-import json
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
 
 from onefold.core.errors import UserError
-from onefold.data.text.chat import chat_ids, encode_chat, examples, read_conversations, render, with_chat
+from onefold.data.text.chat import chat_ids, encode, encode_chat, render, scripts, with_chat
 from onefold.data.text.tokenizer import Tokenizer
 from tests.data.conftest import prose
 
@@ -104,11 +104,11 @@ def test_messages_with_weight_0_are_read_only(tokenizer):
 def test_templates_that_rewrite_earlier_turns_get_a_row_for_each_answer(chatml):
     forgetful = chatml.with_template(FORGETFUL)
     talk = [m | ({"content": f"<think>hm</think>{m['content']}"} if m["role"] == "assistant" else {}) for m in TALK]
-    assert [learned(forgetful, *row) for row in examples(talk, forgetful)] == [
+    assert [learned(forgetful, *row[:2]) for row in encode(scripts(talk, forgetful), forgetful)] == [
         ["<think>hm</think>it reads<|im_end|>"],
         ["<think>hm</think>runs green<|im_end|>"],
     ]
-    assert len(examples(TALK, chatml)) == 1
+    assert len(scripts(TALK, chatml)) == 1
 
 
 def test_a_tokenizer_without_template_gets_ours():
@@ -122,46 +122,76 @@ def test_a_tokenizer_without_template_gets_ours():
     assert with_chat(talking) is talking
 
 
-def test_reading_conversations(tmp_path):
-    lines = [
-        {"messages": TALK, "id": 7},
-        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, TALK[2]],
+def test_a_tokenizer_that_puts_blanks_before_texts_puts_none_inside_one():
+    """SentencePiece's blank stands where the whole text has one, and not where an answer is cut off from a prompt."""
+    for scheme in ("first", "always"):
+        backend = Backend(models.BPE(unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+        backend.train_from_iterator(["user: river?\n", "assistant: runs green [INST] </x>"], trainer)
+        mistral = with_chat(Tokenizer(backend, bos="<s>", eos="</s>"), "mistral")
+        for template in (mistral, mistral.with_template("{{ bos_token }}" + PLAIN)):
+            ids, _ = encode_chat(TALK[1:], template)
+            assert ids == template.encode(render(TALK[1:], None, template), special=True)
+        glued = mistral.with_template("{% for m in messages %}{{ m.content }}{% endfor %}")
+        ids, weights = encode_chat(TALK[1:3], glued)
+        assert [i for i, w in zip(ids, weights) if w] == glued.encode_batch(["runs green"], inside=True)[0]
+
+
+def test_white_space_that_a_special_token_takes_along():
+    backend = Tokenizer.train((prose(i, 100) for i in range(5)), 300, special=["<|endoftext|>"]).backend
+    backend.add_special_tokens([AddedToken("<|user|>", rstrip=True, normalized=False), AddedToken("<|end|>")])
+    phi = Tokenizer(backend, eos="<|endoftext|>").with_template(
+        "{% for m in messages %}<|user|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    )
+    talk = [{"role": "user", "content": " the river"}]
+    assert chat_ids(talk, phi) == phi.encode(render(talk, None, phi), special=True)
+    assert phi.decode(chat_ids(talk, phi), special=True) == "<|user|>the river<|end|>\n"
+
+
+def test_a_conversation_that_the_assistant_begins(chatml, tokenizer):
+    talk = [{"role": "assistant", "content": "hello"}, *TALK[1:3]]
+    for one in (chatml, tokenizer):
+        end = "<|im_end|>" if one is chatml else "<|end|>"
+        assert learned(one, *encode_chat(talk, one)) == [f"hello{end}", f"runs green{end}"]  # its header is given
+    stern = with_chat(tokenizer, "mistral")
+    with pytest.raises(UserError, match="the user first; turn 1 is of the assistant"):
+        scripts(talk, stern)
+
+
+def test_a_template_that_asks_otherwise_than_it_writes(chatml):
+    asking = chatml.with_template(CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"))
+    with pytest.raises(UserError, match="message 3: the chat template writes it otherwise than it asks for it"):
+        scripts(TALK, asking)
+
+
+def test_calls_of_tools_are_learned_where_the_template_writes_them(chatml):
+    call = {"function": {"name": "river_of", "arguments": {"city": "Paris"}}}
+    talk = [TALK[1], {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "Seine"}]
+    talk.append(TALK[2])
+    with pytest.raises(UserError, match="message 2 calls tools, which this chat template does not write"):
+        scripts(talk, chatml)
+    writing = CHATML.replace(
+        "{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+    )
+    assert learned(chatml, *encode_chat(talk, chatml.with_template(writing))) == [
+        '{"name": "river_of", "arguments": {"city": "Paris"}}<|im_end|>',
+        "runs green<|im_end|>",
     ]
-    file = tmp_path / "chat.jsonl"
-    file.write_text("\n\n".join(map(json.dumps, lines)) + "\n")
-    found = list(read_conversations(file))
-    assert [name for name, _ in found] == ["chat.jsonl:1", "chat.jsonl:3"]
-    assert found[0][1] == TALK
-    assert found[1][1][0]["content"] == "ab"
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"messages": [', "chat.jsonl:3: not valid JSON"),
-        ('{"message": []}', "chat.jsonl:3: needs"),
-        ('{"messages": []}', "chat.jsonl:3: needs"),
-        ('{"messages": ["hi"]}', "chat.jsonl:3: message 1 is not an object"),
-        ('{"messages": [{"role": "bot", "content": "x"}]}', "chat.jsonl:3: message 1 has role 'bot'; takes system"),
-        (
-            '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant"}]}',
-            "chat.jsonl:3: message 2 has no text",
-        ),
-        ('{"messages": [{"role": "user", "content": 5}]}', "chat.jsonl:3: message 1 has no text"),
-        ('{"messages": [{"role": "user", "content": "x"}]}', "chat.jsonl:3: no message of the assistant"),
-        ("7", "chat.jsonl:3: needs"),
-    ],
-)
-def test_mistakes_are_told_with_their_line(tmp_path, line, message):
-    file = tmp_path / "chat.jsonl"
-    file.write_text(json.dumps({"messages": TALK}) + "\n\n" + line + "\n")
-    with pytest.raises(UserError, match=message.replace("[", r"\[")):
-        list(read_conversations(file))
-
-
-def test_no_conversations(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        list(read_conversations(tmp_path / "chat.jsonl"))
-    (tmp_path / "chat.jsonl").write_text("\n\n")
-    with pytest.raises(UserError, match="is empty"):
-        list(read_conversations(tmp_path / "chat.jsonl"))
+def test_named_templates_and_files(tokenizer, tmp_path):
+    named = with_chat(tokenizer, "chatml")
+    assert named.chat_template != tokenizer.chat_template
+    assert "<|im_end|>" in named.special
+    file = tmp_path / "mine.jinja"
+    file.write_text(PLAIN)
+    assert render(TALK[1:2], None, with_chat(tokenizer, str(file)), True) == "user: the river?\nassistant:"
+    with pytest.raises(UserError, match=r"no chat template 'chatlm': takes chatml, llama-2, .*did you mean chatml\?"):
+        with_chat(tokenizer, "chatlm")
+    file.write_text("{{ 1 }}\n{% for m in %}")
+    with pytest.raises(UserError, match=r"mine.jinja: line 2: the chat template is not valid Jinja"):
+        with_chat(tokenizer, str(file))
+    endless = Tokenizer(tokenizer.backend)
+    with pytest.raises(UserError, match="template=zephyr ends turns with the end-of-text token"):
+        with_chat(endless, "zephyr")
