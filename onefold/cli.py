@@ -146,17 +146,17 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
 
     A fine-tuned encoder is judged on rows as it was trained on, by what its task is measured with; a model that makes
     vectors by how well it finds the second texts of pairs by the first ones, with BM25 beside it; one that translates,
-    on SOURCE,TARGET files, by BLEU and chrF.
+    on SOURCE,TARGET files, by BLEU and chrF; one that restores text (T5, BART), by the loss on what is hidden.
     """
     from onefold.infer.classify import Classifier, evaluate_pictures
     from onefold.infer.embedder import TextEmbedder
     from onefold.infer.evaluate import evaluate_text
     from onefold.infer.judge import judge_rows
     from onefold.infer.model import as_writer
+    from onefold.infer.restore import judge_texts
     from onefold.infer.retrieve import evaluate_retrieval
     from onefold.infer.seq2seq import Seq2SeqModel
     from onefold.infer.text_encoder import TextEncoder
-    from onefold.infer.translate import judge_pairs
 
     loaded, given = open_model_at(model, device), read_settings(settings)
     if "data" not in given:
@@ -166,7 +166,7 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
     elif isinstance(loaded, TextEncoder):
         judge_rows(loaded, **given)
     elif isinstance(loaded, Seq2SeqModel):
-        judge_pairs(loaded, **given)
+        judge_texts(loaded, **given)
     elif isinstance(loaded, TextEmbedder):
         evaluate_retrieval(loaded, **given)
     else:
