@@ -10,6 +10,7 @@ from onefold.data.text.documents import TextData
 from onefold.data.text.labelled_text import LabelledTextData, LabelledTextDataset
 from onefold.data.text.masked import MaskedTextData
 from onefold.data.text.mixture import MixtureData, MixtureDataset
+from onefold.data.text.preferences import PreferenceData, PreferenceDataset
 from onefold.data.text.prefix_text import PrefixTextData
 from onefold.data.text.text_pairs import TextPairsData, TextPairsDataset
 
@@ -24,6 +25,15 @@ AnyData = (
     | LabelledTextData
     | ChatData
     | ContrastiveTextData
+    | PreferenceData
     | ImageData
 )
-Prepared = Dataset | TextPairsDataset | MixtureDataset | LabelledTextDataset | ContrastiveDataset | ImageDataset
+Prepared = (
+    Dataset
+    | TextPairsDataset
+    | MixtureDataset
+    | LabelledTextDataset
+    | ContrastiveDataset
+    | PreferenceDataset
+    | ImageDataset
+)

@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onefold.core.errors import UserError
+from onefold.data.text.answers import Said
 from onefold.infer.answers import Answer, answer_questions
 from onefold.infer.engine import device_of
 from onefold.infer.opened import OpenedText
+from onefold.infer.reward import finite, framed_answers
 from onefold.infer.tags import Tag, tag_texts
 from onefold.models.bilm import BiLMConfig
 from onefold.models.embedder import Pooling, pool
@@ -73,7 +75,7 @@ class TextEncoder(OpenedText):
             )
         if self.numbers:
             raise UserError("this model gives each text a number, not a class: use predict")
-        return self._said(texts, others).softmax(-1)
+        return self._said(self._framed(texts, others)).softmax(-1)
 
     def best(self, texts: Sequence[str], top: int = 5) -> list[list[tuple[str, float]]]:
         """For each text its likeliest classes with their probabilities, the likeliest first."""
@@ -99,7 +101,16 @@ class TextEncoder(OpenedText):
         if self.numbers is None:
             raise UserError("this model gives no numbers; train one on them: task=regression data=… start=…")
         mean, deviation = self.numbers
-        return self._said(texts, others)[:, 0] * deviation + mean
+        return self._said(self._framed(texts, others))[:, 0] * deviation + mean
+
+    def score(self, prompts: Sequence[Said], answers: Sequence[Said]) -> Float[Tensor, " N"]:
+        """What a reward model makes of each answer to its prompt, text or messages: the higher, the better liked.
+
+        Only differences between answers to one prompt mean something. Raises UserError for another model, and where a
+        score is not finite.
+        """
+        framed = framed_answers(self.card, self.tokenizer, self.config.context, prompts, answers)
+        return finite(self._said(framed)[:, 0])
 
     def tag(self, texts: Sequence[str | Sequence[str]]) -> list[list[Tag]]:
         """The tag of each word of each text, or of each list of words; long texts are read in windows.
@@ -124,10 +135,10 @@ class TextEncoder(OpenedText):
         return found
 
     @torch.no_grad()
-    def _said(self, texts: Sequence[str], others: Sequence[str] | None) -> Float[Tensor, "N classes"]:
+    def _said(self, framed: Sequence[tuple[list[int], list[int]]]) -> Float[Tensor, "N classes"]:
         """The classifier's logits."""
-        found = torch.empty(len(texts), self.config.classes)
-        for rows, features, lengths in self._read(texts, others):
+        found = torch.empty(len(framed), self.config.classes)
+        for rows, features, lengths in self._features(framed):
             padding = (torch.arange(features.shape[1], device=features.device) >= lengths[:, None]).long()
             found[rows] = self.network.classify(features, padding).float().cpu()
         return found

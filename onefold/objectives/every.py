@@ -9,7 +9,9 @@ from onefold.objectives.classification import Classification
 from onefold.objectives.contrastive import InfoNCE
 from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
 from onefold.objectives.language import MaskedAndNext, NextToken
+from onefold.objectives.preference import KTO, Preference
 from onefold.objectives.reconstruction import Reconstruction
+from onefold.objectives.reward import Reward
 from onefold.objectives.transfer import BothDirections, ClassificationAndNext
 
 AnyObjective = (
@@ -23,6 +25,9 @@ AnyObjective = (
     | Regression
     | InfoNCE
     | Reconstruction
+    | Preference
+    | KTO
+    | Reward
 )
 
 

@@ -26,7 +26,7 @@ from onefold.core.progress import clock, say
 from onefold.data.every import AnyData, Prepared
 from onefold.data.pictures.images import ImageData
 from onefold.data.pictures.reader import PictureReader
-from onefold.interop.adapted import Base, plain, trained
+from onefold.interop.adapted import Base, Early, trained
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model
@@ -119,7 +119,8 @@ def train(run: Run) -> Result:
 
 def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Path | None, state: TrainState) -> Trainer:
     """Build everything that training needs, from the start or as the checkpoint `good` has it."""
-    start = beginning(run, good)
+    early = Early(run.adapt)
+    start = beginning(run, good, early)
     begun = {"state": read_facts(run.out).get("data")} if isinstance(run.data, ImageData) else {}  # a store may grow
     dataset = run.data.prepare(run.out / "data", first_processor(run, None if good else start), keep=True, **begun)
     check_reads(run.objective, dataset.batch, run.data)
@@ -130,14 +131,11 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     refers = hasattr(objective, "refer")
     asked = reference.asked(run, dataset, good) if refers else None
     if refers and not asked and start is None:
-        start = beginning(run, None)
+        start = beginning(run, None, early)
 
     memory = estimate.check_memory(config, run.optimizer, device, run.adapt)
     torch.manual_seed(run.seed)
-    model = config.build()
-    base = None
-    if start and run.start:
-        base = begin(model, start, run, good)
+    model, base = begin(config, start, run, good, early) if start else (config.build(), None)
     del start
     parallel.place(model, run.trainer.parallel, device, run.trainer.compile)
     if refers and not asked:
@@ -186,8 +184,10 @@ def resumption(run: Run, before: Mapping[str, Any] | None, state: TrainState) ->
     return line
 
 
-def beginning(run: Run, good: Path | None) -> Loaded | None:
+def beginning(run: Run, good: Path | None, early: Early) -> Loaded | None:
     """The model to begin with, whose own adapters become a part of its weights. Going on, only an adapted run needs it.
+
+    early: quantises it while it is read, if it can.
 
     Errors: UserError when a run adapts nothing.
     """
@@ -195,27 +195,33 @@ def beginning(run: Run, good: Path | None) -> Loaded | None:
         raise UserError("adapt changes a model that is there: say which one with start=")
     if run.start is None or (good and not run.adapt):
         return None
-    return plain(open_model(run.start, "cpu", torch.float32), f"start={run.start}")
+    return early.plain(open_model(run.start, "cpu", torch.float32, arrived=early), f"start={run.start}")
 
 
-def begin(model: nn.Module, start: Loaded, run: Run, good: Path | None) -> Base | None:
-    """Copy the weights of `start` into a new model and adapt it; what its checkpoints will say they are beside.
+def begin(
+    config: ModelConfig, start: Loaded, run: Run, good: Path | None, early: Early
+) -> tuple[nn.Module, Base | None]:
+    """A model with the weights of `start`, which is used up, adapted; what its checkpoints will say they are beside.
 
     What the start has not (a new classifier) is trained in full.
     """
-    given, own = own_weights(start.model), own_weights(model)
-    adopted = model.adopt(given)
-    copy_tensors(adopted, own, Path(str(run.start)))
-    if not run.adapt:
-        return None
-    new = [p for name, p in model.named_parameters() if name not in given or given[name].shape[1:] != p.shape[1:]]
+    base = Base.of(str(run.start), start, early.fingerprints) if run.adapt else None
+    if config == start.config:
+        model, new = start.model, []
+    else:
+        if early.fingerprints:  # another model takes its weights as plain numbers
+            start = beginning(run, good, Early(()))
+        model, given = config.build(), own_weights(start.model)
+        copy_tensors(model.adopt(given), own_weights(model), Path(str(run.start)))
+        new = [p for name, p in model.named_parameters() if name not in given or given[name].shape[1:] != p.shape[1:]]
+    if base is None:
+        return model, None
+    if good:
+        Base.read(read_card(good), good).check(start.model, str(run.out))
     adapt(model, run.adapt)
     for parameter in new:
         parameter.requires_grad_(True)
-    base = Base.of(str(run.start), start)
-    if good:
-        Base.read(read_card(good), good).check(start.model, str(run.out))
-    return base
+    return model, base
 
 
 def first_processor(run: Run, start: Loaded | None) -> Processor | None:

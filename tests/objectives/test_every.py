@@ -8,6 +8,7 @@ from onefold.core.batch import Seq2SeqBatch
 from onefold.core.errors import UserError
 from onefold.data.every import Prepared
 from onefold.data.text.labelled_text import LabelledTextData
+from onefold.data.text.preferences import PreferenceData
 from onefold.objectives.classification import Classification
 from onefold.objectives.every import AnyObjective, check_reads
 from onefold.objectives.fine_tuning import SpanSelection
@@ -26,7 +27,9 @@ def reads(objective, batch, data) -> bool:
 
 @pytest.mark.parametrize("objective", [kind() for kind in get_args(AnyObjective)], ids=lambda o: o.kind)
 def test_every_objective_learns_from_some_data_and_not_from_all(objective):
-    data = LabelledTextData(task=getattr(objective, "task", "sequence"))
+    task = getattr(objective, "task", "sequence")
+    judged = objective.kind in ("preference", "kto", "reward")
+    data = PreferenceData(path="rows.jsonl", task=task) if judged else LabelledTextData(task=task)
     assert {reads(objective, batch, data) for batch in BATCHES} == {True, False}
 
 

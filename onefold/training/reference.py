@@ -1,0 +1,79 @@
+"""The reference that preferences are compared with: a model that is asked once what it says of every row.
+
+It is `frozen.reference`, or else the very model that the run begins with, as it is after surgery: so a policy and its
+reference agree to the last bit at first, and no second model is ever in memory. What it said is kept beside the records
+under a hash of its weights; the run's checkpoints name that hash, so that a resumed run asks nobody.
+"""
+
+import json
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from onefold.core.config import Config
+from onefold.core.errors import UserError
+from onefold.data.text.preferences import PreferenceDataset
+from onefold.interop.adapted import fingerprint
+from onefold.interop.artifact import read_card
+from onefold.interop.open import open_model
+from onefold.interop.table import own_weights
+from onefold.training.parallel import reshard
+
+if TYPE_CHECKING:
+    from onefold.training.run import Run
+
+NAME = "reference"  # in Run.frozen and in cards
+ROWS = 16  # asked at once, where the run does not say how many fit
+
+
+def asked(run: "Run", dataset: PreferenceDataset, good: Path | None) -> str | None:
+    """The hash of the reference that has been asked already, as the checkpoint `good` names it; None: none has been.
+
+    Errors: UserError when there is nobody to ask.
+    """
+    if not run.start and NAME not in run.frozen:
+        raise UserError(
+            f"objective {run.objective.kind} compares with a reference: begin with a model (start=…) or name one "
+            "(frozen.reference=…); orpo and simpo need none"
+        )
+    known = read_card(good)["card"].get(NAME) if good else None
+    return known if known and dataset.know(known) else None
+
+
+@torch.no_grad()
+def ask(run: "Run", dataset: PreferenceDataset, objective: Any, model: nn.Module, device: torch.device) -> str:
+    """Have all rows of `dataset` judged, unless they are already; the hash of who did it.
+
+    model: as training begins with it, in its place. Errors: UserError when a reference reads other tokens.
+    """
+    if NAME in run.frozen:
+        loaded = open_model(run.frozen[NAME], device)
+        ids = dataset.tokenizer.vocabulary
+        if loaded.tokenizer and any(loaded.tokenizer.vocabulary.get(token) != i for token, i in ids.items()):
+            raise UserError(f"frozen.reference={run.frozen[NAME]} has another tokenizer than the model that learns")
+        model = loaded.model
+    reference = hash_of(model)
+    if dataset.know(reference):
+        return reference
+    model.eval()
+    rows = run.trainer.micro_batch or max(1, min(ROWS, run.trainer.batch))
+    with (
+        torch.autocast(device.type, torch.bfloat16, enabled=run.trainer.bf16(device)),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        dataset.ask(reference, lambda batch: objective.refer(model, batch.to(device)), rows)
+    reshard(model)
+    return reference
+
+
+def hash_of(model: nn.Module) -> str:
+    """Of a model's config and weights, also when these are spread over processes."""
+    config = getattr(model, "config", None)
+    prints: list[Any] = [config.to_dict() if isinstance(config, Config) else None]
+    for name, weight in own_weights(model).items():
+        prints.append((name, fingerprint(weight.full_tensor() if isinstance(weight, DTensor) else weight)))
+    return blake2b(json.dumps(prints).encode(), digest_size=8).hexdigest()
