@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from onefold import recipes
-from onefold.cli_common import Device, ModelPath, Settings, example, open_model_at, open_writer, read_settings
+from onefold.cli_blackbox import app as blackbox_verbs
+from onefold.cli_common import (
+    Adapters,
+    Device,
+    ModelPath,
+    Settings,
+    example,
+    open_model_at,
+    open_writer,
+    read_adapters,
+    read_settings,
+)
 from onefold.cli_data import app as data_verbs
 from onefold.cli_proteins import app as protein_verbs
 from onefold.cli_text import app as text_verbs
@@ -90,12 +101,13 @@ def generate(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Where answers to a JSONL go (default: printed)")] = None,
     batch: Annotated[int, typer.Option(help="Prompts answered at once")] = 16,
+    adapter: Adapters = None,
     device: Device = "auto",
 ):
     """Continue a text, write one about it (T5, BART, translation), or answer a file of prompts."""
     from onefold.infer.prompts import answer_file
 
-    loaded, sampling = open_writer(model, device), read_settings(settings)
+    loaded, sampling = open_writer(model, device, adapter), read_settings(settings)
     if prompt.endswith(".jsonl"):
         answer_file(loaded, Path(prompt), out, batch=batch, **sampling)
         return
@@ -108,14 +120,20 @@ def generate(
 
 
 @app.command(epilog=example("onefold chat runs/quickstart", "onefold chat model.gguf temperature=0.5"))
-def chat(model: ModelPath, settings: Settings = None, device: Device = "auto"):
+def chat(model: ModelPath, settings: Settings = None, adapter: Adapters = None, device: Device = "auto"):
     """Talk to a model in the terminal."""
     from onefold.serve.terminal import chat as talk
 
-    talk(open_writer(model, device), **read_settings(settings))
+    talk(open_writer(model, device, adapter), **read_settings(settings))
 
 
-@app.command(epilog=example("onefold serve runs/quickstart", "onefold serve model.gguf --host 0.0.0.0 --port 8080"))
+@app.command(
+    epilog=example(
+        "onefold serve runs/quickstart",
+        "onefold serve model.gguf --host 0.0.0.0 --port 8080",
+        "onefold serve model.gguf --adapter poet=runs/poet --adapter clerk=runs/clerk",
+    )
+)
 def serve(
     model: ModelPath,
     host: Annotated[str, typer.Option(help="Anything wider than loopback requires a key")] = "127.0.0.1",
@@ -123,12 +141,13 @@ def serve(
     key: Annotated[
         str | None, typer.Option(help="What clients must send; made up when needed", envvar="ONEFOLD_KEY")
     ] = None,
+    adapter: Adapters = None,
     device: Device = "auto",
 ):
-    """A chat page and an OpenAI-compatible API at /v1."""
+    """A chat page and an OpenAI-compatible API at /v1. Adapters are further models that a request may name."""
     from onefold.serve.server import serve as run
 
-    run(model, host=host, port=port, key=key, device=device)
+    run(model, host=host, port=port, key=key, device=device, adapters=read_adapters(adapter))
 
 
 @app.command(
@@ -267,19 +286,20 @@ def list_recipes():
 
 
 app.add_typer(text_verbs)  # without a name: its verbs stand beside those above
+app.add_typer(blackbox_verbs)
 app.add_typer(data_verbs, name="data")
 app.add_typer(word_verbs, name="words")
 app.add_typer(protein_verbs, name="proteins")
 
 # How `onefold --help` groups them.
 PANELS = {
-    "Train": ("quickstart", "train", "recipes", "show", "compare", "average", "check"),
+    "Train": ("quickstart", "train", "tune", "recipes", "show", "compare", "average", "check"),
     "Write": ("generate", "chat", "translate", "serve"),
-    "Understand": ("evaluate", "classify", "fill", "tag", "answer", "predict", "embed"),
+    "Understand": ("evaluate", "classify", "fill", "tag", "answer", "predict", "score", "embed"),
     "Data and formats": ("data", "words", "proteins", "export"),
 }
 _PANEL_OF = {verb: panel for panel, verbs in PANELS.items() for verb in verbs}
-for _verb in (*app.registered_commands, *text_verbs.registered_commands):
+for _verb in (*app.registered_commands, *text_verbs.registered_commands, *blackbox_verbs.registered_commands):
     _verb.rich_help_panel = _PANEL_OF[_verb.name or _verb.callback.__name__]
 for _group in app.registered_groups:
     _group.rich_help_panel = _PANEL_OF.get(_group.name)

@@ -1,5 +1,6 @@
 """What the verbs of the command line share: how models and settings are named, examples, and opening a model."""
 
+from pathlib import PurePath
 from typing import Annotated, Any
 
 import typer
@@ -13,25 +14,44 @@ ModelPath = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto")]
 
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="NAME=PATH", help="A run that adapted this model, or a PEFT folder; repeatable"),
+]
+
 
 def example(*lines: str) -> str:
     """What stands below a verb's help."""
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
 
 
-def open_model_at(path: str, device: str):
-    """The model at a path, on the device of that name."""
+def open_model_at(path: str, device: str, adapter: list[str] | None = None):
+    """The model at a path, on the device of that name; with adapters, the first of them at work."""
     from onefold.core.device import pick
     from onefold.infer.model import load
 
-    return load(path, device=pick(device))
+    return load(path, device=pick(device), adapters=read_adapters(adapter))
 
 
-def open_writer(path: str, device: str):
+def open_writer(path: str, device: str, adapter: list[str] | None = None):
     """The same for verbs that only a model that writes text can do."""
     from onefold.infer.model import as_writer
 
-    return as_writer(open_model_at(path, device), path)
+    return as_writer(open_model_at(path, device, adapter), path)
+
+
+def read_adapters(given: list[str] | None) -> dict[str, str]:
+    """The paths of --adapter NAME=PATH options by name; a path alone is called as its last part."""
+    from onefold.core.errors import UserError
+
+    found: dict[str, str] = {}
+    for text in given or []:
+        name, equals, path = text.partition("=")
+        name, path = (name, path) if equals else (PurePath(text).name, text)
+        if not name or not path or name in found:
+            raise UserError(f"--adapter {text}: write it as NAME=PATH, each name once")
+        found[name] = path
+    return found
 
 
 def read_settings(given: list[str] | None) -> dict[str, Any]:

@@ -69,6 +69,9 @@ class FewRowsLinear(nn.Module):
         y = self._by_blocks(x.contiguous(), rows).view(*x.shape[:-1], self.outward)
         return y if self.bias is None else y + self.bias
 
+    def dense(self) -> Float[Tensor, "outward inward"]:
+        return self.weight
+
     def _by_blocks(self, x: Tensor, rows: int) -> Float[Tensor, "rows outward"]:
         count, rest = divmod(self.outward, BLOCK)
         weight = self.weight[:-rest] if rest else self.weight

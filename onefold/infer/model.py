@@ -35,17 +35,21 @@ TEXT = DecoderConfig | RecurrentConfig | EncoderConfig | BiLMConfig | WordReader
 
 
 def load(
-    path: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> "Writer | TextEncoder | TextEmbedder | Classifier":
     """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf file, or org/name.
 
     Returns a `Model` that continues text, a `Seq2SeqModel` that writes one text about another, a `TextEncoder` that
     reads or classifies texts, a `TextEmbedder` that makes vectors of them, or a `Classifier` of pictures. `dtype`
-    None: fp32 on the CPU, as stored elsewhere. Raises UserError for what is not a model or is damaged.
+    None: fp32 on the CPU, as stored elsewhere. `adapters`: name → a run that adapted this model, or a PEFT folder; the
+    first is at work until `use` says otherwise. Raises UserError for what is not a model or is damaged.
     """
     from onefold.interop.open import open_model
 
-    loaded = open_model(path, device, dtype)
+    loaded = open_model(path, device, dtype, adapters)
     if isinstance(loaded.config, EmbedderConfig):
         return TextEmbedder(loaded)
     if isinstance(loaded.config, Seq2SeqConfig | RecurrentSeq2SeqConfig):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from onefold.adapt.surgery import switch_of
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.data.text.tokenizer import Tokenizer
@@ -24,6 +25,20 @@ class Opened:
         return self._loaded.config
 
     @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that the model has beside its weights."""
+        return list(switch_of(self.network).names)
+
+    @property
+    def adapter(self) -> str | None:
+        """The one that is at work; None: the model is as it was before."""
+        return switch_of(self.network).active
+
+    def use(self, adapter: str | None) -> None:
+        """Let this adapter work from now on, or none. Raises UserError naming those that there are."""
+        switch_of(self.network).use(adapter)
+
+    @property
     def card(self) -> Mapping[str, Any]:
         """Where the model came from, as plain values."""
         return self._loaded.card
@@ -34,13 +49,16 @@ class Opened:
         return sum(p.numel() for p in self.network.parameters())
 
     def save(
-        self, path: str | Path, format: Literal["onefold", "hf", "gguf", "timm", "esm"] = "onefold", **options: Any
+        self,
+        path: str | Path,
+        format: Literal["onefold", "hf", "gguf", "timm", "esm", "peft"] = "onefold",
+        **options: Any,
     ) -> None:
         """Write our folder, or one that transformers opens ("hf"; `dtype=` other than the model's).
 
         Models of text also as a .gguf file ("gguf"; `kind="F16"`), those of pictures as a folder that timm opens
-        ("timm"), those of proteins as ESM's own files ("esm"). Raises UserError for a format that cannot
-        hold the model.
+        ("timm"), those of proteins as ESM's own files ("esm"). The adapter at work is merged into the weights, or
+        written by itself ("peft"). Raises UserError for a format that cannot hold the model.
         """
         from onefold.interop.save import save
 

@@ -43,12 +43,12 @@ def _add_routes(app: FastAPI, engine: Engine | Vectors) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [wire.card(engine.about)]}
+        return {"object": "list", "data": wire.cards(engine.about)}
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> dict[str, Any]:
-        wire.check_model(model, name)
-        return wire.card(engine.about)
+        wire.check_model(model, name, engine.about.adapters)
+        return next(card for card in wire.cards(engine.about) if card["id"] == model)
 
     if isinstance(engine, Vectors):
         add_vectors(app, engine)
@@ -79,9 +79,9 @@ def _add_completions(app: FastAPI, engine: Engine) -> None:
 
 
 async def _answer(engine: Engine, body: wire.ChatBody | wire.TextBody, request: Request) -> Response:
-    wire.check_model(body.model, engine.about.name)
-    answer = await engine.submit(body.job())
-    reply = wire.Reply(body, engine.about.name, answer.prompt_tokens)
+    adapter = wire.chosen_adapter(body, engine.about)
+    answer = await engine.submit(body.job(adapter))
+    reply = wire.Reply(body, adapter or engine.about.name, answer.prompt_tokens)
     if body.stream:
         return EventStream(answer, _events(answer, reply))
     try:

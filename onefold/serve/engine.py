@@ -51,6 +51,7 @@ class Job:
     prompt: str | None = None
     max_tokens: int | None = None  # None: the server's default
     sampling: Mapping[str, Any] = field(default_factory=dict)  # what the client set: temperature, top_p, seed, stop…
+    adapter: str | None = None  # one of the model's; None: as the server was started
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class About:
     chat: bool  # whether it knows turns; without, it only continues text
     created: int  # Unix time
     vectors: int | None = None  # numbers in the vectors that it makes of texts; None: it writes
+    adapters: tuple[str, ...] = ()  # what else it can be: names that a request may ask for
 
 
 class Answer(Protocol):

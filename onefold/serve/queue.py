@@ -25,8 +25,15 @@ class Queue:
     def __init__(self, model: Writer, name: str, limits: Limits | None = None):
         self.limits = limits or Limits()
         takes_turns = bool(model.tokenizer.chat_template)
-        self.about = About(name, model.parameters_count, model.context, takes_turns, int(time.time()))
-        self._model = model
+        self._model, self._usual = model, model.adapter
+        self.about = About(
+            name,
+            model.parameters_count,
+            model.context,
+            takes_turns,
+            int(time.time()),
+            adapters=tuple(adapter for adapter in model.adapters if adapter != self._usual),
+        )
         self._change = threading.Condition()
         self._line: deque[QueuedAnswer] = deque()
         self._running: QueuedAnswer | None = None
@@ -47,7 +54,7 @@ class Queue:
         finally:
             with self._change:
                 self._preparing -= 1
-        answer = QueuedAnswer(self, row, sampling)
+        answer = QueuedAnswer(self, row, sampling, job.adapter)
         with self._change:
             if self._closed:
                 raise _closing()
@@ -121,6 +128,7 @@ class Queue:
 
     def _answer(self, answer: "QueuedAnswer") -> None:
         row = answer.row
+        self._model.use(answer.adapter or self._usual)
         for _ in self._model.run([row], answer.sampling):
             if answer.cancelled:
                 return
@@ -131,8 +139,8 @@ class Queue:
 class QueuedAnswer:
     """One answer on its way from the worker thread to the event loop that asked for it."""
 
-    def __init__(self, queue: Queue, row: Continuation, sampling: Sampling):
-        self.row, self.sampling, self.prompt_tokens = row, sampling, row.read
+    def __init__(self, queue: Queue, row: Continuation, sampling: Sampling, adapter: str | None = None):
+        self.row, self.sampling, self.adapter, self.prompt_tokens = row, sampling, adapter, row.read
         self.cancelled = False
         self._queue = queue
         self._seconds = queue.limits.answer_seconds

@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ def serve(
     name: str | None = None,
     device: str = "auto",
     limits: Limits | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> None:
     """Serve a model until Ctrl-C: OpenAI-compatible API under /v1; of a model that writes, a chat page at /.
 
-    `model` is a path (anything that `onefold.load` takes) or a loaded model. `port` 0 takes any free one. On loopback
+    `model` is a path (anything that `onefold.load` takes) or a loaded model. `adapters`, name → where it lies, are
+    further models that requests may name. `port` 0 takes any free one. On loopback
     no key is needed unless one is given; on a wider `host` one is made and printed when none is given.
     """
     uvicorn = _uvicorn()
@@ -43,7 +46,9 @@ def serve(
         if isinstance(model, str | Path):
             name = name or model_name(model)
             say(f"loading {model} …")
-            loaded = load(model, device=pick(device))
+            loaded = load(model, device=pick(device), adapters=adapters)
+            if adapters:  # asking for the model by its own name asks for none of them
+                loaded.use(next((name for name in loaded.adapters if name not in adapters), None))
             reads = isinstance(loaded, TextEmbedder | TextEncoder)
             model = (as_embedder if reads else as_writer)(loaded, model)
         engine = (Vectors if isinstance(model, TextEmbedder) else Queue)(model, name or "onefold", limits)
@@ -99,6 +104,7 @@ def greeting(engine: Engine, listener: socket.socket, host: str, key: str | None
         facts += [f"vectors of {about.vectors} numbers"]
     elif not about.chat:
         facts += ["continues text (no chat)"]
+    facts += [f"with {', '.join(about.adapters)}"] if about.adapters else []
     lines = [", ".join(facts)]
     lines += [] if about.vectors else [f"  page  {base}/" + (f"#key={key}" if made else "")]
     lines.append(f"  API   {base}/v1{'/embeddings' if about.vectors else ''}  (OpenAI-compatible)")

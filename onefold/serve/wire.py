@@ -6,6 +6,7 @@ storage are accepted and ignored.
 
 import json
 import time
+from collections.abc import Sequence
 from difflib import get_close_matches
 from secrets import token_hex
 from typing import Annotated, Any, Literal, TypeVar
@@ -81,6 +82,7 @@ class Body(Strict):
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
+    adapter: str | None = None  # of the model's; asking for the model of this name does the same
 
     @model_validator(mode="before")
     @classmethod
@@ -123,10 +125,10 @@ class ChatBody(Body):
     messages: list[Message] = Field(min_length=1, max_length=1024)  # templates take time quadratic in their number
     max_completion_tokens: int | None = Field(None, ge=1)
 
-    def job(self) -> Job:
+    def job(self, adapter: str | None = None) -> Job:
         messages = tuple(message.plain() for message in self.messages)
         most = self.max_completion_tokens or self.max_tokens
-        return Job(messages=messages, max_tokens=most, sampling=self.sampling())
+        return Job(messages=messages, max_tokens=most, sampling=self.sampling(), adapter=adapter)
 
 
 class TextBody(Body):
@@ -137,8 +139,9 @@ class TextBody(Body):
     def text(self) -> str:
         return self.prompt[0]
 
-    def job(self) -> Job:
-        return Job(prompt=self.text, max_tokens=self.max_tokens or 16, sampling=self.sampling())  # 16: OpenAI's default
+    def job(self, adapter: str | None = None) -> Job:
+        most = self.max_tokens or 16  # OpenAI's default
+        return Job(prompt=self.text, max_tokens=most, sampling=self.sampling(), adapter=adapter)
 
 
 def parse(kind: type[B], body: bytes) -> B:
@@ -208,11 +211,23 @@ class Reply:
         return event(self._body("chat.completion.chunk" if self.chat else "text_completion", choices, **more))
 
 
-def check_model(asked: str | None, name: str) -> None:
-    """Refuse a request for another model than the one of this name."""
-    if asked is not None and asked != name:
-        text = f"the model {asked[:200]!r} is not served here; this server has {name!r}"
+def check_model(asked: str | None, name: str, adapters: Sequence[str] = ()) -> None:
+    """Refuse a request for another model than the one of this name or with one of these adapters."""
+    if asked is not None and asked not in (name, *adapters):
+        known = ", ".join(map(repr, (name, *adapters)))
+        text = f"the model {asked[:200]!r} is not served here; this server has {known}"
         raise Refusal(404, text, code="model_not_found", param="model")
+
+
+def chosen_adapter(body: Body, about: About) -> str | None:
+    """The adapter that a request asks for, by name or as a model; None: the model as it is served."""
+    check_model(body.model, about.name, about.adapters)
+    if body.adapter is None:
+        return body.model if body.model in about.adapters else None
+    if body.adapter not in about.adapters:
+        known = ", ".join(about.adapters) or "none"
+        raise Refusal(404, f"no adapter {body.adapter[:200]!r} here; there are {known}", param="adapter")
+    return body.adapter
 
 
 def event(body: dict[str, Any]) -> str:
@@ -223,9 +238,14 @@ def event(body: dict[str, Any]) -> str:
 DONE = "data: [DONE]\n\n"
 
 
-def card(about: About) -> dict[str, Any]:
-    """A model as /v1/models shows it; the page reads the three fields beyond OpenAI's."""
+def cards(about: About) -> list[dict[str, Any]]:
+    """The model as /v1/models shows it, and what it is with each of its adapters."""
+    return [card(about), *(card(about, adapter) | {"parent": about.name} for adapter in about.adapters)]
+
+
+def card(about: About, name: str | None = None) -> dict[str, Any]:
+    """A model, by another name than its own; the page reads the three fields beyond OpenAI's."""
     return {
-        "id": about.name, "object": "model", "created": about.created, "owned_by": "onefold",
+        "id": name or about.name, "object": "model", "created": about.created, "owned_by": "onefold",
         "parameters": about.parameters, "context_length": about.context, "chat": about.chat,
     }  # fmt: skip
