@@ -100,7 +100,7 @@ class Seq2SeqModel(Writer):
         start = [self._start, *([] if self.config.first is None else [self.config.first])]
         room = engine.budget(start, sampling.max_new_tokens, self.context)
         tokenizer = self._loaded.tokenizer
-        stream = tokenizer.stream() if tokenizer else None
+        stream = tokenizer.stream(gaps=True) if tokenizer else None  # or what stood in several would run together
         random = randomness(sampling, source, copy)
         return Continuation(start, room, self._ends, sampling.stop, stream, random, source)
 

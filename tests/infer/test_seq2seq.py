@@ -5,12 +5,16 @@ import json
 
 import pytest
 import torch
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import onefold
 from onefold.cli import app
 from onefold.core.errors import UserError
 from onefold.data.text.tokenizer import ENCODER_TOKENS, T5_TOKENS, Tokenizer
+from onefold.infer.continuation import Continuation
 from onefold.infer.sampling import Sampling
 from onefold.infer.seq2seq import Seq2SeqModel
 from onefold.interop.artifact import save_artifact
@@ -201,3 +205,36 @@ def test_a_gap_in_a_text_is_one_token():
     assert ids.count(tokenizer.sentinels[0]) == 1
     assert ids[-1] == tokenizer.end
     assert tokenizer.end not in model.ids("the </s> runs")[:-1]
+
+
+def pieces() -> Backend:
+    """A tokenizer as T5's, whose decoder drops the blank that a text begins with."""
+    words = ["▁the", "▁green", "▁river", "▁runs", "▁", "s", "r"]
+    backend = Backend(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((w, -1.0) for w in words)], 2))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.add_special_tokens([AddedToken(name, special=True) for name in T5_TOKENS])
+    return backend
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_gaps_are_told_apart_in_what_is_written(kind):
+    trained = (
+        Tokenizer(pieces(), eos="</s>", pad="<pad>")
+        if kind == "pieces"
+        else Tokenizer.train(["the green river runs"] * 3, 280, T5_TOKENS)
+    )
+    tokenizer = trained.add_special([f"<extra_id_{i}>" for i in range(3)])
+    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend)
+    first, second, third = tokenizer.sentinels
+    said = [first, *tokenizer.encode("the river"), second, *tokenizer.encode("runs"), third]
+    row = Continuation([0], 100, {tokenizer.end}, (), tokenizer.stream(gaps=True))
+    row.write([tokenizer.pad, *said], "stop")
+    assert row.text == theirs.decode(said, skip_special_tokens=False)
+    assert row.text.replace(" ", "") == "<extra_id_0>theriver<extra_id_1>runs<extra_id_2>"
+    assert tokenizer.decode(said).replace(" ", "") == "theriverruns"
+
+    config = MODELS["t5"].but({"vocab": tokenizer.size})
+    model = Seq2SeqModel(Loaded(config, rough(config), tokenizer, {}))
+    row = model.begin("the", Sampling())
+    row.write(said, "stop")
+    assert row.text == theirs.decode(said, skip_special_tokens=False)

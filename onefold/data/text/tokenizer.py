@@ -7,9 +7,9 @@ generation from an empty prompt begins where training documents began. Trained h
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
@@ -172,12 +172,19 @@ class Tokenizer:
         """What a generation starts from: the text behind what this tokenizer puts before every text; never empty."""
         return [*self.prefix, *self.encode(text)] or [self.start]
 
-    def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """The text of `ids`, special tokens shown only if asked for; broken UTF-8 becomes U+FFFD."""
-        return self._literal.decode([int(i) for i in ids], skip_special_tokens=not special)
+    def decode(self, ids: Iterable[int], special: bool = False, gaps: bool = False) -> str:
+        """The text of `ids`, special tokens shown only if asked for; broken UTF-8 becomes U+FFFD.
 
-    def stream(self) -> "TextStream":
-        return TextStream(self)
+        gaps: sentinels are shown, which tell what follows them apart.
+        """
+        shown = [int(i) for i in ids]
+        if gaps and self.sentinels:
+            shown, special = [i for i in shown if i not in self._hidden], True
+        return self._literal.decode(shown, skip_special_tokens=not special)
+
+    def stream(self, gaps: bool = False) -> "TextStream":
+        """For ids that arrive one by one; gaps: as in `decode`."""
+        return TextStream(partial(self.decode, gaps=gaps))
 
     def add_special(self, tokens: Sequence[str]) -> "Tokenizer":
         """This tokenizer with further special tokens, ids from `size` on; those that it has stay as they are."""
@@ -267,6 +274,11 @@ class Tokenizer:
         return [self.vocabulary[name] for name in takewhile(self.vocabulary.__contains__, named)]
 
     @cached_property
+    def _hidden(self) -> frozenset[int]:
+        """Special tokens that are no sentinels."""
+        return frozenset(self.special.values()) - frozenset(self.sentinels)
+
+    @cached_property
     def stops(self) -> set[int]:
         """Ids that end a turn or a text."""
         named = {self.special[name] for name in (*_DOCUMENT_ENDS, *_TURN_ENDS) if name in self.special}
@@ -325,8 +337,8 @@ class Tokenizer:
 class TextStream:
     """Turns ids that arrive one by one into text; a character appears when all of its bytes have."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._decode = tokenizer.decode
+    def __init__(self, decode: Callable[[list[int]], str]):
+        self._decode = decode
         self._ids: list[int] = []  # enough of the past to decode what comes next as it stands there
         self._recent = 0  # where the ids of the newest finished piece begin
         self._shown = 0  # characters of their text that were given out
