@@ -1,0 +1,168 @@
+"""A model that only somebody else's service reaches: texts go in, log-probabilities of what may follow come out.
+
+Any server of OpenAI's /v1/completions with `logprobs` will do. Of each text one token is asked for, with the likeliest
+tokens in its place; a class's word that is not among them is no likelier than the last of them, and counts as that.
+"""
+
+import json
+import math
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from onefold.core.config import Config
+from onefold.core.errors import UserError
+from onefold.core.progress import say
+from onefold.infer.label_words import LabelWordsConfig
+
+AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that pass
+FIRST_WAIT, LONGEST = 1.0, 60.0  # seconds between two attempts
+LARGEST = 2**24  # bytes of an answer
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """A key is for the service that it was given for, and not for wherever that points to."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Stay)
+
+
+class EndpointConfig(Config):
+    """Where the service is, and how it is asked. Its key is no part of what is saved."""
+
+    url: str  # with or without /v1, /v1/completions
+    model: str | None = None  # by the service's name; None: its only one
+    top: Annotated[int, Field(ge=1)] = 20  # likeliest tokens asked for; OpenAI's own service gives 5
+    parallel: Annotated[int, Field(ge=1)] = 4  # requests under way at once
+    timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds for one
+    attempts: Annotated[int, Field(ge=1)] = 6  # at one request, the waits between them growing from one second
+
+
+class Endpoint:
+    """A service that scores texts by the words of classes, and what it was asked so far."""
+
+    def __init__(self, config: EndpointConfig, asked: LabelWordsConfig, key: str | None = None):
+        base = config.url.rstrip("/").removesuffix("/completions").removesuffix("/v1")
+        if not base.startswith(("http://", "https://")):
+            raise UserError(f"{config.url} is no address of a service: it begins with http:// or https://")
+        self.config, self.asked, self.url = config, asked, base + "/v1/completions"
+        self.requests = self.unseen = 0
+        self._key = key
+
+    def ask(self, befores: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[Float[Tensor, "N C"], int]]:
+        """For each of `befores` as it comes: log-probabilities of the classes' words behind it and each text, and how
+        many tokens that took.
+
+        Raises UserError when the service stays silent, refuses, or answers with something else.
+        """
+        with ThreadPoolExecutor(self.config.parallel) as pool:
+            for before in befores:
+                jobs = [pool.submit(self._score, before + self.asked.put(text)) for text in texts]
+                try:
+                    answers = [job.result() for job in jobs]
+                finally:
+                    for job in jobs:
+                        job.cancel()
+                self.requests += len(answers)
+                missing = sum(not any_seen for _, _, any_seen in answers)
+                if not self.unseen and 2 * missing > len(answers):
+                    say(
+                        f"in {missing} of {len(answers)} answers no class's word is among the {self.config.top} "
+                        "likeliest tokens: another template or other words would tell more"
+                    )
+                self.unseen += missing
+                yield torch.tensor([scores for scores, _, _ in answers]), sum(tokens for _, tokens, _ in answers)
+
+    def _score(self, prompt: str) -> tuple[list[float], int, bool]:
+        body: dict[str, Any] = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": self.config.top}
+        answer = self._post(body | ({"model": self.config.model} if self.config.model else {}))
+        likely = likeliest(answer, self.url)
+        scores, found = of_words(likely, self.asked.following())
+        usage = answer.get("usage")
+        total = usage.get("total_tokens") if isinstance(usage, Mapping) else None
+        return scores, total if isinstance(total, int) else 0, found
+
+    def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        why = ""
+        for attempt in range(self.config.attempts):
+            wait = FIRST_WAIT * 2**attempt
+            try:
+                with _OPENER.open(request, timeout=self.config.timeout) as answer:
+                    content = answer.read(LARGEST)
+                found = json.loads(content)
+                if isinstance(found, dict):
+                    return found
+                why = "it answers with something else than a JSON object"
+            except urllib.error.HTTPError as error:
+                why = f"status {error.code}{_told(error)}"
+                if error.code not in AGAIN:
+                    hint = {401: "; give its key", 403: "; give its key", 404: "; is there a model of that name?"}
+                    raise UserError(f"{self.url} refuses: {why}{hint.get(error.code, '')}") from None
+                after = error.headers.get("Retry-After", "")
+                wait = float(after) if after.isdigit() else wait
+            except ValueError:
+                why = "it answers with something else than JSON"
+            except (OSError, HTTPException) as error:  # refused, reset, cut off, too slow
+                why = str(getattr(error, "reason", error)) or type(error).__name__
+            if attempt + 1 < self.config.attempts:
+                time.sleep(min(wait, LONGEST))
+        raise UserError(f"{self.url} gave no answer in {self.config.attempts} attempts: {why}")
+
+
+def likeliest(answer: Mapping[str, Any], where: str) -> dict[str, float]:
+    """Token → log-probability of those that may follow, of an answer in OpenAI's older shape or that of its chats."""
+    try:
+        told = answer["choices"][0]["logprobs"]
+        if told is None:
+            raise TypeError
+        if "content" in told and "top_logprobs" not in told:
+            found = {one["token"]: one["logprob"] for one in told["content"][0]["top_logprobs"]}
+        else:
+            found = dict(told["top_logprobs"][0])
+        if not found or not all(isinstance(t, str) and -math.inf < float(p) <= 0.01 for t, p in found.items()):
+            raise ValueError
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{where} answers without log-probabilities: it must know `logprobs`") from None
+    return {token: float(value) for token, value in found.items()}
+
+
+def of_words(likely: Mapping[str, float], words: Sequence[str]) -> tuple[list[float], bool]:
+    """What each word got: the log-probability of the longest token that begins it and no other, and whether any did."""
+    plain = [word.strip() for word in words]
+    floor = min(likely.values())
+    scores, found = [], False
+    for n, word in enumerate(plain):
+        others = [other for i, other in enumerate(plain) if i != n]
+        best = ("", floor)
+        for token, value in likely.items():
+            piece = token.replace("\u2581", " ").replace("\u0120", " ").strip()
+            if piece and word.startswith(piece) and not any(other.startswith(piece) for other in others):
+                best = max(best, (piece, value), key=lambda pair: (len(pair[0]), pair[1]))
+        found = found or bool(best[0])
+        scores.append(best[1])
+    return scores, found
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    """What the service says about its refusal, if it says something."""
+    try:
+        said = json.loads(error.read(4096))["error"]
+        return f": {said['message'] if isinstance(said, dict) else said}"[:300]
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return ""
