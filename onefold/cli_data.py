@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from onefold.cli_common import example
+from onefold.cli_common import Settings, example, read_settings
 
 app = typer.Typer(
     name="data",
@@ -113,3 +113,39 @@ def sample(
     from onefold.data.pictures import store
 
     print(f"wrote {len(store.sample(path, out, count, split, seed))} files to {out}")
+
+
+@app.command(
+    epilog=example(
+        "onefold data inspect dialogues.jsonl --model model.gguf",
+        "onefold data inspect sharegpt.json --model runs/llama template=llama-3 context=2048 -n 1",
+        "onefold data inspect alpaca.json template=alpaca",
+    )
+)
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Conversations, as chat data are read")],
+    settings: Settings = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose tokenizer and template: a run, folder or .gguf (default: bytes)")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many conversations to show", min=0)] = 3,
+):
+    """Show conversations as a model learns them: what is learned in colour, how long they are, what is left out.
+
+    Settings are those of a run's chat data: [bold]template[/bold], a name (chatml, llama-2, llama-3, mistral, zephyr,
+    gemma, alpaca, vicuna) or a file; [bold]context[/bold] (512); [bold]learn[/bold] answers or last;
+    [bold]too_long[/bold] shorten or skip. Exit code 1 when a row is not well-formed.
+    """
+    from rich.console import Console
+
+    from onefold.data.text.chat_report import inspect_chat, show
+    from onefold.data.text.conversations import ChatData
+    from onefold.data.text.tokenizer import Tokenizer
+    from onefold.interop.reader import open_tokenizer
+
+    data = ChatData.from_dict({"path": str(file), "held_out": 0, **read_settings(settings)})
+    tokenizer = open_tokenizer(model) if model else Tokenizer.train([], 512)
+    found = inspect_chat(data, tokenizer, count)
+    show(found, Console(highlight=False), "tokens" if model else "bytes")
+    if found.fitter.bad:
+        raise typer.Exit(DAMAGED)

@@ -5,7 +5,7 @@ import json
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -30,6 +30,7 @@ from onefold.data.text.pairs import pairs
 from onefold.data.text.tokenizer import Tokenizer
 
 TOGETHER = 256  # conversations encoded at once: bounds memory, still feeds every core
+LISTED = 10  # mistakes that are kept to be told
 
 
 class ChatData(Config):
@@ -184,7 +185,7 @@ class Fitter:
     shortened: int = 0
     skipped: int = 0
     bad: int = 0
-    first_bad: str = ""
+    mistakes: list[str] = field(default_factory=list)  # the first of those
 
     def fit(self, conversations: Iterable[tuple[SplitName, str, Sequence[Message]]]) -> Iterator[Fitted]:
         """The rows of each conversation, many encoded at a time. Raises UserError where a template refuses one."""
@@ -208,7 +209,8 @@ class Fitter:
     def refuse(self, error: UserError) -> None:
         """Count a row that is not well-formed."""
         self.bad += 1
-        self.first_bad = self.first_bad or str(error)
+        if len(self.mistakes) < LISTED:
+            self.mistakes.append(str(error))
 
     def _refuse_or_raise(self, error: UserError) -> None:
         if not self.skip_bad:
@@ -240,7 +242,7 @@ class Fitter:
     def note(self) -> str:
         told = [(self.shortened, "shortened to their latest turns"), (self.skipped, "too long and skipped")]
         fitting = ", ".join(f"{n:,} {what}" for n, what in told if n) or f"all fit the context of {self.context}"
-        return fitting + (f"; {self.bad:,} left out, the first: {self.first_bad}" if self.bad else "")
+        return fitting + (f"; {self.bad:,} left out, the first: {self.mistakes[0]}" if self.bad else "")
 
 
 def _only_last(messages: Sequence[Message]) -> Sequence[Message]:

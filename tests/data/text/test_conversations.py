@@ -2,12 +2,18 @@ import json
 import random
 
 import pytest
+import torch
 
+from onefold.core.batch import TokenBatch
 from onefold.core.errors import UserError
+from onefold.data.text.chat import encode_chat
 from onefold.data.text.conversations import ChatData
 from onefold.data.text.documents import TextData, TrainBPE
 from onefold.data.text.tokenizer import Tokenizer
+from onefold.models import families
+from onefold.objectives.language import NextToken
 from tests.data.conftest import prose
+from tests.data.text.test_chat import PLAIN
 
 
 def talk(seed: int, turns: int = 2, words: int = 8) -> list[dict]:
@@ -71,6 +77,83 @@ def test_long_conversations_forget_their_oldest_turns(tokenizer, tmp_path, capsy
     assert skipping.facts["shortened"] == 0
     plan = dataset.plan("train", 4, 0, 0)
     assert (plan.pieces.offset == 0).all()  # no conversation is cut
+
+
+def test_the_last_answer_only(tokenizer, tmp_path):
+    talks = [talk(i, turns=1 + i % 3) for i in range(12)]
+    config = ChatData(path=write(tmp_path / "c.jsonl", talks), held_out=0, learn="last")
+    assert sorted(rows(config.prepare(tmp_path / "out", tokenizer), "train")) == sorted(
+        t[-1]["content"] + "<|end|>" for t in talks
+    )
+
+
+def test_another_template_travels_with_the_tokenizer(tokenizer, tmp_path):
+    path = write(tmp_path / "c.jsonl", [talk(i) for i in range(5)])
+    dataset = ChatData(path=path, held_out=0, template="chatml").prepare(tmp_path / "out", tokenizer)
+    assert dataset.tokenizer.size == tokenizer.size + 2
+    assert next(dataset.text("train")).text.startswith("<|im_start|>system\n")
+    assert rows(dataset, "train")[0].endswith("<|im_end|>")
+    file = tmp_path / "own.jinja"
+    own = ChatData(path=path, held_out=0, template=str(file))
+    form = "{% for m in messages %}{{ '#' ~ m.content ~ '\\n' }}{% endfor %}{% if add_generation_prompt %}#{% endif %}"
+    for mark in "#", "$":
+        file.write_text(form.replace("#", mark))
+        changed = own.prepare(tmp_path / "out", tokenizer)  # it is made anew when the file has changed
+        assert next(changed.text("train")).text.startswith(f"{mark}be number")
+
+
+def test_bad_rows_stop_or_are_left_out(tokenizer, tmp_path, capsys):
+    path = write(tmp_path / "c.jsonl", [talk(0), [*talk(1), *talk(1)[1:2] * 2], talk(2), talk(3)[:2], talk(4)])
+    config = ChatData(path=path, held_out=0)
+    with pytest.raises(UserError, match=r"c.jsonl:2: messages 6 and 7 are both of the user"):
+        config.prepare(tmp_path / "out", tokenizer)
+    dataset = config.but({"skip_bad": True}).prepare(tmp_path / "out", tokenizer)
+    assert [d.name for d in dataset.text("train")] == ["c.jsonl:1", "c.jsonl:3", "c.jsonl:5"]
+    assert dataset.facts["bad"] == 2
+    assert f"2 left out, the first: {path}:2: messages 6" in capsys.readouterr().err
+    stern = tokenizer.with_template(
+        "{% if messages | length > 4 %}{{ raise_exception('too much') }}{% endif %}" + PLAIN
+    )
+    path = write(tmp_path / "d.jsonl", [talk(0, turns=1), talk(1)])
+    with pytest.raises(UserError, match=r"^d.jsonl:2: the chat template refuses these messages: too much"):
+        ChatData(path=path, held_out=0).prepare(tmp_path / "out", stern)
+
+
+def test_packed_is_unpacked(tokenizer, tmp_path):
+    """Conversations that share a row neither see nor weigh on one another: loss and gradients of each alone, added."""
+    talks = [talk(i, turns=1 + i % 2, words=3) for i in range(12)]
+    dataset = ChatData(path=write(tmp_path / "c.jsonl", talks), held_out=0, context=160).prepare(tmp_path, tokenizer)
+    torch.manual_seed(0)
+    small = {"vocab": tokenizer.size, "width": 16, "depth": 2, "context": 160, "block.mixer.heads": 2}
+    model = families.llama2().but({**small, "block.mixer.kv_heads": 1, "block.ffn.width": 24}).build()
+    ce = NextToken().build({})
+
+    def measured(batches):
+        """Sum and count of the loss, and gradients of the mean."""
+        model.zero_grad()
+        terms = [ce(model, batch, 0).terms["ce"] for batch in batches]
+        count = sum(float(term.count) for term in terms)
+        total = sum(term.sum for term in terms)
+        (total / count).backward()
+        return float(total.detach()), count, [p.grad.clone() for p in model.parameters()]
+
+    packed = list(dataset.evaluation("train", 4))
+    assert packed[0].segments is not None
+    alone = []
+    for messages in talks:
+        ids, learned = encode_chat(messages, tokenizer)
+        alone.append(
+            TokenBatch(
+                tokens=torch.tensor([ids[:-1]]),
+                targets=torch.tensor([ids[1:]]),
+                weights=torch.tensor([learned[1:]], dtype=torch.float32),
+            )
+        )
+    (loss, count, gradients), (loss_alone, count_alone, alone_gradients) = measured(packed), measured(alone)
+    assert count == count_alone
+    assert loss == pytest.approx(loss_alone, rel=1e-5)
+    for ours, theirs in zip(gradients, alone_gradients):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_own_validation_and_copies(tokenizer, tmp_path):
