@@ -24,26 +24,33 @@ class QuantizeConfig(Config):
     targets: tuple[str, ...] = ("blocks.*",)
 
     def apply(self, model: nn.Module) -> None:
-        """Quantise `model` in place, a matrix at a time.
+        """Quantise `model` in place, a matrix at a time; what is quantised in this way already stays.
 
         Errors: UserError when a pattern fits nothing, a part of a packed matrix, or one that cannot be quantised.
         """
-        keep = shared(model)
-        names = [self._whole(matrix, keep) for matrix in find(model, self.targets)]
-        for name in names:
-            replace(model, name, QuantizedLinear(model.get_submodule(name), self.scheme, self.block, self.double))
+        for name in self.names(model):
+            self.quantize(model, name)
         freeze(model)
 
-    def _whole(self, matrix: Matrix, keep: set[int]) -> str:
-        """The name of a matrix that may be quantised."""
-        if not isinstance(matrix.module, nn.Linear):
-            raise UserError(f"adapt: {matrix.name} is adapted or quantised already; quantize comes first, and once")
-        if id(matrix.module.weight) in keep:
-            raise UserError(
-                f"adapt: {matrix.name} is the token embedding, too, which is read row by row: not quantised"
-            )
-        if matrix.parts and sum(end - start for start, end in matrix.parts.values()) < matrix.module.out_features:
-            raise UserError(
-                f"adapt: {matrix.names()[0]} lies in {matrix.name} with others; they are quantised together"
-            )
-        return matrix.name
+    def quantize(self, model: nn.Module, name: str) -> None:
+        """One matrix of `model`, in place."""
+        replace(model, name, QuantizedLinear(model.get_submodule(name), self.scheme, self.block, self.double))
+
+    def names(self, model: nn.Module) -> list[str]:
+        """The matrices that are to be quantised and are not yet. Errors: as `apply`."""
+        twofold, found = shared(model), find(model, self.targets)
+        for matrix in found:
+            if isinstance(matrix.module, nn.Linear) and id(matrix.module.weight) in twofold:
+                raise UserError(f"adapt: {matrix.name} is the token embedding, too, which stays as it is")
+            if matrix.parts and sum(end - start for start, end in matrix.parts.values()) < matrix.module.out_features:
+                raise UserError(f"adapt: {matrix.names()[0]} lies in {matrix.name} with others: name that one")
+        return [matrix.name for matrix in found if not self._is_done(matrix)]
+
+    def _is_done(self, matrix: Matrix) -> bool:
+        layer = matrix.module
+        if isinstance(layer, QuantizedLinear):
+            if (layer.scheme, layer.block, layer.double) == (self.scheme, self.block, self.double):
+                return True
+        elif isinstance(layer, nn.Linear):
+            return False
+        raise UserError(f"adapt: {matrix.name} is adapted or quantised already; quantize comes first, and once")

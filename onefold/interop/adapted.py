@@ -9,7 +9,7 @@ model.safetensors holds what was trained: adapters, and whatever the base has no
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from onefold.adapt.every import adapt, is_adapter, read_steps
 from onefold.adapt.lora import NAME
 from onefold.adapt.merge import is_adapted, merge
+from onefold.adapt.quantize import QuantizeConfig
 from onefold.adapt.surgery import switch_of
 from onefold.core.config import Config, differences
 from onefold.core.errors import UserError
@@ -41,12 +42,11 @@ class Base:
     fingerprints: Mapping[str, str]
 
     @classmethod
-    def of(cls, path: str | Path, loaded: Loaded) -> "Base":
+    def of(cls, path: str | Path, loaded: Loaded, known: Mapping[str, str]) -> "Base":
+        """`known`: fingerprints of weights that the model has no more."""
         place = Path(path).expanduser()
-        weights = own_weights(loaded.model)
-        return cls(
-            str(place.absolute()) if place.exists() else str(path), {n: fingerprint(w) for n, w in weights.items()}
-        )
+        prints = {name: fingerprint(weight) for name, weight in own_weights(loaded.model).items()}
+        return cls(str(place.absolute()) if place.exists() else str(path), {**prints, **known})
 
     @classmethod
     def read(cls, content: Mapping[str, Any], folder: Path) -> "Base":
@@ -64,19 +64,22 @@ class Base:
         beside = os.path.relpath(self.path, folder.absolute())
         return {"path": self.path, "beside": beside, "fingerprints": dict(self.fingerprints)}
 
-    def check(self, model: nn.Module, where: str, there: str | None = None) -> None:
+    def check(
+        self, model: nn.Module, where: str, there: str | None = None, known: Mapping[str, str] | None = None
+    ) -> None:
         """Raises UserError, naming the first weight that differs, unless `model` (which lies `there`) is this base.
 
-        Weights of fewer bits are not looked at.
+        Weights of fewer bits are not looked at, but where their fingerprint is `known`.
         """
-        weights, other = base_weights(model), f"{where} adapts another model than {there or self.path} is"
+        other = f"{where} adapts another model than {there or self.path} is"
+        prints = {name: fingerprint(weight) for name, weight in base_weights(model).items()} | dict(known or {})
         coarse = {f"{name}.weight" for name, module in model.named_modules() if hasattr(module, "scheme")}
-        coarse = {name.replace(".base.", ".") for name in coarse}
-        if unlike := sorted({*weights} ^ {*self.fingerprints} - coarse):
+        coarse = {name.replace(".base.", ".") for name in coarse} - {*prints}
+        if unlike := sorted({*prints} ^ {*self.fingerprints} - coarse):
             has = "lacks" if unlike[0] in self.fingerprints else "has"
             raise UserError(f"{other}, which {has} {unlike[0]}")
-        for name, weight in weights.items():
-            if fingerprint(weight) != self.fingerprints[name]:
+        for name, found in prints.items():
+            if found != self.fingerprints[name]:
                 raise UserError(f"{other}: {name} differs")
 
 
@@ -92,6 +95,31 @@ def base_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights that lay there before surgery, by their names of then."""
     kept = {name: weight for name, weight in own_weights(model).items() if ".adapters." not in name}
     return {name.replace(".base.", "."): weight for name, weight in kept.items()}
+
+
+class Early:
+    """Quantises matrices while their model is being read, so that it never lies in memory as plain numbers.
+
+    It is what `open_model` takes as `arrived`. What that does not call it for, the step does afterwards.
+    """
+
+    def __init__(self, steps: Sequence[Config]):
+        self.step = steps[0] if steps and isinstance(steps[0], QuantizeConfig) else None
+        self.names: set[str] | None = None
+        self.fingerprints: dict[str, str] = {}  # of the weights that were quantised
+
+    def __call__(self, model: nn.Module, name: str) -> None:
+        if self.step is None:
+            return
+        if self.names is None:
+            self.names = {*self.step.names(model)}
+        if name in self.names:
+            self.fingerprints[f"{name}.weight"] = fingerprint(model.get_submodule(name).weight)
+            self.step.quantize(model, name)
+
+    def plain(self, loaded: Loaded, where: str) -> Loaded:
+        """As `plain`, but for what this has quantised."""
+        return loaded if self.fingerprints else plain(loaded, where)
 
 
 def plain(loaded: Loaded, where: str = "the model") -> Loaded:
@@ -129,10 +157,14 @@ def load_adapted(
     if Path(base.path).absolute() in folder.absolute().parents:
         raise UserError(f"{folder / FILE} names itself as the model that it adapts")
     try:
-        loaded = plain(open_base(base.path, "cpu", None if device.type == "cpu" else "auto"), base.path)
+        kind, early = None if device.type == "cpu" else "auto", Early(steps)
+        loaded = early.plain(open_base(base.path, "cpu", kind, arrived=early), base.path)
+        if config != loaded.config and early.fingerprints:  # another model takes its weights as plain numbers
+            early = Early(())
+            loaded = plain(open_base(base.path, "cpu", kind), base.path)
     except UserError as error:
         raise UserError(f"{folder} adapts {base.path}: {error}") from None
-    base.check(loaded.model, str(folder))
+    base.check(loaded.model, str(folder), known=early.fingerprints)
     source = SafetensorFiles(find_safetensors(folder) or [])
     model = begun(config, loaded, source, str(folder))
     if (kind := dtype_named(dtype)) is not None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.data.text.tokenizer import Tokenizer
-from onefold.interop.loaded import Loaded, dtype_named, fill, name_of
+from onefold.interop.loaded import Arrived, Loaded, dtype_named, fill, name_of
 from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors, write_safetensors
@@ -100,7 +100,10 @@ def write_artifact(
 
 
 def load_artifact(
-    folder: Path, device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None
+    folder: Path,
+    device: "str | torch.device" = "cpu",
+    dtype: "str | torch.dtype | None" = None,
+    arrived: Arrived | None = None,
 ) -> Loaded:
     """Read what `save_artifact` wrote. Raises UserError naming the file that is missing, damaged or too new."""
     folder = Path(folder)
@@ -122,7 +125,7 @@ def load_artifact(
             raise UserError(f"{folder}: the weights are of another model than {FILE} says ({sorted(unlike)[0]})")
         return source
 
-    model = fill(config, reading, torch.device(device), dtype, str(folder))
+    model = fill(config, reading, torch.device(device), dtype, str(folder), arrived)
     return Loaded(config, model, processor, content["card"])
 
 

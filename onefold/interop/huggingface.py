@@ -16,7 +16,7 @@ from onefold.data.text.tokenizer import Tokenizer
 from onefold.interop.config_json import family_of, read_config, says_family, write_config
 from onefold.interop.encoders import class_names
 from onefold.interop.family import Family
-from onefold.interop.loaded import Loaded, dtype_named, fill, name_of
+from onefold.interop.loaded import Arrived, Loaded, dtype_named, fill, name_of
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import (
     SafetensorFiles,
@@ -71,13 +71,18 @@ class Published:
         }
 
 
-def load_folder(folder: Path, device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None) -> Loaded:
+def load_folder(
+    folder: Path,
+    device: "str | torch.device" = "cpu",
+    dtype: "str | torch.dtype | None" = None,
+    arrived: Arrived | None = None,
+) -> Loaded:
     """Read a Hugging Face folder of one of the known families.
 
     Raises UserError as `Published.open` does, and for missing, unknown or damaged weights.
     """
     published = Published.open(folder)
-    model = fill(published.config, published.weights, torch.device(device), dtype, str(folder))
+    model = fill(published.config, published.weights, torch.device(device), dtype, str(folder), arrived)
     card, names = published.card(), class_names(published.data, published.config)
     return Loaded(published.config, model, published.tokenizer, card | ({"classes": names} if names else {}))
 

@@ -22,6 +22,9 @@ DTYPES = {
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
 
 
+Arrived = Callable[[nn.Module, str], None]  # is told a model, and the name of a module whose weights have been read
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model, what it is, how it reads if that is known, and its card: where it came from, as plain values."""
@@ -67,10 +70,12 @@ def fill(
     device: torch.device,
     dtype: "str | torch.dtype | None",
     where: str,
+    arrived: Arrived | None = None,
 ) -> nn.Module:
     """The model of this config with weights from `reading(names of its parameters)`, in evaluation mode.
 
     Memory: the model itself and one tensor more. Every parameter is a copy of its own, none points into a file.
+    `arrived` may put a smaller module in the place of one that is complete.
     """
     with torch.device("meta"):
         model = config.build()
@@ -94,6 +99,8 @@ def fill(
         for name in (first, *others):
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, filled)
+            if arrived and not any(p.is_meta for p in model.get_submodule(owner).parameters(recurse=False)):
+                arrived(model, owner)
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     assert not left, f"buffers without values: {left}"
     return model.eval()

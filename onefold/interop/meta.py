@@ -14,7 +14,7 @@ from torch import Tensor
 from onefold.core.errors import UserError
 from onefold.interop.config_json import read_config
 from onefold.interop.huggingface import read_json
-from onefold.interop.loaded import Loaded, fill
+from onefold.interop.loaded import Arrived, Loaded, fill
 from onefold.interop.meta_tokens import load_makers_tokenizer
 from onefold.interop.table import GateUp, QueryKeyValue, Row, Table
 from onefold.interop.tensors import SafetensorFiles, read_index, read_pickled
@@ -52,7 +52,12 @@ def is_makers_folder(folder: Path) -> bool:
     return (folder / "params.json").is_file() and any(folder.glob("consolidated*"))
 
 
-def load_makers(folder: Path, device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None) -> Loaded:
+def load_makers(
+    folder: Path,
+    device: "str | torch.device" = "cpu",
+    dtype: "str | torch.dtype | None" = None,
+    arrived: Arrived | None = None,
+) -> Loaded:
     """Read a folder in Meta's or Mistral's own format, its shards joined as their tensor parallelism cut them.
 
     Raises UserError for mixtures of experts and other settings without a counterpart here, and for damaged files.
@@ -69,7 +74,8 @@ def load_makers(folder: Path, device: "str | torch.device" = "cpu", dtype: "str 
     _, config, _ = read_config(data, str(folder / "params.json"))
     tokenizer = load_makers_tokenizer(folder)
     check_vocabulary(tokenizer, config, where)
-    model = fill(config, lambda names: TABLE.read(config, names, source, where), torch.device(device), dtype, where)
+    device = torch.device(device)
+    model = fill(config, lambda names: TABLE.read(config, names, source, where), device, dtype, where, arrived)
     return Loaded(config, model, tokenizer, {"source": where, "format": "makers", "family": data["model_type"]})
 
 

@@ -18,7 +18,7 @@ from onefold.interop.adapted import attach, load_adapted
 from onefold.interop.fair_esm import load_fair_esm
 from onefold.interop.gguf import load_gguf
 from onefold.interop.huggingface import load_folder
-from onefold.interop.loaded import Loaded
+from onefold.interop.loaded import Arrived, Loaded
 from onefold.interop.peft import base_of, is_peft
 from onefold.interop.sentence_transformers import is_sentence_folder, load_sentences
 from onefold.interop.vision import folder as vision
@@ -31,16 +31,18 @@ def open_model(
     device: "str | torch.device" = "cpu",
     dtype: "str | torch.dtype | None" = None,
     adapters: Mapping[str, "str | Path"] | None = None,
+    arrived: Arrived | None = None,
 ) -> Loaded:
     """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf or .pt file, `org/name`.
 
     A run gives its best checkpoint (by held-out loss), or its newest where none was evaluated; a folder of several
     stages gives the last one. `device` "auto" takes a GPU where there is one. `dtype` None: float32 on the CPU, else
     as stored. `adapters`: name → a run, an artifact or a PEFT folder whose adapter is added; the first is the active
-    one. Raises UserError saying what is there instead, or what is wrong with it.
+    one. `arrived`: called for every module that has its weights, where they are those of one model of texts in a file;
+    see `fill`. Raises UserError saying what is there instead, or what is wrong with it.
     """
     device = pick(device) if isinstance(device, str) else device
-    loaded = _open(path, device, dtype)
+    loaded = _open(path, device, dtype, arrived)
     for name, adapter in (adapters or {}).items():
         attach(loaded, adapter_folder(adapter), name)
     if adapters:
@@ -56,14 +58,16 @@ def adapter_folder(path: "str | Path") -> Path:
     return next(checkpoints(place), place) if (place / CHECKPOINTS).is_dir() else place
 
 
-def _open(path: "str | Path", device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
+def _open(
+    path: "str | Path", device: torch.device, dtype: "str | torch.dtype | None", arrived: Arrived | None
+) -> Loaded:
     place = Path(path).expanduser()
     if place.is_file():
-        return _open_file(place, device, dtype)
+        return _open_file(place, device, dtype, arrived)
     if place.is_dir():
-        return _open_folder(place, device, dtype)
+        return _open_folder(place, device, dtype, arrived)
     if hub.looks_like_id(str(path)) and not place.parent.is_dir():  # in a folder that is here it is a mistyped path
-        return _open_folder(hub.fetch(str(path)), device, dtype)
+        return _open_folder(hub.fetch(str(path)), device, dtype, arrived)
     raise UserError(f"{path} does not exist: give a run, a model folder, a .gguf file or a hub id like org/name")
 
 
@@ -77,25 +81,27 @@ def checkpoints(run: Path) -> Iterator[Path]:
     yield from (folder / str(step) for step in steps if step != best)
 
 
-def _open_file(file: Path, device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
+def _open_file(file: Path, device: torch.device, dtype: "str | torch.dtype | None", arrived: Arrived | None) -> Loaded:
     with file.open("rb") as opened:
         magic = opened.read(4)
     if magic == b"GGUF" or file.suffix == ".gguf":
-        return load_gguf(file, device, dtype)
+        return load_gguf(file, device, dtype, arrived)
     if file.suffix == ".pt" and not any((file.parent / name).is_file() for name in (artifact.FILE, "config.json")):
         return load_fair_esm(file, device, dtype)
     if file.suffix in (".safetensors", ".pth", ".pt", ".bin", ".json"):
-        return _open_folder(file.absolute().parent, device, dtype)
+        return _open_folder(file.absolute().parent, device, dtype, arrived)
     raise UserError(f"{file} is no model: give a .gguf file or the folder of a model")
 
 
-def _open_folder(folder: Path, device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
+def _open_folder(
+    folder: Path, device: torch.device, dtype: "str | torch.dtype | None", arrived: Arrived | None
+) -> Loaded:
     if (folder / artifact.FILE).is_file():
-        return _open_artifact(folder, device, dtype)
+        return _open_artifact(folder, device, dtype, arrived)
     if (folder / CHECKPOINTS).is_dir():
-        return _open_run(folder, device, dtype)
+        return _open_run(folder, device, dtype, arrived)
     if folder.name == CHECKPOINTS and any(checkpoints(folder.absolute().parent)):
-        return _open_run(folder.absolute().parent, device, dtype)
+        return _open_run(folder.absolute().parent, device, dtype, arrived)
     if is_peft(folder):
         base = base_of(folder)
         loaded = open_model(base, device, dtype, {NAME: folder})
@@ -103,37 +109,40 @@ def _open_folder(folder: Path, device: torch.device, dtype: "str | torch.dtype |
     if is_sentence_folder(folder):
         return load_sentences(folder, device, dtype)
     if meta.is_makers_folder(folder) and not _is_published(folder):
-        return meta.load_makers(folder, device, dtype)
+        return meta.load_makers(folder, device, dtype, arrived)
     if _is_published(folder):
-        known = vision.knows(_json(folder / "config.json"))
-        return (vision.load_vision if known else load_folder)(folder, device, dtype)
+        if vision.knows(_json(folder / "config.json")):
+            return vision.load_vision(folder, device, dtype)
+        return load_folder(folder, device, dtype, arrived)
     files = sorted(folder.glob("*.gguf"))
     if len(files) == 1:
-        return load_gguf(files[0], device, dtype)
+        return load_gguf(files[0], device, dtype, arrived)
     if files:
         raise UserError(f"{folder} holds {len(files)} GGUF files; name one, for example {files[0]}")
     stages = [inner for inner in folder.iterdir() if (inner / CHECKPOINTS).is_dir() and any(checkpoints(inner))]
     if stages:
-        return _open_run(_last(stages), device, dtype)
+        return _open_run(_last(stages), device, dtype, arrived)
     raise UserError(
         f"{folder} holds no model: looked for artifact.json, checkpoints/, a published config.json, "
         "params.json and *.gguf"
     )
 
 
-def _open_artifact(folder: Path, device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
+def _open_artifact(
+    folder: Path, device: torch.device, dtype: "str | torch.dtype | None", arrived: Arrived | None
+) -> Loaded:
     content = artifact.read_card(folder)
     if "base" in content:
         return load_adapted(folder, content, device, dtype, open_model)
-    return artifact.load_artifact(folder, device, dtype)
+    return artifact.load_artifact(folder, device, dtype, arrived)
 
 
-def _open_run(run: Path, device: torch.device, dtype: "str | torch.dtype | None") -> Loaded:
+def _open_run(run: Path, device: torch.device, dtype: "str | torch.dtype | None", arrived: Arrived | None) -> Loaded:
     """The first checkpoint that is whole; what is wrong with those before it is said."""
     first: UserError | None = None
     for folder in checkpoints(run):
         try:
-            loaded = _open_artifact(folder, device, dtype)
+            loaded = _open_artifact(folder, device, dtype, arrived)
         except UserError as error:
             first = first or error
             continue

@@ -123,7 +123,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         weight = original.weight
         self.out_features, self.in_features = weight.shape
-        self.scheme, self.block, self.dtype = scheme, block, weight.dtype
+        self.scheme, self.block, self.double, self.dtype = scheme, block, double, weight.dtype
         if scheme == "int8":
             codes, plain = quantize_rows(weight)
         else:
@@ -136,8 +136,9 @@ class QuantizedLinear(nn.Module):
         self.bias = original.bias
 
     def forward(self, x: Float[Tensor, "*rows inward"]) -> Float[Tensor, "*rows outward"]:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
         y = _Quantized.apply(x, self)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -150,6 +151,16 @@ class QuantizedLinear(nn.Module):
             flat = dequantize(self.codes, scales, self.scheme, self.block)
             weight = flat[: self.out_features * self.in_features].view(self.out_features, self.in_features)
         return weight.to(dtype or self.dtype)
+
+    def _apply(self, fn, recurse=True):
+        """Scales keep their precision whatever dtype the model is moved to."""
+        scales = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, before in scales.items():
+            after = self._buffers[name]
+            self._buffers[name] = after if after.dtype == before.dtype else before.to(after.device)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
 
     @property
     def weight(self) -> Float[Tensor, "outward inward"]:

@@ -207,17 +207,18 @@ def begin(
     """
     base = Base.of(str(run.start), start, early.fingerprints) if run.adapt else None
     if config == start.config:
-        model, new = start.model, []
+        model, new = start.model.train(), []
     else:
         if early.fingerprints:  # another model takes its weights as plain numbers
-            start = beginning(run, good, Early(()))
+            early = Early(())
+            start = beginning(run, good, early)
         model, given = config.build(), own_weights(start.model)
         copy_tensors(model.adopt(given), own_weights(model), Path(str(run.start)))
         new = [p for name, p in model.named_parameters() if name not in given or given[name].shape[1:] != p.shape[1:]]
     if base is None:
         return model, None
     if good:
-        Base.read(read_card(good), good).check(start.model, str(run.out))
+        Base.read(read_card(good), good).check(start.model, str(run.out), known=early.fingerprints)
     adapt(model, run.adapt)
     for parameter in new:
         parameter.requires_grad_(True)

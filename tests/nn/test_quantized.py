@@ -165,6 +165,14 @@ def test_it_computes_in_the_dtype_of_autocast_and_of_its_input():
     assert QuantizedLinear(layer(WEIGHT.bfloat16()), "nf4").dense().dtype == torch.bfloat16
 
 
+def test_scales_keep_their_precision_in_another_dtype():
+    ours = QuantizedLinear(layer(), "nf4")
+    expected = ours.dense()
+    ours.to(torch.bfloat16)
+    assert ours.dense().dtype == torch.bfloat16
+    assert torch.equal(ours.dense(torch.float32), expected)
+
+
 def test_codes_are_no_part_of_a_state_dict_and_move_with_the_model():
     ours = QuantizedLinear(layer(bias=True), "nf4")
     assert list(ours.state_dict()) == ["bias"]

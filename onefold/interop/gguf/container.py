@@ -45,6 +45,9 @@ class Container(Mapping[str, Tensor]):
         stored = self.tensors[name]
         # A copy, so that nothing points into the file once it is closed or replaced.
         raw = torch.frombuffer(bytearray(self.content[stored.start : stored.start + stored.bytes]), dtype=torch.uint8)
+        if hasattr(mmap, "MADV_DONTNEED"):  # what has been read may leave memory: else the file stays in it whole
+            page = stored.start // mmap.PAGESIZE * mmap.PAGESIZE
+            self.content.madvise(mmap.MADV_DONTNEED, page, stored.start + stored.bytes - page)
         return decode(raw, stored.kind, name).view(stored.shape)
 
     def __iter__(self) -> Iterator[str]:

@@ -16,7 +16,7 @@ from onefold.interop.config_json import canonical, read_config, write_config
 from onefold.interop.gguf.blocks import BLOCK, KINDS
 from onefold.interop.gguf.container import open_container, write_container
 from onefold.interop.gguf.vocab import read_tokenizer, write_tokenizer
-from onefold.interop.loaded import Loaded, fill
+from onefold.interop.loaded import Arrived, Loaded, fill
 from onefold.interop.table import GateUp, QueryKeyValue, Row, Table, own_weights
 from onefold.interop.tokens import check_vocabulary
 from onefold.models.transformer import DecoderConfig
@@ -68,7 +68,12 @@ _ARCHITECTURES: Mapping[str, tuple[str, dict[str, str]]] = {
 _WRITTEN_AS = {theirs: ours for ours, (theirs, _) in _ARCHITECTURES.items()} | {"mistral": "llama"}
 
 
-def load_gguf(path: Path, device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None) -> Loaded:
+def load_gguf(
+    path: Path,
+    device: "str | torch.device" = "cpu",
+    dtype: "str | torch.dtype | None" = None,
+    arrived: Arrived | None = None,
+) -> Loaded:
     """Read a GGUF file of one of the known architectures; quantized weights become plain numbers.
 
     Raises UserError for other architectures, unknown tensor types, and files that are cut off or contradict themselves.
@@ -82,7 +87,8 @@ def load_gguf(path: Path, device: "str | torch.device" = "cpu", dtype: "str | to
     check_vocabulary(tokenizer, config, str(path))
     table = _table(architecture)
     where = str(path)
-    model = fill(config, lambda names: table.read(config, names, opened, where), torch.device(device), dtype, where)
+    device = torch.device(device)
+    model = fill(config, lambda names: table.read(config, names, opened, where), device, dtype, where, arrived)
     kinds = Counter(stored.kind.code for stored in opened.tensors.values())
     names = {kind.code: name for name, kind in KINDS.items()}
     card = {
