@@ -81,6 +81,20 @@ def predict(
         print(f"{value:.4g}\t{text}")
 
 
+@app.command(epilog=example("onefold score runs/reward 'Where is the key?' 'In the drawer.' 'Look for it.'"))
+def score(
+    model: ModelPath,
+    prompt: Annotated[str, typer.Argument(help="What was asked")],
+    answers: Annotated[list[str], typer.Argument(metavar="ANSWER…")],
+    device: Device = "auto",
+):
+    """Let a reward model judge answers to a prompt, the best first: what counts are differences between its scores."""
+    loaded = _open_encoder(model, device, "scores no answers")
+    scores = loaded.score([prompt] * len(answers), answers).tolist()
+    for value, answer in sorted(zip(scores, answers), reverse=True):
+        print(f"{value:.4g}\t{answer}")
+
+
 @app.command(
     epilog=example(
         "onefold embed all-MiniLM-L6-v2/ sentences.txt --out vectors.npy",
