@@ -7,7 +7,7 @@ exactly where a generation begins.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -66,7 +66,7 @@ def render(
 
 @dataclass(frozen=True)
 class Script:
-    """A conversation as its template writes it, cut where the assistant begins and ends to speak."""
+    """A conversation as its template writes it, cut where the assistant begins to speak and behind its end of turn."""
 
     pieces: tuple[tuple[str, Message | None], ...]  # text, and whose words it is: an assistant's message, or the rest
     names: tuple[str, ...] = ()  # those of special tokens that messages hold: in pieces they are mark, number, mark
@@ -136,7 +136,7 @@ def script(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_pro
     """The conversation as the tokenizer's template writes it. Raises UserError when it refuses these messages."""
     if not messages:
         raise UserError("a conversation needs at least one message")
-    names, mark = tuple(_typed(list(messages), tokenizer)), ""
+    names, mark = tuple(sorted(_typed(list(messages), tokenizer), key=len, reverse=True)), ""
     safe: Sequence[Message] = messages
     if names:
         mark = _unused_character(messages)
@@ -150,13 +150,13 @@ def script(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_pro
     pieces: list[tuple[str, Message | None]] = []
     at = 0
     for i, message in enumerate(messages):
-        if message["role"] != "assistant" or (ends := _ends(text, i)) is None:
+        if message["role"] != "assistant" or (found := _spoken(text, i, tokenizer)) is None:
             continue
-        begin, after = ends
-        if begin >= at and whole.startswith(after):
-            pieces += [(whole[at:begin], None), (whole[begin : len(after)], message)]
-            at = len(after)
-            _check_calls(message, pieces[-1][0], i)
+        begin, said = found
+        if begin >= at and whole.startswith(said, begin) and whole.startswith(text(i, True)):
+            pieces += [(whole[at:begin], None), (said, message)]
+            at = begin + len(said)
+            _check_calls(message, said, i)
     pieces.append((whole[at:], None))
     return Script(tuple(piece for piece in pieces if piece[0]), names, mark)
 
@@ -177,24 +177,15 @@ def encode(written: Sequence[Script], tokenizer: Tokenizer) -> list[Row]:
         learned: list[int] = []
         size = 0
         for message, parts in plan:
-            piece: list[int] = []
-            spelled = said = end = 0  # bytes up to here, and up to the last end of turn
+            said = message is not None and _learned(message)
             for part in parts:
                 if isinstance(part, int):
-                    piece.append(part)
-                    if part in tokenizer.stops:
-                        end, said = len(piece), spelled
+                    ids.append(part)
                 else:
                     inside, number = part
-                    piece += encoded[inside][number]
-                    spelled += sizes[inside][number]
-            if message is None or not _learned(message):
-                end = said = 0
-            elif not end:  # nothing after the end of turn is ever generated; without one, all of it is
-                end, said = len(piece), spelled
-            ids += piece
-            learned += [1] * end + [0] * (len(piece) - end)
-            size += said
+                    ids += encoded[inside][number]
+                    size += said * sizes[inside][number]
+            learned += [int(said)] * (len(ids) - len(learned))
         rows.append(Row(ids, learned, size, one.text))
     return rows
 
@@ -219,8 +210,11 @@ def _plan(
         yield message, parts
 
 
-def _ends(text: Any, i: int) -> tuple[int, str] | None:
-    """Where message i, which the assistant says, begins, and the text up to its end; None: it cannot be told."""
+def _spoken(text: Callable[[int, bool], str], i: int, tokenizer: Tokenizer) -> tuple[int, str] | None:
+    """Where message i, which the assistant says, begins, and what is generated there; None: it cannot be told.
+
+    text(n, prompt): what the template writes for the first n messages.
+    """
     try:
         before = text(i, True)
     except UserError:
@@ -228,7 +222,7 @@ def _ends(text: Any, i: int) -> tuple[int, str] | None:
             raise
         return None  # most templates are not written to begin with the assistant
     after = text(i + 1, False)
-    return (len(before), after) if after.startswith(before) else None
+    return (len(before), tokenizer.turn(after[len(before) :])) if after.startswith(before) else None
 
 
 def _learned(message: Message) -> bool:

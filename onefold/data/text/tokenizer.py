@@ -161,8 +161,13 @@ class Tokenizer:
         if self._special_pattern is None:
             return [text] if text else []
         parts: list[str | int] = [*self._special_pattern.split(text)]
-        parts[1::2] = [self.special[name if name in self.special else name.strip()] for name in parts[1::2]]
+        parts[1::2] = [self._named(name) for name in parts[1::2]]
         return [part for part in parts if part != ""]
+
+    def turn(self, text: str) -> str:
+        """The text up to the first special token named in it at which a generation stops, with it; else all of it."""
+        found = self._special_pattern.finditer(text) if self._special_pattern else ()
+        return next((text[: name.end()] for name in found if self._named(name[0]) in self.stops), text)
 
     def mentions_special(self, text: str) -> bool:
         """Whether the name of a special token stands in `text`."""
@@ -281,7 +286,10 @@ class Tokenizer:
     @cached_property
     def stops(self) -> set[int]:
         """Ids that end a turn or a text."""
-        named = {self.special[name] for name in (*_DOCUMENT_ENDS, *_TURN_ENDS) if name in self.special}
+        ends = set(_TURN_ENDS) - (
+            {"<|end|>"} if "<|return|>" in self.special else set()
+        )  # there it ends parts of a turn
+        named = {self.special[name] for name in (*_DOCUMENT_ENDS, *ends) if name in self.special}
         return named | self._given_stops | ({self.eos} if self.eos is not None else set())
 
     @cached_property
@@ -319,6 +327,10 @@ class Tokenizer:
             for t in sorted(tokens, key=lambda t: -len(t.content))
         ]
         return re.compile(f"({'|'.join(names)})") if names else None
+
+    def _named(self, found: str) -> int:
+        """The special token that the pattern found."""
+        return self.special[found if found in self.special else found.strip()]
 
     def _framing(self, length: int | None, special: bool) -> Backend:
         """A backend that cuts texts so, made once: making one takes as long as encoding hundreds of texts."""

@@ -1,5 +1,6 @@
 """Named templates against what their makers publish, character by character."""
 
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -136,10 +137,41 @@ def test_formats_of_turns_refuse_others(letters, name):
 
 @pytest.mark.parametrize(("name", "file"), [("llama-3", "llama3"), ("gemma", "gemma3"), ("chatml", "qwen2_5")])
 def test_templates_that_come_with_models(name, file):
-    trl = find_spec("trl")
-    if trl is None or trl.origin is None:
-        pytest.skip("the package trl, which carries templates of published models, is not installed")
-    theirs = (Path(trl.origin).parent / "chat_templates" / f"{file}.jinja").read_text()
+    theirs = carried(file)
     for talk in (TALK, TALK[:4]):
         given = {"messages": talk, "add_generation_prompt": len(talk) == 4, "bos_token": BOS, "tools": None}
         assert render_template(TEMPLATES[name][0], **given) == render_template(theirs, **given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file", ["cohere", "gemma3", "glm4moe", "lfm2", "llama3", "phi3", "qwen2_5", "qwen3", "qwen3_vl", "smolvlm"]
+)
+def test_what_is_learned_is_what_transformers_marks(letters, file):
+    """Templates of published models with the assistant's words marked in them: the same, up to each end of turn."""
+    transformers = pytest.importorskip("transformers")
+    source = carried(f"{file}_training")
+    names = re.findall(r"<\|\w+\|>|<(?:start|end)_of_turn>|<end_of_utterance>", source)
+    tokenizer = letters.add_special(sorted(set(names))).with_template(source)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, bos_token=BOS, eos_token=EOS)
+    talk = [*TALK[1:4], {"role": "assistant", "content": "Reads\n\n  on. 東京 🙂"}]
+    talk[2] = {"role": "user", "content": "And then?"}
+    marked = theirs.apply_chat_template(talk, chat_template=source, return_dict=True, return_assistant_tokens_mask=True)
+    (row,) = encode(scripts(talk, tokenizer), tokenizer)
+    assert row.ids == marked["input_ids"]
+    expected, over = [], False
+    for i, mark in zip(row.ids, marked["assistant_masks"]):
+        over = bool(mark) and over
+        expected.append(int(mark and not over))
+        over = over or (bool(mark) and i in tokenizer.stops)
+    asked = len("\n") if file == "qwen2_5" else 0  # it marks the line break before an answer, too, which is given
+    assert sum(row.learned) == sum(expected) - 2 * asked
+    assert all(e >= o for e, o in zip(expected, row.learned))
+
+
+def carried(file: str) -> str:
+    """A template of a published model, as the package trl has it."""
+    trl = find_spec("trl")
+    if trl is None or trl.origin is None:
+        pytest.skip("the package trl, which carries templates of published models, is not installed")
+    return (Path(trl.origin).parent / "chat_templates" / f"{file}.jinja").read_text()
