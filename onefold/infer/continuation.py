@@ -4,7 +4,10 @@ from collections.abc import Collection, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
+Noted = tuple[int, float, list[tuple[int, float]]]  # a token, its log-probability, the likeliest ones and theirs
 Finish = Literal["stop", "length"]
 
 
@@ -72,11 +75,19 @@ class Continuation:
         self.finish: Finish | None = None
         self.ends, self._stream, self._stops = frozenset(ends), stream, StopStrings(stops)
         self._taken = 0
+        self.top: int | None = None  # how many of the likeliest tokens are noted at each step; None: nothing is
+        self.noted: list[Noted] = []
 
     @property
     def read(self) -> int:
         """How many tokens the model reads before it writes."""
         return len(self.prompt) + len(self.source or ())
+
+    def note(self, token: int, logits: Float[Tensor, " V"]) -> None:
+        """What the model itself gave to a token that is to be pushed, and to the likeliest, before any sampling."""
+        likely = logits.float().log_softmax(0)
+        values, ids = likely.topk(min(self.top or 0, len(likely)))
+        self.noted.append((token, likely[token].item(), list(zip(ids.tolist(), values.tolist()))))
 
     def push(self, token: int) -> None:
         """The next token, which may be the last."""

@@ -39,7 +39,9 @@ def generate(model: nn.Module, rows: Sequence[Continuation], sampling: Sampling)
     sampler = Sampler(prompts, randoms, sampling, steps, logits.shape[1], logits.device)
     while True:
         chosen = sampler(logits)
-        for row, token in zip(live, chosen.tolist()):
+        for i, (row, token) in enumerate(zip(live, chosen.tolist())):
+            if row.top is not None:
+                row.note(token, logits[i])
             row.push(token)
         yield
         kept = [i for i, row in enumerate(live) if row.finish is None]

@@ -52,6 +52,16 @@ class Job:
     max_tokens: int | None = None  # None: the server's default
     sampling: Mapping[str, Any] = field(default_factory=dict)  # what the client set: temperature, top_p, seed, stop…
     adapter: str | None = None  # one of the model's; None: as the server was started
+    logprobs: int | None = None  # how many of the likeliest tokens to tell at each place; None: nothing of that kind
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A token of an answer as text, its log-probability, and those of the likeliest in its place."""
+
+    text: str
+    logprob: float
+    top: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Piece:
     text: str
     tokens: int = 0  # tokens of the answer so far
     finish: Literal["stop", "length"] | None = None
+    spelled: tuple[Spelled, ...] = ()  # with the last piece, if the job asked: all tokens, one that ends it included
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from onefold.data.text.chat import chat_ids
 from onefold.infer.continuation import Continuation
 from onefold.infer.sampling import Sampling
 from onefold.infer.writer import Writer
-from onefold.serve.engine import About, Job, Limits, Piece, Refusal
+from onefold.serve.engine import About, Job, Limits, Piece, Refusal, Spelled
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,9 @@ class Queue:
             raise Refusal(400, text, code="context_length_exceeded", param=param)
         wanted = min(job.max_tokens or limits.default_tokens, limits.max_tokens)
         sampling = Sampling.from_dict({"temperature": 1.0, **job.sampling, "max_new_tokens": wanted})
-        return self._model.begin(prompt, sampling), sampling
+        row = self._model.begin(prompt, sampling)
+        row.top = job.logprobs
+        return row, sampling
 
     def _work(self) -> None:
         while True:
@@ -133,7 +135,18 @@ class Queue:
             if answer.cancelled:
                 return
             if (text := row.take()) or row.finish:
-                answer.push(Piece(text, len(row.ids), row.finish))
+                answer.push(Piece(text, len(row.ids), row.finish, self._spelled(row) if row.finish else ()))
+
+    def _spelled(self, row: Continuation) -> tuple[Spelled, ...]:
+        """The tokens that were noted, as they read where they stand: alone, some would lose the blank before them."""
+        decode, found, before = self._model.tokenizer.decode, [], row.prompt[-1]
+        for token, logprob, top in row.noted:
+            skip, texts = len(decode([before], special=True)), {}
+            for one, value in top:  # the likeliest first: of tokens that read alike it counts
+                texts.setdefault(decode([before, one], special=True)[skip:], value)
+            found.append(Spelled(decode([before, token], special=True)[skip:], logprob, texts))
+            before = token
+        return tuple(found)
 
 
 class QueuedAnswer:

@@ -8,13 +8,16 @@ import json
 import time
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import accumulate
 from secrets import token_hex
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from onefold.serve.engine import About, Job, Piece, Refusal
+from onefold.serve.engine import About, Job, Piece, Refusal, Spelled
+
+MOST_LOGPROBS = 100  # likeliest tokens told at a place
 
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 # Accepted while they say nothing; the values that say nothing, beside null.
@@ -29,6 +32,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 def _several(value: Any) -> Any:
     """One text, where one or several may stand, as a list of one."""
     return [value] if isinstance(value, str) else value
+
+
+def _unless_false(value: Any) -> Any:
+    return None if value is False else value
 
 
 def _parts(value: Any) -> Any:
@@ -134,6 +141,14 @@ class ChatBody(Body):
 class TextBody(Body):
     prompt: Annotated[list[str], Field(min_length=1, max_length=1), BeforeValidator(_several)]
     echo: bool | None = None
+    logprobs: Annotated[int | None, Field(ge=0, le=MOST_LOGPROBS), BeforeValidator(_unless_false)] = None
+
+    @model_validator(mode="after")
+    def _told_whole(self) -> "TextBody":
+        if self.logprobs is not None and (self.stream or self.echo):
+            text = f"logprobs with {'stream' if self.stream else 'echo'} is not supported by this server"
+            raise PydanticCustomError("unsupported", "{text}", {"text": text, "param": "logprobs"})
+        return self
 
     @property
     def text(self) -> str:
@@ -141,7 +156,8 @@ class TextBody(Body):
 
     def job(self, adapter: str | None = None) -> Job:
         most = self.max_tokens or 16  # OpenAI's default
-        return Job(prompt=self.text, max_tokens=most, sampling=self.sampling(), adapter=adapter)
+        sampling = self.sampling()
+        return Job(prompt=self.text, max_tokens=most, sampling=sampling, adapter=adapter, logprobs=self.logprobs)
 
 
 def parse(kind: type[B], body: bytes) -> B:
@@ -165,6 +181,7 @@ class Reply:
     def __init__(self, body: Body, model: str, prompt_tokens: int):
         self.chat = isinstance(body, ChatBody)
         self.echo = body.text if isinstance(body, TextBody) and body.echo else ""
+        self.logprobs = isinstance(body, TextBody) and body.logprobs is not None
         self.include_usage = body.include_usage
         self.prompt_tokens = prompt_tokens
         self.id = ("chatcmpl-" if self.chat else "cmpl-") + token_hex(12)
@@ -173,7 +190,8 @@ class Reply:
     def whole(self, text: str, last: Piece) -> dict[str, Any]:
         usage = self.usage(last.tokens)
         if not self.chat:
-            return self._body("text_completion", [self._choice({"text": self.echo + text}, last.finish)], usage=usage)
+            said = {"text": self.echo + text, "logprobs": _logprobs(last.spelled) if self.logprobs else None}
+            return self._body("text_completion", [self._choice(said, last.finish)], usage=usage)
         message = {"role": "assistant", "content": text, "refusal": None}
         return self._body("chat.completion", [self._choice({"message": message}, last.finish)], usage=usage)
 
@@ -199,7 +217,7 @@ class Reply:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": completion, "total_tokens": total}
 
     def _choice(self, said: dict[str, Any], finish: str | None) -> dict[str, Any]:
-        return {"index": 0, **said, "logprobs": None, "finish_reason": finish}
+        return {"index": 0, "logprobs": None, **said, "finish_reason": finish}
 
     def _body(self, kind: str, choices: list[dict], **more: Any) -> dict[str, Any]:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -209,6 +227,17 @@ class Reply:
         if self.include_usage:
             more = {"usage": None} | more
         return event(self._body("chat.completion.chunk" if self.chat else "text_completion", choices, **more))
+
+
+def _logprobs(spelled: Sequence[Spelled]) -> dict[str, list[Any]]:
+    """As OpenAI's completions have them; places count characters of the answer."""
+    places = [0, *accumulate(len(token.text) for token in spelled)]
+    return {
+        "tokens": [token.text for token in spelled],
+        "token_logprobs": [token.logprob for token in spelled],
+        "top_logprobs": [dict(token.top) for token in spelled],
+        "text_offset": places[: len(spelled)],
+    }
 
 
 def check_model(asked: str | None, name: str, adapters: Sequence[str] = ()) -> None:

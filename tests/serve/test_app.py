@@ -289,3 +289,25 @@ def test_another_engine_fits_without_touching_the_application(tokenizer):
 
     http = TestClient(create_app(Batched()), base_url="http://localhost")
     assert http.post(CHAT, json=ask("hi")).json()["choices"][0]["message"]["content"] == "hi!"
+
+
+def test_completions_tell_log_probabilities_as_openai_does(client, make_model):
+    """Of every token what the model gave it, whatever was sampled, and of the likeliest in its place."""
+    http = client(script=" Paris. Hello", context=64)
+    answer = http.post(TEXT, json={"prompt": "of France is", "logprobs": 3, "max_tokens": 4, "temperature": 0}).json()
+    (choice,) = answer["choices"]
+    told = choice["logprobs"]
+    assert "".join(told["tokens"]) == choice["text"]
+    assert told["tokens"][0].startswith(" ")
+    assert told["text_offset"] == [len("".join(told["tokens"][:n])) for n in range(4)]
+    for token, value, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"]):
+        assert 0 < len(top) <= 3
+        assert value == pytest.approx(top[token], abs=1e-6) == pytest.approx(0.0, abs=1e-4)
+        assert list(top.values()) == sorted(top.values(), reverse=True)
+    assert len(told["tokens"]) == answer["usage"]["completion_tokens"] == 4
+    assert http.post(TEXT, json={"prompt": "is", "max_tokens": 1}).json()["choices"][0]["logprobs"] is None
+    assert http.post(TEXT, json={"prompt": "is", "max_tokens": 1, "logprobs": False}).status_code == 200
+    for more in ({"stream": True}, {"echo": True}, {"logprobs": 1000}):
+        refused = http.post(TEXT, json={"prompt": "is", "logprobs": 1, **more})
+        assert refused.status_code == 400
+        assert "logprobs" in refused.json()["error"]["message"]

@@ -117,3 +117,15 @@ def test_a_wide_address_wants_the_key_it_printed_and_ctrl_c_ends_everything_at_o
         assert out.strip() == "stopped"
     finally:
         child.kill()
+
+
+def test_this_server_is_an_endpoint_that_classes_are_asked_of(serving):
+    from onefold.infer.endpoint import Endpoint, EndpointConfig
+    from onefold.infer.label_words import LabelWordsConfig
+
+    asked = LabelWordsConfig(template="{text} is", words={"fr": "Paris", "de": "Hello"})
+    with serving(script=lambda text: " Paris" if "France" in text else " Hello", key="k") as url:
+        endpoint = Endpoint(EndpointConfig(url=url, model="tiny"), asked, "k")
+        ((scores, tokens),) = endpoint.ask(["how are you\n"], ["The capital of France", "a day", "of France"])
+    assert scores.argmax(1).tolist() == [0, 1, 0]
+    assert tokens > 3
