@@ -17,13 +17,22 @@ SEQ2SEQ = ["bart", "t5", "transformer"]
 ENCODERS = ["bert", "esm1b", "roberta", "text_classifier"]
 EMBEDDERS = ["cpt"]
 TRANSFER = ["elmo", "gpt", "history", "ulmfit"]
+PREFERENCES = ["dpo", "reward"]
 PUBLISHED = {"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096}
 
 
 def test_recipes_are_listed_by_file_name():
-    assert {*LANDMARKS, *PICTURES, *WORDS, *ENCODERS, *EMBEDDERS, *TRANSFER, *SEQ2SEQ, "quickstart"} == set(
-        recipes.names()
-    )
+    assert {
+        *LANDMARKS,
+        *PICTURES,
+        *WORDS,
+        *ENCODERS,
+        *EMBEDDERS,
+        *TRANSFER,
+        *SEQ2SEQ,
+        *PREFERENCES,
+        "quickstart",
+    } == set(recipes.names())
 
 
 def test_a_name_means_the_recipe_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):

@@ -1,0 +1,43 @@
+"""The recipes of preferences: what they resolve to, and the synthetic world that their checks go by."""
+
+import numpy as np
+import pytest
+
+from onefold import recipes
+from onefold.core.errors import UserError
+from onefold.data.text.synthetic import NOUNS
+from onefold.recipes import _preferences as synthetic
+from onefold.training.run import Run
+
+
+@pytest.mark.parametrize("name", ["dpo", "reward"])
+def test_they_need_data_and_a_model(name):
+    with pytest.raises(UserError, match="data=FILE start=MODEL"):
+        recipes.resolve(name)
+    run = recipes.resolve(name, {"data": "pairs.jsonl", "start": "runs/chat", "trainer.batch": 8})
+    assert (run.data.path, run.start, run.trainer.batch) == ("pairs.jsonl", "runs/chat", 8)
+    assert Run.from_json(run.to_json()) == run
+
+
+def test_a_loss_is_named():
+    given = {"data": "rows.jsonl", "start": "runs/chat"}
+    run = recipes.resolve("dpo", {**given, "loss": "kto"}, tiny=True)
+    assert (run.objective.kind, run.data.task, run.out.name) == ("kto", "labels", "kto")
+    assert recipes.resolve("dpo", {**given, "loss": "cdpo"}).objective.loss.smoothing > 0
+    with pytest.raises(UserError, match="there is no loss ppo"):
+        recipes.resolve("dpo", {**given, "loss": "ppo"})
+
+
+def test_the_best_policies_trade_reward_for_distance(tmp_path):
+    """At a large β nothing changes; a smaller one gives more reward, further away, up to the best answer seen."""
+    world = synthetic.World(0, tmp_path)
+    generator = np.random.default_rng(0)
+    said = [" ".join(generator.choice(["red", "dog", "near", "sees"], 6)) for _ in range(40 * len(NOUNS))]
+    world.__dict__["sampled"] = [synthetic.Answer(NOUNS[i % len(NOUNS)], text, [], []) for i, text in enumerate(said)]
+    rewards, distances = zip(*world.best([1e6, 3.0, 1.0, 0.3, 1e-3]))
+    assert rewards[0] == pytest.approx(np.mean([synthetic.reward(text) for text in said]), abs=1e-3)
+    assert distances[0] == pytest.approx(0, abs=1e-6)
+    assert sorted(rewards) == list(rewards)
+    assert sorted(distances) == list(distances)
+    best = [max(synthetic.reward(t) for t in said[n :: len(NOUNS)]) for n in range(len(NOUNS))]
+    assert rewards[-1] == pytest.approx(np.mean(best), abs=1e-6)
