@@ -129,6 +129,8 @@ class Dataset:
 def fit_tokens(model: Config, tokenizer: Tokenizer, length: int, grow: bool) -> Config:
     """The model's config, if it reads rows of `length` of these tokens; with `grow`, with room for all of them.
 
+    Where data tell no prefixes, a model that read prompts whole learns to read forwards only, and does so from then on.
+
     Errors: UserError when it is no language model, lacks room, or rows are longer than its context.
     """
     vocab, context = getattr(model, "vocab", None), getattr(model, "context", None)
@@ -136,6 +138,8 @@ def fit_tokens(model: Config, tokenizer: Tokenizer, length: int, grow: bool) -> 
         raise UserError(f"text needs a language model, not a {getattr(model, 'kind', 'model of another kind')}")
     if length > context:
         raise UserError(f"data.context={length} is longer than model.context={context}")
+    if getattr(model, "prefix", False):
+        model = model.but({"prefix": False})
     if tokenizer.size <= vocab:
         return model
     if not grow:

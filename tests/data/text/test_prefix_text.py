@@ -103,6 +103,13 @@ def test_a_run_makes_a_model_that_reads_prompts_whole(data, tmp_path):
         model.save(tmp_path / "published", format="hf")
 
 
+def test_plain_text_makes_it_a_causal_model_again(dataset, folder, tmp_path):
+    model = dataset.fit(gpt2().but(TINY), grow=False)
+    assert model.prefix
+    plain = TextData(sources=str(folder)).but(SMALL).prepare(tmp_path)
+    assert not plain.fit(model, grow=False).prefix
+
+
 def test_models_that_cannot_look_ahead_are_refused(dataset):
     with pytest.raises(UserError, match="need a decoder with attention, not a recurrent model"):
         dataset.fit(RecurrentConfig(vocab=320, width=16, hidden=16, depth=1, context=32), grow=False)
