@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from onefold.core.errors import UserError
+from onefold.infer.barred import Barred
 from onefold.infer.continuation import Finish
 from onefold.infer.engine import device_of, left_pad, read
 from onefold.infer.sampling import Sampling, most_likely
@@ -84,16 +85,24 @@ def beam_search(
     scores[:, 0] = 0.0
     written = torch.empty((B, K, 0), dtype=torch.long, device=device)
     logits = logits[:, None].expand(B, K, -1)
+    barred = Barred(
+        prompts, [ends] * B, sampling.no_repeat_ngram_size, sampling.min_new_tokens, logits.shape[-1], device
+    )
+    barred.keep(torch.arange(B, device=device).repeat_interleave(K))
     open_prompts = list(range(B))
     for length in range(1, max(budgets) + 1):
-        scores, parents, chosen = _step(scores, logits, searches, open_prompts, written, ends, length)
+        each = barred(logits.float().log_softmax(-1).flatten(0, 1))
+        scores, parents, chosen = _step(scores, each, searches, open_prompts, written, ends, length)
         still = [i for i, p in enumerate(open_prompts) if not searches[p].over(float(scores[i, 0]), length)]
         if not still:
             break
         index = torch.tensor(still, device=device)
         scores, parents, chosen = scores[index], parents[index], chosen[index]
         open_prompts = [open_prompts[i] for i in still]
-        state.reorder((index[:, None] * K + parents).flatten())
+        origin = (index[:, None] * K + parents).flatten()
+        state.reorder(origin)
+        barred.keep(origin)
+        barred.write(chosen.flatten())
         before = written[index].gather(1, parents[..., None].expand(-1, -1, length - 1))
         written = torch.cat((before, chosen[..., None]), dim=2)
         logits = model.head(model.features(chosen.reshape(-1, 1), state=state)[:, -1]).view(len(still), K, -1)
@@ -110,7 +119,7 @@ def _fork(state: Any, rows: int, beams: int, device: torch.device) -> None:
 
 def _step(
     scores: Tensor,  # Float[b, K]
-    logits: Tensor,  # Float[b, K, V]
+    each: Tensor,  # Float[b · K, V], log-probabilities
     searches: Sequence[_Search],
     open_prompts: Sequence[int],
     written: Tensor,  # Long[b, K, length - 1]
@@ -122,10 +131,10 @@ def _step(
     What ends is put aside, where it ranks among the first K as it stands; enough candidates are looked at that K
     others are left even if every possible end is among them.
     """
-    b, K, V = logits.shape
-    enough = min(K * (1 + len(ends)), V)
-    each, ids = most_likely(logits.float().log_softmax(-1).view(b * K, V), enough)
-    total = scores[..., None] + each.view(b, K, enough)
+    b, K = scores.shape
+    enough = min(K * (1 + len(ends)), each.shape[1])
+    likely, ids = most_likely(each, enough)
+    total = scores[..., None] + likely.view(b, K, enough)
     best, place = total.flatten(1).topk(min(K * (1 + len(ends)), K * enough))
     parents, tokens = place // enough, ids.view(b, -1).gather(1, place)
     last = torch.zeros_like(best, dtype=torch.bool)

@@ -36,7 +36,8 @@ def generate(model: nn.Module, rows: Sequence[Continuation], sampling: Sampling)
     state = model.init_state(len(live), tokens.shape[1] + steps - 1)
     logits = model.head(read(model, tokens, positions, state))
     prompts, randoms = [row.prompt for row in live], [row.random for row in live]
-    sampler = Sampler(prompts, randoms, sampling, steps, logits.shape[1], logits.device)
+    ends = [row.ends for row in live]
+    sampler = Sampler(prompts, randoms, sampling, steps, logits.shape[1], logits.device, ends)
     while True:
         chosen = sampler(logits)
         for i, (row, token) in enumerate(zip(live, chosen.tolist())):

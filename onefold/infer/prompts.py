@@ -11,7 +11,6 @@ from onefold.core.errors import UserError
 from onefold.core.progress import Progress
 from onefold.data.text.chat import chat_ids
 from onefold.infer.continuation import Continuation
-from onefold.infer.sampling import Sampling
 from onefold.infer.writer import Prompt, Writer
 
 SORTED_TOGETHER = 16  # batches that are sorted by length, so that little is padded, before their answers are written
@@ -23,7 +22,7 @@ def answer_file(model: Writer, path: Path, out: Path | None = None, batch: int =
     Writes each line's object with "answer" and "finish" ("stop" or "length") added, in order, to `out` or the terminal.
     All lines are read and checked before the first answer. Raises UserError naming the line.
     """
-    sampling = Sampling.from_dict(options)
+    sampling = model.sampling(options)
     if batch < 1:
         raise UserError(f"batch must be at least 1, not {batch}")
     lines = list(_read(path))

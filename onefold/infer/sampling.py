@@ -1,9 +1,9 @@
 """From logits to the next token: what shapes the distribution, and a draw from it that no other row can disturb.
 
-The order is that of the field's tools: repetition penalty, temperature, top-k, top-p, min-p.
+The order is that of the field's tools: repetition penalty, what is barred, temperature, top-k, top-p, min-p.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from onefold.core.config import Config
+from onefold.infer.barred import Barred
 
 
 def _strings(value: object) -> object:
@@ -29,6 +30,8 @@ class Sampling(Config):
     top_p: float | None = Field(None, gt=0, le=1)  # only the likeliest that together reach p (arXiv 1904.09751)
     min_p: float | None = Field(None, ge=0, le=1)  # only those at least p times as likely as the first (2407.01082)
     repetition_penalty: float = Field(1.0, gt=0)  # on logits of tokens read or written before (1909.05858)
+    no_repeat_ngram_size: int = Field(0, ge=0)  # no n tokens in a row come twice, prompt included; 0: they may
+    min_new_tokens: int = Field(0, ge=0)  # before that many, nothing ends a text but `stop`
     seed: int | None = None  # None: different every time
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_strings)] = ()
     beams: int = Field(1, ge=1)  # more than 1: beam search instead of sampling
@@ -133,8 +136,11 @@ class Sampler:
         steps: int,
         vocab: int,
         device: torch.device | str = "cpu",
+        ends: Sequence[Collection[int]] | None = None,  # ids that end each row
     ):
         self.sampling = sampling
+        ends = ends or [()] * len(prompts)
+        self.barred = Barred(prompts, ends, sampling.no_repeat_ngram_size, sampling.min_new_tokens, vocab, device)
         self.step = 0
         self.uniform: Tensor | None = None  # Float[B, steps]: all drawn at once, nothing crosses to the device later
         self.seen: Tensor | None = None  # Bool[B, V]
@@ -147,7 +153,8 @@ class Sampler:
             self.seen = self.seen.to(device)
 
     def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-        chosen = self._choose(penalize(logits, self.sampling.repetition_penalty, self.seen))
+        chosen = self._choose(self.barred(penalize(logits, self.sampling.repetition_penalty, self.seen)))
+        self.barred.write(chosen)
         if self.seen is not None:
             self.seen.scatter_(1, chosen[:, None], True)
         self.step += 1
@@ -167,6 +174,7 @@ class Sampler:
         """Go on with these rows only."""
         self.uniform = None if self.uniform is None else self.uniform[rows]
         self.seen = None if self.seen is None else self.seen[rows]
+        self.barred.keep(rows)
 
 
 def randomness(sampling: Sampling, prompt: Sequence[int], copy: int = 0) -> np.random.Generator:

@@ -1,6 +1,6 @@
 """A model that reads one text and writes another: translations, summaries, answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,14 @@ from onefold.core.progress import say
 from onefold.data.text.tokenizer import MASKS, SENTINEL
 from onefold.infer import engine
 from onefold.infer.continuation import Continuation
+from onefold.infer.padding import padded
 from onefold.infer.sampling import Sampling, randomness
 from onefold.infer.writer import Prompt, Writer
 from onefold.interop.loaded import Loaded
 from onefold.nn.position import LearnedPositionConfig
+
+# Settings of a published generation_config.json, and ours of the same meaning.
+OBEYED = {"num_beams": "beams", "length_penalty": "length_penalty", "no_repeat_ngram_size": "no_repeat_ngram_size"}
 
 
 class Conditioned:
@@ -30,9 +34,8 @@ class Conditioned:
     def init_state(self, rows: int, capacity: int) -> Any:
         """Read the sources, padded behind their ends."""
         lengths = torch.tensor([len(ids) for ids in self.sources])
-        longest = int(lengths.max())
-        source = torch.tensor([[*ids] + [0] * (longest - len(ids)) for ids in self.sources])
-        padding = (torch.arange(longest) >= lengths[:, None]).long()
+        source = padded(self.sources)
+        padding = (torch.arange(source.shape[1]) >= lengths[:, None]).long()
         device = engine.device_of(self.network)
         segments = padding.to(device) if padding.any() else None
         return self.network.init_state(source.to(device), segments, capacity)
@@ -60,6 +63,8 @@ class Seq2SeqModel(Writer):
     def __init__(self, loaded: Loaded):
         super().__init__(loaded)
         published = loaded.card.get("generation") or {}
+        self._first = published.get("forced_bos_token_id") if self.config.first is None else self.config.first
+        self.defaults = _defaults(published, 1 if self._first is None else 2)
         banned = published.get("bad_words_ids") or []
         self._never = [ids[0] for ids in banned if len(ids) == 1]  # Marian's padding, which its weights do not rule out
         ends = published.get("eos_token_id")
@@ -97,7 +102,7 @@ class Seq2SeqModel(Writer):
             say(f"a text of {len(source):,} tokens loses its end: the model reads {self.context:,}")
             source = [*source[: self.context - 1], source[-1]]
         self._check(torch.tensor(source))
-        start = [self._start, *([] if self.config.first is None else [self.config.first])]
+        start = self._beginning
         room = engine.budget(start, sampling.max_new_tokens, self.context)
         tokenizer = self._loaded.tokenizer
         stream = tokenizer.stream(gaps=True) if tokenizer else None  # or what stood in several would run together
@@ -105,8 +110,25 @@ class Seq2SeqModel(Writer):
         return Continuation(start, room, self._ends, sampling.stop, stream, random, source)
 
     @property
-    def _start(self) -> int:
-        return self.tokenizer.decoder_start if self.config.start is None else self.config.start
+    def _beginning(self) -> list[int]:
+        """What every text that it writes begins with."""
+        start = self.tokenizer.decoder_start if self.config.start is None else self.config.start
+        return [start, *([] if self._first is None else [self._first])]
 
     def _network(self, rows: Sequence[Continuation]) -> Conditioned:
         return Conditioned(self._fast, [row.source or () for row in rows], self._never)
+
+
+def _defaults(published: Mapping[str, Any], before: int) -> dict[str, Any]:
+    """What a generation_config.json says that a text is to be written with, as options of Sampling.
+
+    before: tokens that every text begins with, which its lengths count, or (`_new_tokens`) all but one of them.
+    """
+    found = {ours: published.get(theirs) for theirs, ours in OBEYED.items()}
+    for side in ("min", "max"):
+        length, new = published.get(f"{side}_length"), published.get(f"{side}_new_tokens")
+        if new is not None:
+            found[f"{side}_new_tokens"] = max(1 if side == "max" else 0, new - before + 1)
+        elif length is not None:
+            found[f"{side}_new_tokens"] = max(1 if side == "max" else 0, length - before)
+    return {name: value for name, value in found.items() if value is not None}

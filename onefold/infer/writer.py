@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, overload
 
 from torch import Tensor
@@ -23,13 +23,16 @@ class Writer(OpenedText, ABC):
     """A loaded model that writes. Options of `generate` and `stream` are the fields of `infer.sampling.Sampling`:
 
     max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop,
-    beams, length_penalty, length_norm.
+    no_repeat_ngram_size, min_new_tokens, beams, length_penalty, length_norm.
+
+    `defaults`: those that the model's publishers give.
     """
 
     continues: ClassVar[bool]  # whether what it writes goes on where the prompt stopped
 
     def __init__(self, loaded: Loaded):
         super().__init__(loaded)
+        self.defaults: dict[str, Any] = {}
         self._fast = for_decoding(self.network)
 
     @property
@@ -58,7 +61,7 @@ class Writer(OpenedText, ABC):
         A list is answered in one batch, each text as if its prompt stood alone. Ends at an end-of-text token, a stop
         string (not part of the text), `max_new_tokens`, or the end of the context.
         """
-        sampling = Sampling.from_dict(options)
+        sampling = self.sampling(options)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = self.begin_all(prompts, sampling)
         self.finish(rows, sampling)
@@ -66,8 +69,16 @@ class Writer(OpenedText, ABC):
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """`generate`, in pieces as they become certain."""
-        sampling = Sampling.from_dict(options)
+        sampling = self.sampling(options)
         return self._pieces(self.begin(prompt, sampling), sampling)
+
+    def sampling(self, options: Mapping[str, Any]) -> Sampling:
+        """The options of `generate` with the model's own defaults: its beams only where beams can do what is asked."""
+        given = Sampling.from_dict(options)
+        defaults = dict(self.defaults)
+        if not given.greedy or given.repetition_penalty != 1.0:
+            defaults.pop("beams", None)
+        return Sampling.from_dict(defaults | options)
 
     # The parts of `generate`, for those who schedule rows themselves (servers, roll-outs).
 

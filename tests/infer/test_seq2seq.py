@@ -23,7 +23,7 @@ from onefold.models import seq2seq_families as families
 from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
 from onefold.serve.engine import Job
 from onefold.serve.queue import Queue
-from tests.interop.published_seq2seq import CASES, saved
+from tests.interop.published_seq2seq import CASES, published, saved
 from tests.models.test_seq2seq import MODELS, SMALL, rough
 
 SOURCES = [[5, 9, 2, 44, 17, 3, 8, 30, 12, 7], [11], [59, 2, 2, 41, 6], [9, 9, 9, 9, 20], [33, 4, 5, 21, 8, 13, 50]]
@@ -84,6 +84,51 @@ def test_texts_are_those_of_transformers(both, options):
     assert written(ours, sources, [end], **options) == want
 
 
+BARRED = [
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 3, "min_new_tokens": 6},
+    {"no_repeat_ngram_size": 2, "beams": 4},
+    {"no_repeat_ngram_size": 3, "min_new_tokens": 7, "beams": 3, "length_penalty": 2.0},
+]
+
+
+@pytest.mark.parametrize("options", BARRED)
+@pytest.mark.parametrize("case", ["bart", "bart-scaled"])
+def test_what_is_barred_is_what_transformers_bars(case, options, tmp_path):
+    theirs, ours = saved(case, tmp_path, std=0.4), onefold.load(tmp_path)
+    plain = {name: value for name, value in options.items() if name in ("beams", "length_penalty")}
+    free = written(ours, SOURCES, (), **plain)
+    end = free[0][1]
+    before = written(ours, SOURCES, [end], **plain)
+    given = {"num_beams" if name == "beams" else name: value for name, value in options.items()}
+    given |= {"early_stopping": "never"} if "beams" in options else {}
+    if "min_new_tokens" in options and ours.config.first is not None:
+        given["min_new_tokens"] += 1  # theirs count the token that every text begins with
+    want = [transformers_writes(theirs, source, ours.config.first, end, **given) for source in SOURCES]
+    found = written(ours, SOURCES, [end], **options)
+    assert found == want
+    assert found != before  # something was barred
+
+
+def test_a_published_folder_says_how_it_wants_to_write(tmp_path):
+    theirs = published("bart", std=0.4)
+    theirs.generation_config.update(
+        num_beams=3, length_penalty=2.0, no_repeat_ngram_size=2, min_length=6, max_length=12, eos_token_id=7
+    )
+    theirs.generation_config.forced_bos_token_id, theirs.generation_config.forced_eos_token_id = 0, None
+    theirs.save_pretrained(tmp_path)
+    ours = onefold.load(tmp_path)
+    said = ours.sampling({})
+    assert (said.beams, said.no_repeat_ngram_size, said.min_new_tokens, said.max_new_tokens) == (3, 2, 4, 10)
+    rows = ours.begin_all(SOURCES, said)
+    ours.finish(rows, said)
+    for row, source in zip(rows, SOURCES):
+        ids = theirs.generate(torch.tensor([source]), use_cache=False, early_stopping="never")[0].tolist()[2:]
+        assert row.ids == (ids[: ids.index(7)] if 7 in ids else ids)
+    assert ours.sampling({"beams": 1, "max_new_tokens": 5}).but({"min_new_tokens": 0}).max_new_tokens == 5
+    assert ours.sampling({"temperature": 0.8}).beams == 1  # a draw is asked for
+
+
 def model(name="bart", tokenizer=None, **changes):
     config = MODELS[name].but(changes)
     return Seq2SeqModel(Loaded(config, rough(config), tokenizer, {"generation": {"eos_token_id": 7}}))
@@ -96,8 +141,10 @@ def model(name="bart", tokenizer=None, **changes):
         {"repetition_penalty": 2.0},
         {"temperature": 1.0, "top_p": 0.9, "seed": 3},
         {"beams": 3, "length_norm": "gnmt", "length_penalty": 0.6},
+        {"temperature": 1.0, "seed": 3, "no_repeat_ngram_size": 2, "min_new_tokens": 4},
+        {"beams": 3, "no_repeat_ngram_size": 2, "min_new_tokens": 4},
     ],
-    ids=["greedy", "sampled", "beams"],
+    ids=["greedy", "sampled", "beams", "sampled, barred", "beams, barred"],
 )
 def test_a_batch_of_ragged_texts_equals_each_alone(name, options):
     writer = model(name, **({"start": 0} if MODELS[name].start is None else {}))
