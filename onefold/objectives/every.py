@@ -7,6 +7,7 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.objectives.classification import Classification
 from onefold.objectives.contrastive import InfoNCE
+from onefold.objectives.distillation import Distillation
 from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
 from onefold.objectives.language import MaskedAndNext, NextToken
 from onefold.objectives.preference import KTO, Preference
@@ -16,6 +17,7 @@ from onefold.objectives.transfer import BothDirections, ClassificationAndNext
 
 AnyObjective = (
     NextToken
+    | Distillation
     | MaskedAndNext
     | BothDirections
     | Classification

@@ -16,7 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
+from onefold.data.every import Prepared
 from onefold.data.text.preferences import PreferenceDataset
+from onefold.data.text.tokenizer import Tokenizer
 from onefold.interop.adapted import fingerprint
 from onefold.interop.artifact import read_card
 from onefold.interop.open import open_model
@@ -51,11 +53,7 @@ def ask(run: "Run", dataset: PreferenceDataset, objective: Any, model: nn.Module
     model: as training begins with it, in its place. Errors: UserError when a reference reads other tokens.
     """
     if NAME in run.frozen:
-        loaded = open_model(run.frozen[NAME], device)
-        ids = dataset.tokenizer.vocabulary
-        if loaded.tokenizer and any(loaded.tokenizer.vocabulary.get(token) != i for token, i in ids.items()):
-            raise UserError(f"frozen.reference={run.frozen[NAME]} has another tokenizer than the model that learns")
-        model = loaded.model
+        model = _opened(run, NAME, dataset, device)
     reference = hash_of(model)
     if dataset.know(reference):
         return reference
@@ -68,6 +66,28 @@ def ask(run: "Run", dataset: PreferenceDataset, objective: Any, model: nn.Module
         dataset.ask(reference, lambda batch: objective.refer(model, batch.to(device)), rows)
     reshard(model)
     return reference
+
+
+def consulted(run: "Run", dataset: Prepared, device: torch.device) -> dict[str, nn.Module]:
+    """The models that an objective asks about every batch, by name: all of `run.frozen` but the reference.
+
+    Errors: UserError when one cannot read these batches.
+    """
+    return {name: _opened(run, name, dataset, device) for name in run.frozen if name != NAME}
+
+
+def _opened(run: "Run", name: str, dataset: Prepared, device: torch.device) -> nn.Module:
+    """A model of `run.frozen`, which reads the same tokens as the one that learns."""
+    loaded, given = open_model(run.frozen[name], device), f"frozen.{name}={run.frozen[name]}"
+    if loaded.tokenizer and isinstance(dataset.processor, Tokenizer):
+        known = loaded.tokenizer.vocabulary
+        if any(known.get(token) != i for token, i in dataset.processor.vocabulary.items()):
+            raise UserError(f"{given} has another tokenizer than the model that learns")
+    try:
+        dataset.fit(loaded.config, grow=False)
+    except UserError as error:
+        raise UserError(f"{given} cannot read these data: {error}") from None
+    return loaded.model.requires_grad_(False)
 
 
 def hash_of(model: nn.Module) -> str:

@@ -125,9 +125,7 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     dataset = run.data.prepare(run.out / "data", first_processor(run, None if good else start), keep=True, **begun)
     check_reads(run.objective, dataset.batch, run.data)
     config = read_model_config(read_card(good), good / FILE) if good else model_config(run, dataset, start)
-    others = {name: path for name, path in run.frozen.items() if name != reference.NAME}  # which is asked once, below
-    frozen = {name: open_model(path, device).model.requires_grad_(False) for name, path in others.items()}
-    objective = run.objective.build(frozen)
+    objective = run.objective.build(reference.consulted(run, dataset, device))
     refers = hasattr(objective, "refer")
     asked = reference.asked(run, dataset, good) if refers else None
     if refers and not asked and start is None:
