@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from onefold import recipes
+from onefold.cli_adapt import app as adapting_verbs
 from onefold.cli_blackbox import app as blackbox_verbs
 from onefold.cli_common import (
     Adapters,
@@ -286,6 +287,7 @@ def list_recipes():
 
 
 app.add_typer(text_verbs)  # without a name: its verbs stand beside those above
+app.add_typer(adapting_verbs)
 app.add_typer(blackbox_verbs)
 app.add_typer(data_verbs, name="data")
 app.add_typer(word_verbs, name="words")
@@ -293,13 +295,14 @@ app.add_typer(protein_verbs, name="proteins")
 
 # How `onefold --help` groups them.
 PANELS = {
-    "Train": ("quickstart", "train", "tune", "recipes", "show", "compare", "average", "check"),
+    "Train": ("quickstart", "train", "align", "merge", "tune", "recipes", "show", "compare", "average", "check"),
     "Write": ("generate", "chat", "translate", "serve"),
     "Understand": ("evaluate", "classify", "fill", "tag", "answer", "predict", "score", "embed"),
     "Data and formats": ("data", "words", "proteins", "export"),
 }
 _PANEL_OF = {verb: panel for panel, verbs in PANELS.items() for verb in verbs}
-for _verb in (*app.registered_commands, *text_verbs.registered_commands, *blackbox_verbs.registered_commands):
+_beside = (text_verbs, adapting_verbs, blackbox_verbs)
+for _verb in (*app.registered_commands, *(verb for part in _beside for verb in part.registered_commands)):
     _verb.rich_help_panel = _PANEL_OF[_verb.name or _verb.callback.__name__]
 for _group in app.registered_groups:
     _group.rich_help_panel = _PANEL_OF.get(_group.name)

@@ -1,0 +1,52 @@
+"""Adapters on the command line: conversations teach a model, and a page shows what changed."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import onefold
+from onefold import recipes
+from onefold.cli import app
+from onefold.core.errors import UserError
+from onefold.study.results import read_results
+from onefold.training.run import Run, train
+from tests.training.conftest import WORDS, make_corpus, small_run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora")
+    return train(small_run(make_corpus(folder / "text"), folder / "base").but({"trainer.steps": 4}))
+
+
+def test_the_recipe_round_trips():
+    run = recipes.resolve("lora", {"start": "model.gguf", "chat": "dialogues.jsonl", "adapt.0.rank": 8})
+    assert (run.adapt[0].rank, run.data.path) == (8, "dialogues.jsonl")
+    assert Run.from_json(run.to_json()) == run
+    with pytest.raises(UserError, match="say which one with start="):
+        onefold.train("lora", tiny=True, out="unused")
+
+
+def test_align_and_merge(base, tmp_path):
+    talks = [
+        {"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": f"{word} it is"}]}
+        for word in WORDS * 4
+    ]
+    chat, out = tmp_path / "chat.jsonl", tmp_path / "out"
+    chat.write_text("\n".join(json.dumps(talk | {"id": i}) for i, talk in enumerate(talks)))
+    given = [f"chat={chat}", f"out={out}", "epochs=1", "optimizer.lr=0.01", "trainer.device=cpu"]
+    called = CliRunner().invoke(app, ["align", str(base.out), *given])
+    assert called.exit_code == 0, called.output
+    results = read_results(out)
+    assert results["final"]["loss"] < results["final"]["loss_before"]
+    assert results["samples"][0]["title"] == "Question 1, before"
+    assert "after" in (out / "report.html").read_text()
+
+    adapted = onefold.load(out)
+    called = CliRunner().invoke(app, ["merge", str(out), str(tmp_path / "merged")])
+    assert "with adapter merged" in called.output
+    merged = onefold.load(tmp_path / "merged")
+    assert not merged.adapters
+    ids = [[3, 5, 7, 9]]
+    assert (merged.logits(ids) - adapted.logits(ids)).abs().max() < 1e-5
