@@ -5,7 +5,8 @@ A recipe module has
     tiny(…) -> Run        the same idea in minutes on two cores
     check(report)         what must hold if it is implemented right, and what it showed
 Both functions take a few typed parameters of their own (`data=`, `size=`); dotted paths edit the Run they return.
-Those of word vectors return a WordRun, which is trained by a loop of its own and lies in a folder of the same kind.
+Those of word vectors return a WordRun, which is trained by a loop of its own and lies in a folder of the same kind;
+that of black-box tuning returns a TuneConfig, which is a search.
 """
 
 import inspect
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from onefold.core.errors import UserError
 
 if TYPE_CHECKING:
+    from onefold.study.tune import TuneConfig, TuneResult
     from onefold.training.run import Result, Run
     from onefold.training.words import WordResult, WordRun
 
@@ -37,8 +39,8 @@ def find(name: str) -> ModuleType:
 
 
 def resolve(
-    what: "str | Path | Run | WordRun", overrides: Mapping[str, Any] | None = None, tiny: bool = False
-) -> "Run | WordRun":
+    what: "str | Path | Run | WordRun | TuneConfig", overrides: Mapping[str, Any] | None = None, tiny: bool = False
+) -> "Run | WordRun | TuneConfig":
     """A recipe's name, a config file (or a run's folder), or a run; with overrides applied.
 
     A name means the recipe, whatever lies in the working directory; a folder of that name is "./name", or a Path.
@@ -47,10 +49,11 @@ def resolve(
     named = isinstance(what, str | Path) and not _is_path(what)
     module = find(str(what)) if named else None  # a mistyped name is told before torch is imported
 
+    from onefold.study.tune import TuneConfig
     from onefold.training.run import Run
     from onefold.training.words import WordRun
 
-    if isinstance(what, Run | WordRun):
+    if isinstance(what, Run | WordRun | TuneConfig):
         return what.but(overrides)
     if module is not None:
         make = module.tiny if tiny else module.recipe
@@ -60,7 +63,8 @@ def resolve(
         text = file.read_text()
     except OSError as error:
         raise UserError(f"could not read {file}: {error.strerror}") from None
-    root = WordRun if _kind(text) == WordRun.model_fields["kind"].default else Run
+    roots = {root.model_fields["kind"].default: root for root in (WordRun, TuneConfig)}
+    root = roots.get(_kind(text), Run)
     return root.from_json(text, source=str(file)).but(overrides)
 
 
@@ -84,7 +88,9 @@ def _own(make, overrides: dict[str, Any]) -> dict[str, Any]:
     return {name: overrides.pop(name) for name in inspect.signature(make).parameters if name in overrides}
 
 
-def train(what: "str | Path | Run | WordRun", /, *, tiny: bool = False, **overrides: Any) -> "Result | WordResult":
+def train(
+    what: "str | Path | Run | WordRun | TuneConfig", /, *, tiny: bool = False, **overrides: Any
+) -> "Result | WordResult | TuneResult":
     """Train a recipe, a config file or a run, write its report.html, and return what became of it.
 
         onefold.train("gpt2", tiny=True, data="notes/", out="runs/notes", **{"trainer.steps": 200})
@@ -92,10 +98,13 @@ def train(what: "str | Path | Run | WordRun", /, *, tiny: bool = False, **overri
     Given the same `out` again, it goes on where it stopped. Raises UserError for what the caller can mend.
     """
     from onefold.core import dist
+    from onefold.study import tune
     from onefold.study.review import review, review_words
     from onefold.training import run, words
 
     root = resolve(what, overrides, tiny)
+    if isinstance(root, tune.TuneConfig):
+        return tune.tune(root)
     if isinstance(root, words.WordRun):
         found = words.train(root)
         if found.status != "interrupted":
