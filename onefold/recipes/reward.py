@@ -76,7 +76,7 @@ def check(report: Report) -> None:
         world = synthetic.world(seed)
         result = _learned(world, tiny(world.tables()[0], str(world.start)))
         model = _reward_model(result.out)
-        dataset = result.run.data.prepare(result.out / "data", keep=True)
+        dataset = result.run.data.prepare(result.out / "data", world.reference.tokenizer, keep=True)
         prompts, chosen, rejected = zip(*(map(json.loads, row) for row in dataset.texts("held_out")))
         texts = [[said[-1]["content"] for said in answers] for answers in (chosen, rejected)]
         gaps = model.score(prompts, chosen) - model.score(prompts, rejected)
