@@ -31,6 +31,7 @@ class Inspection:
     """Figures of a file of conversations, in tokens."""
 
     fitter: Fitter
+    new: list[str] = field(default_factory=list)  # special tokens that the template brings along
     answers: int = 0
     tokens: int = 0  # of rows that are trained on
     learned: int = 0
@@ -45,8 +46,9 @@ def inspect_chat(data: ChatData, tokenizer: Tokenizer, count: int = 3) -> Inspec
 
     Raises UserError where there is nothing to read, or no template of that name.
     """
-    fitter = Fitter(with_chat(tokenizer, data.template), data.context, data.too_long, data.learn, skip_bad=True)
-    found = Inspection(fitter)
+    talking = with_chat(tokenizer, data.template)
+    fitter = Fitter(talking, data.context, data.too_long, data.learn, skip_bad=True)
+    found = Inspection(fitter, [name for name in talking.special if name not in tokenizer.special])
     for one in fitter.fit(data.conversations(fitter.refuse)):
         found.answers += sum(m["role"] == "assistant" for m in one.messages)
         found.lengths.append(one.length)
@@ -133,6 +135,8 @@ def _figures(found: Inspection, unit: str) -> Table:
     table = Table.grid(padding=(0, 3))
     table.add_column(style="dim")
     table.add_column()
+    if found.new and unit == "tokens":
+        table.add_row("new tokens", Text(" ".join(found.new) + ", which the model has yet to learn", SPECIAL))
     table.add_row("conversations", f"{len(lengths):,} with {found.answers:,} answers")
     table.add_row("context", f"{fitter.context:,} {unit}: {fitter.note.split(';')[0]}")
     if len(lengths):

@@ -89,7 +89,10 @@ class ChatData(Config):
     def _build(self, folder: Path, tokenizer: Tokenizer | None) -> tuple[Tokenizer, dict[str, Any]]:
         if tokenizer is None:
             tokenizer = self._tokenizer()
-        tokenizer, hashed = with_chat(tokenizer, self.template), hashlib.blake2b(digest_size=8)
+        before, hashed = tokenizer.special, hashlib.blake2b(digest_size=8)
+        tokenizer = with_chat(tokenizer, self.template)
+        if new := [name for name in tokenizer.special if name not in before]:
+            say(f"the chat template brings tokens that are new to the model, and learned from nothing: {' '.join(new)}")
         fitter = Fitter(tokenizer, self.context, self.too_long, self.learn, self.skip_bad)
         with SplitWriter(folder, tokenizer, learned=True) as out, Progress("encoding conversations") as bar:
             for fitted in fitter.fit(self.conversations(fitter.refuse if self.skip_bad else None)):

@@ -51,6 +51,12 @@ def test_last_answers_only(file, tokenizer):
     assert text.count("«") == 1
 
 
+def test_tokens_that_are_new_to_the_model_are_named(file, tokenizer):
+    assert inspect_chat(ChatData(path=str(file), held_out=0), tokenizer).new == []
+    found = inspect_chat(ChatData(path=str(file), held_out=0, template="chatml"), tokenizer)
+    assert found.new == ["<|im_start|>", "<|im_end|>"]
+
+
 def test_without_colours_marks_stand_around_what_is_learned(file, tokenizer):
     out = io.StringIO()
     show(inspect_chat(ChatData(path=str(file), context=100, held_out=0), tokenizer), Console(file=out, width=100))

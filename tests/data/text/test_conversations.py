@@ -87,10 +87,11 @@ def test_the_last_answer_only(tokenizer, tmp_path):
     )
 
 
-def test_another_template_travels_with_the_tokenizer(tokenizer, tmp_path):
+def test_another_template_travels_with_the_tokenizer(tokenizer, tmp_path, capsys):
     path = write(tmp_path / "c.jsonl", [talk(i) for i in range(5)])
     dataset = ChatData(path=path, held_out=0, template="chatml").prepare(tmp_path / "out", tokenizer)
     assert dataset.tokenizer.size == tokenizer.size + 2
+    assert "new to the model, and learned from nothing: <|im_start|> <|im_end|>" in capsys.readouterr().err
     assert next(dataset.text("train")).text.startswith("<|im_start|>system\n")
     assert rows(dataset, "train")[0].endswith("<|im_end|>")
     file = tmp_path / "own.jinja"
