@@ -43,8 +43,8 @@ class Batch:
         """How many rows of `trainer.batch` this stands for: that many, unless rows are shorter and therefore more."""
         return self.rows
 
-    def take(self, rows: slice) -> Self:
-        """The batch of these rows only (views, no copies)."""
+    def take(self, rows: slice | Tensor) -> Self:
+        """The batch of these rows only (of a slice views, no copies)."""
         return self._map(lambda t: t[rows])
 
     def split(self, size: int) -> list[Self]:
@@ -86,6 +86,29 @@ class TokenBatch(Batch):
         more = self.types if self.prefix is None else self.prefix  # of encoders, and of decoders
         seen = self.tokens, self.positions, self.segments
         return seen if more is None else (*seen, more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutBatch(TokenBatch):
+    """Answers that a model wrote, behind their prompts, and what they were worth. Weights are 1 on tokens of answers.
+
+    Log-probabilities are of the distribution that was sampled from: logits / temperature. What an objective makes of
+    the rewards comes with the batch; `advantages` None: nothing is to be learned from it, only to be measured.
+    """
+
+    rewards: Tensor  # Float[B]: of the whole answer
+    groups: Tensor  # Long[B]: answers to the same prompt have the same number
+    temperature: float = 1.0
+    old: Tensor | None = None  # Float[B, T]: log-probability of each target when it was written
+    reference: Tensor | None = None  # Float[B, T]: by the model that the policy is to stay near
+    advantages: Tensor | None = None  # Float[B, T]
+    values: Tensor | None = None  # Float[B, T]: of what is read so far, when it was written
+    returns: Tensor | None = None  # Float[B, T]
+
+    def narrow(self, multiple: int = 8) -> Self:
+        """Without the columns at the end that hold padding only, but for a multiple of so many: fewer shapes."""
+        last = int(self.weights.any(0).nonzero().max()) + 1
+        return self._map(lambda t: t[:, : -(-last // multiple) * multiple] if t.ndim == 2 else t)
 
 
 @dataclass(frozen=True, kw_only=True)

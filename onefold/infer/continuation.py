@@ -73,6 +73,7 @@ class Continuation:
         self.ids: list[int] = []
         self.text = ""
         self.finish: Finish | None = None
+        self.end: int | None = None  # the one of `ends` that ended it
         self.ends, self._stream, self._stops = frozenset(ends), stream, StopStrings(stops)
         self._taken = 0
         self.top: int | None = None  # how many of the likeliest tokens are noted at each step; None: nothing is
@@ -92,6 +93,7 @@ class Continuation:
     def push(self, token: int) -> None:
         """The next token, which may be the last."""
         if token in self.ends:
+            self.end = token
             self._close("stop")
             return
         self.ids.append(token)

@@ -109,6 +109,18 @@ class Model(Writer):
         self.finish([row], sampling)
         return row.text
 
+    def best(self, texts: Sequence[str], top: int = 3) -> list[list[tuple[str, float]]]:
+        """The likeliest classes of each text with their shares, best first, of a model that was tuned to tell them.
+
+        Raises UserError for one that was not.
+        """
+        from onefold.infer.label_words import ASKED, LabelWordsConfig, WordScorer
+
+        if ASKED not in self.card:
+            raise UserError("this model writes text and classifies nothing: onefold tune finds a prompt to classify by")
+        scorer = WordScorer(self, LabelWordsConfig.from_dict(self.card[ASKED]))
+        return scorer.best(texts, top, self.card.get("room", 0))
+
     def ids(self, prompt: Prompt) -> list[int]:
         """What the model reads of a prompt."""
         return self.tokenizer.prompt(prompt) if isinstance(prompt, str) else list(prompt)
@@ -126,14 +138,15 @@ class Model(Writer):
         if tokenizer is None:
             return Continuation(ids, room, random=random)
         # Text goes on where the prompt stopped, so a first word keeps its space; an answer begins afresh.
-        stream = _behind(tokenizer, ids) if isinstance(prompt, str) else tokenizer.stream()
+        stream = behind(tokenizer, ids) if isinstance(prompt, str) else tokenizer.stream()
         return Continuation(ids, room, tokenizer.stops, sampling.stop, stream, random)
 
     def _network(self, rows: Sequence[Continuation]) -> nn.Module:
         return self._fast
 
 
-def _behind(tokenizer: Tokenizer, ids: Sequence[int]) -> Decodes:
+def behind(tokenizer: Tokenizer, ids: Sequence[int]) -> Decodes:
+    """What spells ids that go on from these, so that a first word keeps its space."""
     stream = tokenizer.stream()
     for token in ids[-REMEMBERED:]:
         stream.push(token)

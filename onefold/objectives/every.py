@@ -10,6 +10,7 @@ from onefold.objectives.contrastive import InfoNCE
 from onefold.objectives.distillation import Distillation
 from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
 from onefold.objectives.language import MaskedAndNext, NextToken
+from onefold.objectives.policy import GRPO
 from onefold.objectives.preference import KTO, Preference
 from onefold.objectives.reconstruction import Reconstruction
 from onefold.objectives.reward import Reward
@@ -30,6 +31,7 @@ AnyObjective = (
     | Preference
     | KTO
     | Reward
+    | GRPO
 )
 
 

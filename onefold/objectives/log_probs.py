@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from onefold.core.batch import RolloutBatch
 from onefold.core.errors import UserError
 from onefold.models.recurrent import RecurrentConfig
 from onefold.models.transformer import DecoderConfig
@@ -41,6 +42,21 @@ def answer_log_probs(
     read, head, bias = model.readout(features.flatten(0, 1).index_select(0, where))
     found = linear_log_probs(read, head, which, bias) * counted
     return found.new_zeros(len(tokens)).index_add(0, rows.flatten(), found)
+
+
+def token_log_probs(model: nn.Module, features: Float[Tensor, "B T D"], batch: RolloutBatch) -> Float[Tensor, "B T"]:
+    """log p(target | what stands before it) where the batch has weights, else 0; p is softmax(logits / temperature)."""
+    read, head, bias = model.readout(features.flatten(0, 1))
+    targets, counted = batch.targets.flatten(), batch.weights.flatten()
+    if not counted.is_meta:  # there, shapes must not depend on what a batch holds
+        kept = counted.nonzero()[:, 0]
+        read, targets = read.index_select(0, kept), targets[kept]
+    if batch.temperature != 1.0:
+        read, bias = read / batch.temperature, None if bias is None else bias / batch.temperature
+    found = linear_log_probs(read, head, targets, bias)
+    if not counted.is_meta:
+        found = found.new_zeros(len(counted)).index_copy(0, kept, found)
+    return found.view(batch.targets.shape)
 
 
 def reads_forwards(model: nn.Module) -> bool:

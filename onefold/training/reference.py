@@ -53,7 +53,7 @@ def ask(run: "Run", dataset: PreferenceDataset, objective: Any, model: nn.Module
     model: as training begins with it, in its place. Errors: UserError when a reference reads other tokens.
     """
     if NAME in run.frozen:
-        model = _opened(run, NAME, dataset, device)
+        model = opened(run, NAME, dataset, device)
     reference = hash_of(model)
     if dataset.know(reference):
         return reference
@@ -73,10 +73,10 @@ def consulted(run: "Run", dataset: Prepared, device: torch.device) -> dict[str, 
 
     Errors: UserError when one cannot read these batches.
     """
-    return {name: _opened(run, name, dataset, device) for name in run.frozen if name != NAME}
+    return {name: opened(run, name, dataset, device) for name in run.frozen if name != NAME}
 
 
-def _opened(run: "Run", name: str, dataset: Prepared, device: torch.device) -> nn.Module:
+def opened(run: "Run", name: str, dataset: Prepared, device: torch.device) -> nn.Module:
     """A model of `run.frozen`, which reads the same tokens as the one that learns."""
     loaded, given = open_model(run.frozen[name], device), f"frozen.{name}={run.frozen[name]}"
     if loaded.tokenizer and isinstance(dataset.processor, Tokenizer):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from onefold.adapt.every import Steps, adapt
 from onefold.core import dist
+from onefold.core.batch import Batch
 from onefold.core.config import Config, Slot
 from onefold.core.device import pick
 from onefold.core.errors import UserError
@@ -26,6 +27,7 @@ from onefold.core.progress import clock, say
 from onefold.data.every import AnyData, Prepared
 from onefold.data.pictures.images import ImageData
 from onefold.data.pictures.reader import PictureReader
+from onefold.infer.rollout_data import RolloutData, RolloutDataset
 from onefold.interop.adapted import Base, Early, trained
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
@@ -35,7 +37,7 @@ from onefold.interop.table import own_weights
 from onefold.objectives.base import body_of
 from onefold.objectives.every import AnyObjective, check_reads
 from onefold.objectives.language import NextToken
-from onefold.training import estimate, parallel, reference
+from onefold.training import estimate, parallel, policy, reference
 from onefold.training.folder import claimed, read_facts, write_facts
 from onefold.training.log import read_log
 from onefold.training.optim import AdafactorConfig, AdamWConfig, MuonConfig, SGDConfig
@@ -48,7 +50,7 @@ PROCESSOR = "processor"
 class Run(Config):
     """The root of all configs: one training."""
 
-    data: Annotated[AnyData, Slot()]
+    data: Annotated[AnyData | RolloutData, Slot()]
     model: Annotated[ModelConfig, Slot()] | None = None  # None: that of `start`
     objective: Annotated[AnyObjective, Slot()] = NextToken()
     optimizer: Annotated[AdamWConfig | MuonConfig | SGDConfig | AdafactorConfig, Slot()] = AdamWConfig()
@@ -68,7 +70,7 @@ class Result:
     status: str  # "finished", "stopped early" or "interrupted"
     step: int
     best: dict[str, Any] | None  # {"step", "metric", "value"} of the best evaluation
-    dataset: Prepared | None = field(default=None, repr=False)  # None where nothing was left to do
+    dataset: Prepared | RolloutDataset | None = field(default=None, repr=False)  # None where nothing was left to do
 
     @property
     def out(self) -> Path:
@@ -128,13 +130,15 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     objective = run.objective.build(reference.consulted(run, dataset, device))
     refers = hasattr(objective, "refer")
     asked = reference.asked(run, dataset, good) if refers else None
-    if refers and not asked and start is None:
+    copied = policy.begins_as_reference(run, objective)
+    if (copied or (refers and not asked)) and start is None:
         start = beginning(run, None, early)
 
     memory = estimate.check_memory(config, run.optimizer, device, run.adapt)
     torch.manual_seed(run.seed)
     model, base = begin(config, start, run, good, early) if start else (config.build(), None)
     del start
+    near = policy.near(run, objective, dataset, model, device)
     parallel.place(model, run.trainer.parallel, device, run.trainer.compile)
     if refers and not asked:
         asked = reference.ask(run, dataset, objective, model, device)
@@ -143,6 +147,8 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
         checkpoints.restore(good, model, optimizer)
     facts = weigh(run, config, model, objective, dataset, device, memory)
     micro_batch = facts["micro_batch"]
+    if isinstance(dataset, RolloutDataset):
+        dataset.follow(policy.policy(run, objective, model, near, device, micro_batch))
     if hasattr(objective, "in_chunks"):  # it compares the rows of a batch, and reads them in parts itself
         objective, micro_batch = objective.in_chunks(micro_batch), run.trainer.batch // dist.world()
 
@@ -239,7 +245,7 @@ def first_processor(run: Run, start: Loaded | None) -> Processor | None:
     return load_processor(place) if run.start and place.is_dir() else None
 
 
-def model_config(run: Run, dataset: Prepared, start: Loaded | None) -> ModelConfig:
+def model_config(run: Run, dataset: Prepared | RolloutDataset, start: Loaded | None) -> ModelConfig:
     """The model's config; that of `start`, fitted to the data, where none is given.
 
     Errors: UserError when it does not fit the data.
@@ -252,12 +258,20 @@ def model_config(run: Run, dataset: Prepared, start: Loaded | None) -> ModelConf
     return dataset.fit(going_on(start.config, len(dataset.classes)), grow=True)
 
 
+def two_rows(run: Run, dataset: Prepared | RolloutDataset) -> Batch:
+    """Rows as they are read: two a process, since batch norm cannot do with one."""
+    if isinstance(dataset, RolloutDataset):  # nobody has written any
+        return dataset.longest(2)
+    with dataset.loader("train", 2 * dist.world(), run.seed, dist.rank(), dist.world()) as loader:
+        return next(iter(loader))
+
+
 def weigh(
     run: Run,
     config: ModelConfig,
     model: nn.Module,
     objective: Objective,
-    dataset: Prepared,
+    dataset: Prepared | RolloutDataset,
     device: torch.device,
     memory: tuple[int, int],
 ) -> dict[str, Any]:
@@ -275,8 +289,7 @@ def weigh(
     machine = f"{device.type}, {dist.world()} processes"
     if kept.get("machine") == machine:
         return kept | {"micro_batch": run.trainer.micro_batch or kept["micro_batch"]}
-    with dataset.loader("train", 2 * dist.world(), run.seed, dist.rank(), dist.world()) as loader:
-        row = next(iter(loader))  # two, since batch norm cannot do with one
+    row = two_rows(run, dataset)
     rows, bf16 = run.trainer.batch // dist.world(), run.trainer.bf16(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         longest = dataset.longest(row.rows) if hasattr(dataset, "longest") else row  # else all are as long

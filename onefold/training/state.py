@@ -2,6 +2,7 @@
 
     RUN/checkpoints/120/            an artifact (config, model.safetensors, tokenizer), which load and serve read, with
         state/optimizer.safetensors     the optimizer's memory, by parameter
+        state/loader.safetensors        what a loader holds that has written its data itself (infer/rollout.py)
         state/state.json                where the run stands: TrainState
         manifest.json                   checksums of all of it
     RUN/checkpoints/best.json       {"step": 60, "value": 1.49}: the best held-out loss and the checkpoint that has it
@@ -14,12 +15,12 @@ process), so that nothing but the step needs to be remembered.
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -42,7 +43,7 @@ class TrainState:
     read: int = 0  # tokens or images so far, by all processes
     seconds: float = 0.0  # of wall time, pauses between sessions not counted
     skipped: int = 0  # steps whose update was not applied
-    loader: dict = field(default_factory=dict)  # the data loader's own
+    loader: dict = field(default_factory=dict)  # the data loader's own: plain values and tensors
     losses: list[float] = field(default_factory=list)  # of the last steps, which tell a spike
     norms: list[float] = field(default_factory=list)
     best: dict | None = None  # {"step", "value"} of the best evaluation
@@ -112,6 +113,8 @@ class Checkpoints:
         self, state: TrainState, model: nn.Module, optimizer: Optimizer, artifact: Callable[[Path, dict], None]
     ) -> None:
         """Write checkpoint `state.step`; `artifact(folder, tensors)` writes what load and serve need. Then prune."""
+        held = {name: value.contiguous() for name, value in state.loader.items() if isinstance(value, Tensor)}
+        plain = replace(state, loader={name: value for name, value in state.loader.items() if name not in held})
         weights = gather(self.weights(model))
         memory = gather(optimizer.named_state())
         averages = gather(optimizer.averages())
@@ -125,9 +128,11 @@ class Checkpoints:
                 save_file(memory, folder / "state" / "optimizer.safetensors")
                 if averages:
                     save_file(weights, folder / "state" / "weights.safetensors")
+                if held:
+                    save_file(held, folder / "state" / "loader.safetensors")
             except SafetensorError as error:  # a full disk, most often
                 raise OSError(str(error)) from error
-            told = {"format": FORMAT, **asdict(state), "optimizer": [g["steps"] for g in optimizer.param_groups]}
+            told = {"format": FORMAT, **asdict(plain), "optimizer": [g["steps"] for g in optimizer.param_groups]}
             (folder / "state" / "state.json").write_text(json.dumps(told, indent=1))
         self._point_to_best(state)
         best = state.best["step"] if state.best else None
@@ -138,7 +143,10 @@ class Checkpoints:
     def stand(self, path: Path) -> TrainState:
         """Where the run stood at a checkpoint."""
         told = _read_state(path)
-        return TrainState(**{f.name: told[f.name] for f in fields(TrainState) if f.name in told})
+        state = TrainState(**{f.name: told[f.name] for f in fields(TrainState) if f.name in told})
+        if (held := path / "state" / "loader.safetensors").is_file():
+            state.loader |= load_file(held)
+        return state
 
     def restore(self, path: Path, model: nn.Module, optimizer: Optimizer) -> None:
         """Copy a checkpoint's weights and memory into `model` and `optimizer`, on any number of processes."""

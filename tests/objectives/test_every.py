@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from onefold.core.batch import Seq2SeqBatch
+from onefold.core.batch import RolloutBatch, Seq2SeqBatch
 from onefold.core.errors import UserError
 from onefold.data.every import Prepared
 from onefold.data.text.labelled_text import LabelledTextData
@@ -14,7 +14,7 @@ from onefold.objectives.every import AnyObjective, check_reads
 from onefold.objectives.fine_tuning import SpanSelection
 from onefold.objectives.language import NextToken
 
-BATCHES = {dataset.batch for dataset in get_args(Prepared)} | {Seq2SeqBatch}
+BATCHES = {dataset.batch for dataset in get_args(Prepared)} | {Seq2SeqBatch, RolloutBatch}
 
 
 def reads(objective, batch, data) -> bool:

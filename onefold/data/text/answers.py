@@ -113,8 +113,8 @@ def _pick(task: Task, named: dict[str, str | None]) -> Pick:
 
 
 def _pair(place: str, prompt: Any, chosen: Any, rejected: Any, margin: Any) -> Row:
-    asked = None if prompt is None else _said(prompt, f"{place}: prompt", open_end=True)
-    both = [_said(value, f"{place}: {name}") for value, name in ((chosen, "chosen"), (rejected, "rejected"))]
+    asked = None if prompt is None else read_said(prompt, f"{place}: prompt", open_end=True)
+    both = [read_said(value, f"{place}: {name}") for value, name in ((chosen, "chosen"), (rejected, "rejected"))]
     if asked is None:
         if any(isinstance(said, str) for said in both):
             raise UserError(f"{place} has no prompt, and chosen and rejected are no conversations that begin alike")
@@ -133,8 +133,8 @@ def _pair(place: str, prompt: Any, chosen: Any, rejected: Any, margin: Any) -> R
 
 
 def _labelled(place: str, prompt: Any, completion: Any, label: Any) -> Row:
-    asked: Said = "" if prompt is None else _said(prompt, f"{place}: prompt", open_end=True)
-    row = _together(place, asked, [_said(completion, f"{place}: completion")])
+    asked: Said = "" if prompt is None else read_said(prompt, f"{place}: prompt", open_end=True)
+    row = _together(place, asked, [read_said(completion, f"{place}: completion")])
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     if isinstance(label, list | dict) or label not in (*YES, *NO):
@@ -171,7 +171,7 @@ def _shared(first: Sequence[Message], second: Sequence[Message]) -> int:
     return next((n for n, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
 
 
-def _said(value: Any, place: str, open_end: bool = False) -> Said:
+def read_said(value: Any, place: str, open_end: bool = False) -> Said:
     """Text, or turns: a list of messages, or a transcript of them. open_end: the assistant may be about to speak."""
     if isinstance(value, str):
         if not value.startswith("\n\nHuman:"):

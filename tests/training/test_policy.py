@@ -1,0 +1,93 @@
+"""Runs whose model learns from what it writes: rollouts, rewards, resuming in the middle of a phase."""
+
+import json
+
+import pytest
+import torch
+
+from onefold.core.errors import UserError
+from onefold.infer.model import load
+from onefold.training.run import Run, train
+from onefold.training.state import Checkpoints
+from tests.training.conftest import WORDS, make_corpus, small_run
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A small language model."""
+    base = tmp_path_factory.mktemp("start")
+    return train(small_run(make_corpus(base / "text"), base / "out").but({"trainer.steps": 30})).out
+
+
+def learning(start, folder, **changes) -> Run:
+    """It is paid for answers with "et", as in beta, zeta and theta."""
+    file = folder / "prompts.jsonl"
+    if not file.is_file():
+        file.write_text("".join(json.dumps({"prompt": f"{word} {i}:"}) + "\n" for i, word in enumerate(WORDS)))
+    data = {"kind": "rollout", "path": str(file), "rewards": [{"kind": "pattern", "pattern": "et"}]}
+    data |= {"context": 24, "held_out": 0.2, "prompts": 4, "samples": 4, "epochs": 2, "max_new_tokens": 8}
+    run = Run.from_dict(
+        {
+            "data": data,
+            "start": str(start),
+            "objective": {"kind": "grpo"},
+            "optimizer": {"kind": "adamw", "lr": 1e-3},
+            "trainer": {"steps": 8, "batch": 8, "micro_batch": 4, "device": "cpu", "checkpoint_every": 2},
+            "out": str(folder / "out"),
+        }
+    )
+    return run.but({"trainer.schedule": {"kind": "constant"}, **changes})
+
+
+@pytest.mark.slow
+def test_a_policy_learns_what_it_is_paid_for(start, tmp_path):
+    changes = {"trainer.steps": 60, "trainer.checkpoint_every": 60, "optimizer.lr": 1e-2, "objective.kl": 0.0}
+    changes |= {"data.samples": 8, "trainer.batch": 16, "trainer.micro_batch": 16}
+    log = train(learning(start, tmp_path, **changes)).log
+    assert log[-1]["held_out"]["loss"] == -log[-1]["held_out"]["reward"]
+    before, after = (sum(r["reward"] for r in part) / 8 for part in (log[:8], log[-8:]))
+    assert after > before + 0.3
+
+
+def test_the_first_batch_of_a_run_is_on_policy(start, tmp_path):
+    """Also with dropout, which the model was trained with: ratio 1, so nothing is clipped and no KL."""
+    first, *_ = train(learning(start, tmp_path)).log
+    assert first["policy"] == pytest.approx(0, abs=0.3)
+    assert first["kl"] == pytest.approx(0, abs=1e-9)
+    assert first["clipped"] == 0
+    assert first["entropy"] > 0
+
+
+@pytest.mark.parametrize("steps", [3, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_resumed_run_is_that_of_one_never_stopped(start, tmp_path, steps):
+    """In the middle of a phase, of which a part of the inner epochs is over, and between two phases."""
+    run = learning(start, tmp_path)
+    whole = train(run.but({"out": str(tmp_path / "whole")}))
+    train(run.but({"trainer.steps": steps}))
+    state = Checkpoints(run.out / "checkpoints").stand(run.out / "checkpoints" / str(steps))
+    assert ("tokens" in state.loader) == (steps == 3)
+    after = train(run)
+    for one, other in zip(after.log, whole.log, strict=True):
+        assert {k: one[k] for k in ("loss", "reward", "grad_norm")} == {
+            k: other[k] for k in ("loss", "reward", "grad_norm")
+        }
+    weights = [dict(load(result.checkpoint).network.named_parameters()) for result in (after, whole)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.slow
+def test_adapters_are_compared_with_what_they_adapt(start, tmp_path):
+    log = train(learning(start, tmp_path, adapt=[{"kind": "lora", "rank": 2, "dropout": 0.0}])).log
+    assert log[0]["kl"] == pytest.approx(0, abs=1e-9)
+    assert log[-1]["kl"] > 1e-6
+
+
+def test_a_phase_has_whole_batches(start, tmp_path):
+    with pytest.raises(UserError, match=r"a phase has 16 answers to learn from, no multiple of trainer\.batch=6"):
+        train(learning(start, tmp_path, **{"trainer.batch": 6}))
+
+
+def test_rollouts_need_a_model_that_writes(start, tmp_path):
+    run = learning(start, tmp_path).but({"start": None})
+    with pytest.raises(UserError, match="has to write already: begin with start="):
+        train(run)
