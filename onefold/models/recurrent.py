@@ -84,7 +84,7 @@ class Recurrent(nn.Module):
     follow those already read, and positions of -1 mark the padding that leads shorter rows.
     """
 
-    entry_points = ("features", "head", "classify")  # what a parallel plan has to wrap
+    entry_points = ("features", "activations", "head", "classify")  # what a parallel plan has to wrap
 
     def __init__(self, config: RecurrentConfig):
         super().__init__()
@@ -111,6 +111,27 @@ class Recurrent(nn.Module):
         state: RecurrentState | None = None,
     ) -> Float[Tensor, "B T D"]:
         """What the model makes of each token: the input of the head. Padding before a text gets zeros."""
+        x, course = self._recurred(tokens, positions, segments, state)
+        return course.lay(self._drop(x, course, self.rates.outputs))
+
+    def activations(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
+        """`features`, and what the last layer said before a part of it was dropped."""
+        x, course = self._recurred(tokens, positions, segments)
+        return course.lay(self._drop(x, course, self.rates.outputs)), course.lay(x)
+
+    def _recurred(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        state: RecurrentState | None = None,
+    ) -> tuple[Float[Tensor, "N D"], Course]:
+        """What the last layer says, and in which order."""
         read = None if state is None or positions is None else positions >= 0
         course = Course.of(tokens, segments, read=read)
         x = self._embedded(course.take(tokens))
@@ -120,9 +141,9 @@ class Recurrent(nn.Module):
             x, after = layer(x, course, before)
             if state is not None:
                 state.layers[i] = tuple(old.index_copy(0, course.rows, new) for old, new in zip(state.layers[i], after))
-            last = i == len(self.blocks) - 1
-            x = self._drop(x, course, self.rates.outputs if last else self.rates.hidden)
-        return course.lay(x)
+            if i < len(self.blocks) - 1:
+                x = self._drop(x, course, self.rates.hidden)
+        return x, course
 
     def head(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Logits of the next token."""

@@ -14,13 +14,14 @@ from onefold.objectives.policy import GRPO
 from onefold.objectives.preference import KTO, Preference
 from onefold.objectives.reconstruction import Reconstruction
 from onefold.objectives.reward import Reward
-from onefold.objectives.transfer import BothDirections, ClassificationAndNext
+from onefold.objectives.transfer import BothDirections, ClassificationAndNext, RegularizedNextToken
 
 AnyObjective = (
     NextToken
     | Distillation
     | MaskedAndNext
     | BothDirections
+    | RegularizedNextToken
     | Classification
     | ClassificationAndNext
     | TokenClassification

@@ -1,17 +1,18 @@
 """What models learned from before BERT: both directions at once, and classes beside the next token."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from onefold.core.batch import LabelledTextBatch, TokenBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.objectives.base import Loss, with_classes
+from onefold.objectives.base import Loss, Term, with_classes
 from onefold.objectives.classification import soft_cross_entropy
 from onefold.objectives.language import token_loss
 
@@ -53,6 +54,60 @@ def reversed_targets(batch: TokenBatch) -> TokenBatch:
     if batch.segments is not None:
         inside &= batch.segments == batch.segments.roll(1, 1)
     return replace(batch, targets=targets, weights=weights * inside)
+
+
+class RegularizedNextToken(Config):
+    """AWD-LSTM's objective (arXiv 1708.02182, section 4.6): next tokens, and activations that stay small and steady.
+
+    The mean negative log-likelihood + `ar` · the mean square of what the last layer says, after dropout (α) + `tar` ·
+    that of its difference from the token before, without dropout (β). Both are of tokens that are asked, differences
+    within a text. Evaluations tell the likelihood alone.
+    """
+
+    reads: ClassVar = TokenBatch
+    loss_unit: ClassVar = "nats per token"
+    kind: Literal["regularized_next_token"] = "regularized_next_token"
+    ar: float = Field(default=2.0, ge=0)
+    tar: float = Field(default=1.0, ge=0)
+
+    def build(self, frozen: Mapping[str, Any] | None = None) -> "BuiltRegularized":
+        return BuiltRegularized(self.ar, self.tar)
+
+
+@dataclass(frozen=True)
+class BuiltRegularized:
+    """Called as any objective, and tells what its terms count before the model runs."""
+
+    ar: float
+    tar: float
+
+    def __call__(self, model: nn.Module, batch: TokenBatch, step: int) -> Loss:
+        if not hasattr(model, "activations"):
+            raise UserError("objective regularized_next_token needs a model of LSTMs: model.kind=recurrent")
+        if not model.training:
+            return token_loss(model, model.features(*batch.inputs()), batch)
+        features, said = model.activations(*batch.inputs())
+        asked, follows = steady(batch)
+        large = features.float().square().mean(-1)
+        moved = (said[:, 1:] - said[:, :-1]).float().square().mean(-1)
+        terms = {
+            "ar": Term((large * asked).sum(), asked.sum(), self.ar),
+            "tar": Term((moved * follows).sum(), follows.sum(), self.tar),
+        }
+        return Loss(token_loss(model, features, batch).terms | terms)
+
+    def counts(self, batch: TokenBatch) -> dict[str, Tensor]:
+        asked, follows = steady(batch)
+        return {"ce": batch.weights.sum(), "ar": asked.sum(), "tar": follows.sum()}
+
+
+def steady(batch: TokenBatch) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B U"]]:
+    """1 for each token that is asked; 1 for each, without the first column, that follows another of its text."""
+    asked = batch.weights > 0
+    follows = asked[:, 1:]
+    if batch.segments is not None:
+        follows = follows & (batch.segments[:, 1:] == batch.segments[:, :-1])
+    return asked.float(), follows.float()
 
 
 class ClassificationAndNext(Config):
