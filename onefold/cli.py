@@ -22,6 +22,7 @@ from onefold.cli_common import (
 )
 from onefold.cli_data import app as data_verbs
 from onefold.cli_proteins import app as protein_verbs
+from onefold.cli_teach import app as teaching_verbs
 from onefold.cli_text import app as text_verbs
 from onefold.cli_words import app as word_verbs
 from onefold.core.errors import UserError
@@ -198,6 +199,7 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
         "onefold classify runs/vit photo.jpg",
         "onefold classify runs/vit photos/*.jpg --top 1",
         "onefold classify runs/reviews 'a fine film'",
+        "onefold classify runs/tune 'a fine film'",
     )
 )
 def classify(
@@ -207,12 +209,9 @@ def classify(
     device: Device = "auto",
 ):
     """Say what is in pictures, or of which kind texts are."""
-    from onefold.infer.model import Model
     from onefold.infer.writer import Writer
 
     loaded = open_model_at(model, device)
-    if isinstance(loaded, Model):
-        raise UserError(f"{model} writes text and classifies nothing: try onefold generate {model} PROMPT")
     if not hasattr(loaded, "best"):
         verb = "translate" if isinstance(loaded, Writer) else "embed"
         raise UserError(f"{model} classifies nothing: try onefold {verb} {model} TEXT")
@@ -289,6 +288,7 @@ def list_recipes():
 app.add_typer(text_verbs)  # without a name: its verbs stand beside those above
 app.add_typer(adapting_verbs)
 app.add_typer(blackbox_verbs)
+app.add_typer(teaching_verbs)
 app.add_typer(data_verbs, name="data")
 app.add_typer(word_verbs, name="words")
 app.add_typer(protein_verbs, name="proteins")
@@ -298,10 +298,10 @@ PANELS = {
     "Train": ("quickstart", "train", "align", "merge", "tune", "recipes", "show", "compare", "average", "check"),
     "Write": ("generate", "chat", "translate", "serve"),
     "Understand": ("evaluate", "classify", "fill", "tag", "answer", "predict", "score", "embed"),
-    "Data and formats": ("data", "words", "proteins", "export"),
+    "Data and formats": ("data", "teach", "words", "proteins", "export"),
 }
 _PANEL_OF = {verb: panel for panel, verbs in PANELS.items() for verb in verbs}
-_beside = (text_verbs, adapting_verbs, blackbox_verbs)
+_beside = (text_verbs, adapting_verbs, blackbox_verbs, teaching_verbs)
 for _verb in (*app.registered_commands, *(verb for part in _beside for verb in part.registered_commands)):
     _verb.rich_help_panel = _PANEL_OF[_verb.name or _verb.callback.__name__]
 for _group in app.registered_groups:

@@ -22,7 +22,7 @@ from onefold.infer.engine import device_of
 from onefold.infer.model import Model
 from onefold.models.transformer import DecoderConfig
 
-TEXT = "{text}"
+TEXT, ASKED = "{text}", "label_words"  # the latter: in the card of a model that was tuned to be asked so
 TOGETHER = 8192  # tokens computed at once: bounds memory, and still fills the machine
 
 
@@ -148,10 +148,10 @@ class WordScorer:
         for i, scores in enumerate(found):
             yield scores, sum(map(len, rows[i * len(texts) : (i + 1) * len(texts)]))
 
-    def best(self, texts: Sequence[str], top: int = 3) -> list[list[tuple[str, float]]]:
-        """The likeliest classes of each text with their shares, best first."""
+    def best(self, texts: Sequence[str], top: int = 3, room: int = 0) -> list[list[tuple[str, float]]]:
+        """The likeliest classes of each text with their shares, best first. room: as in `rows`."""
         names, found = self.asked.classes, []
-        for shares in self.scores(self.rows(texts)).exp().tolist():
+        for shares in self.scores(self.rows(texts, room=room)).exp().tolist():
             found.append(sorted(zip(names, shares), key=lambda item: -item[1])[:top])
         return found
 

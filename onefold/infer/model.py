@@ -117,7 +117,7 @@ class Model(Writer):
         from onefold.infer.label_words import ASKED, LabelWordsConfig, WordScorer
 
         if ASKED not in self.card:
-            raise UserError("this model writes text and classifies nothing: onefold tune finds a prompt to classify by")
+            raise UserError("this model writes text and classifies nothing: try onefold generate, or onefold tune")
         scorer = WordScorer(self, LabelWordsConfig.from_dict(self.card[ASKED]))
         return scorer.best(texts, top, self.card.get("room", 0))
 
