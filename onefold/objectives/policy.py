@@ -67,6 +67,7 @@ class GRPO(Config):
     """
 
     reads: ClassVar = RolloutBatch
+    loss_unit: ClassVar = "per token"
     kind: Literal["grpo"] = "grpo"
     clip: Share = 0.2
     clip_above: float | None = Field(default=None, gt=0)  # where it differs from `clip`, which is then that below

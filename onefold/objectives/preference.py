@@ -145,6 +145,7 @@ class Preference(Config):
 
     reads: ClassVar = PreferenceBatch
     task: ClassVar = "pairs"
+    loss_unit: ClassVar = "per pair"
     kind: Literal["preference"] = "preference"
     loss: Annotated[DPO | IPO | ORPO | SimPO, Slot()] = DPO()
 
@@ -187,6 +188,7 @@ class KTO(Config):
 
     reads: ClassVar = PreferenceBatch
     task: ClassVar = "labels"
+    loss_unit: ClassVar = "per answer"
     kind: Literal["kto"] = "kto"
     beta: Positive = 0.1
     desirable: Positive = 1.0  # λ_D, λ_U: weights of liked and of other answers. The paper advises λ_D·n_D / (λ_U·n_U)

@@ -26,6 +26,7 @@ class Reward(Config):
 
     reads: ClassVar = PreferenceBatch
     task: ClassVar = "pairs"
+    loss_unit: ClassVar = "nats per pair"
     kind: Literal["reward"] = "reward"
     centre: float = Field(default=0.0, ge=0)  # · (r_chosen + r_rejected)², which keeps scores near 0 (arXiv 2312.09244)
 
