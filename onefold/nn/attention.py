@@ -256,7 +256,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B T D"], layout: Layout, state: KVCache | None = None
     ) -> Float[Tensor, "B T D"]:
         B, T, _ = x.shape
-        q, k, v = self._project(x, layout)
+        q, k, v = self.project(x, layout)
         columns = slice(0, T)
         if state is not None:
             k, v, columns = state.extend(k, v, layout.start)
@@ -265,7 +265,7 @@ class Attention(nn.Module):
 
     def weights(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B H T T"]:
         """How much each token (third axis) takes from each (fourth), head by head; for looking at, without dropout."""
-        q, k, _ = self._project(x, layout)
+        q, k, _ = self.project(x, layout)
         columns = slice(0, x.shape[1])
         mask = layout.mask(columns, self.config.window, self.config.causal)
         scale = self.head_width**-0.5 if self.config.scale is None else self.config.scale
@@ -274,7 +274,7 @@ class Attention(nn.Module):
             scores = scores + self._bias(layout, columns, q.dtype)
         return scores.masked_fill(~mask, -torch.inf).softmax(-1)
 
-    def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, Dh], keys and values [B, kv_heads, T, Dh]."""
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, self.heads + 2 * self.kv_heads, self.head_width)
