@@ -6,13 +6,14 @@ tokens in its place; a class's word that is not among them is no likelier than t
 
 import json
 import math
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,8 @@ AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that pass
 FIRST_WAIT, LONGEST = 1.0, 60.0  # seconds between two attempts
 LARGEST = 2**24  # bytes of an answer
 
+T = TypeVar("T")
+
 
 class _Stay(urllib.request.HTTPRedirectHandler):
     """A key is for the service that it was given for, and not for wherever that points to."""
@@ -42,24 +45,83 @@ _OPENER = urllib.request.build_opener(_Stay)
 class EndpointConfig(Config):
     """Where the service is, and how it is asked. Its key is no part of what is saved."""
 
-    url: str  # with or without /v1, /v1/completions
+    url: str  # with or without /v1, /v1/completions, /v1/chat/completions
     model: str | None = None  # by the service's name; None: its only one
     top: Annotated[int, Field(ge=1)] = 20  # likeliest tokens asked for; OpenAI's own service gives 5
     parallel: Annotated[int, Field(ge=1)] = 4  # requests under way at once
     timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds for one
     attempts: Annotated[int, Field(ge=1)] = 6  # at one request, the waits between them growing from one second
+    per_minute: Annotated[float, Field(gt=0)] | None = None  # requests begun in a minute, at most
+
+
+class Service:
+    """An address that answers JSON with JSON. What passes is tried again; `per_minute` bounds how much is asked.
+
+    key: sent along, and nowhere saved. Any number of threads may ask.
+    """
+
+    def __init__(self, config: EndpointConfig, key: str | None = None):
+        base = config.url.rstrip("/").removesuffix("/completions").removesuffix("/chat").removesuffix("/v1")
+        if not base.startswith(("http://", "https://")):
+            raise UserError(f"{config.url} is no address of a service: it begins with http:// or https://")
+        self.config, self.base, self._key = config, base, key
+        self._turn, self._next = threading.Lock(), 0.0
+
+    def post(self, path: str, body: Mapping[str, Any], read: Callable[[Mapping[str, Any]], T]) -> T:
+        """What `read` makes of the answer; its ValueErrors say that there is something else than was asked for.
+
+        Raises UserError when the service stays silent, refuses, or goes on answering with something else.
+        """
+        url = self.base + path
+        body = body | ({"model": self.config.model} if self.config.model else {})
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        why = ""
+        for attempt in range(self.config.attempts):
+            wait = FIRST_WAIT * 2**attempt
+            self._wait_for_turn()
+            try:
+                with _OPENER.open(request, timeout=self.config.timeout) as answer:
+                    content = answer.read(LARGEST)
+                found = json.loads(content)
+                if isinstance(found, dict):
+                    return read(found)
+                why = "it answers with something else than a JSON object"
+            except urllib.error.HTTPError as error:
+                why = f"status {error.code}{_told(error)}"
+                if error.code not in AGAIN:
+                    hint = {401: "; give its key", 403: "; give its key", 404: "; is there a model of that name?"}
+                    raise UserError(f"{url} refuses: {why}{hint.get(error.code, '')}") from None
+                after = error.headers.get("Retry-After", "")
+                wait = float(after) if after.isdigit() else wait
+            except json.JSONDecodeError:
+                why = "it answers with something else than JSON"
+            except ValueError as error:
+                why = str(error)
+            except (OSError, HTTPException) as error:  # refused, reset, cut off, too slow
+                why = str(getattr(error, "reason", error)) or type(error).__name__
+            if attempt + 1 < self.config.attempts:
+                time.sleep(min(wait, LONGEST))
+        raise UserError(f"{url} gave no answer in {self.config.attempts} attempts: {why}")
+
+    def _wait_for_turn(self) -> None:
+        if self.config.per_minute is None:
+            return
+        with self._turn:
+            now = time.monotonic()
+            mine = max(now, self._next)
+            self._next = mine + 60 / self.config.per_minute
+        time.sleep(mine - now)
 
 
 class Endpoint:
     """A service that scores texts by the words of classes, and what it was asked so far."""
 
     def __init__(self, config: EndpointConfig, asked: LabelWordsConfig, key: str | None = None):
-        base = config.url.rstrip("/").removesuffix("/completions").removesuffix("/v1")
-        if not base.startswith(("http://", "https://")):
-            raise UserError(f"{config.url} is no address of a service: it begins with http:// or https://")
-        self.config, self.asked, self.url = config, asked, base + "/v1/completions"
+        self.config, self.asked, self._service = config, asked, Service(config, key)
         self.requests = self.unseen = 0
-        self._key = key
 
     def ask(self, befores: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[Float[Tensor, "N C"], int]]:
         """For each of `befores` as it comes: log-probabilities of the classes' words behind it and each text, and how
@@ -87,42 +149,12 @@ class Endpoint:
 
     def _score(self, prompt: str) -> tuple[list[float], int, bool]:
         body: dict[str, Any] = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": self.config.top}
-        answer = self._post(body | ({"model": self.config.model} if self.config.model else {}))
-        likely = likeliest(answer, self.url)
+        answer = self._service.post("/v1/completions", body, dict)
+        likely = likeliest(answer, self._service.base)
         scores, found = of_words(likely, self.asked.following())
         usage = answer.get("usage")
         total = usage.get("total_tokens") if isinstance(usage, Mapping) else None
         return scores, total if isinstance(total, int) else 0, found
-
-    def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        why = ""
-        for attempt in range(self.config.attempts):
-            wait = FIRST_WAIT * 2**attempt
-            try:
-                with _OPENER.open(request, timeout=self.config.timeout) as answer:
-                    content = answer.read(LARGEST)
-                found = json.loads(content)
-                if isinstance(found, dict):
-                    return found
-                why = "it answers with something else than a JSON object"
-            except urllib.error.HTTPError as error:
-                why = f"status {error.code}{_told(error)}"
-                if error.code not in AGAIN:
-                    hint = {401: "; give its key", 403: "; give its key", 404: "; is there a model of that name?"}
-                    raise UserError(f"{self.url} refuses: {why}{hint.get(error.code, '')}") from None
-                after = error.headers.get("Retry-After", "")
-                wait = float(after) if after.isdigit() else wait
-            except ValueError:
-                why = "it answers with something else than JSON"
-            except (OSError, HTTPException) as error:  # refused, reset, cut off, too slow
-                why = str(getattr(error, "reason", error)) or type(error).__name__
-            if attempt + 1 < self.config.attempts:
-                time.sleep(min(wait, LONGEST))
-        raise UserError(f"{self.url} gave no answer in {self.config.attempts} attempts: {why}")
 
 
 def likeliest(answer: Mapping[str, Any], where: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A service of log-probabilities that does as a test wishes."""
+"""A service of log-probabilities and chats that does as a test wishes."""
 
 import json
 import threading
@@ -8,7 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Service(ThreadingHTTPServer):
-    """Says "warm" of texts with red in them and "cold" of others, the better the more often a prompt says tell."""
+    """Says "warm" of texts with red in them and "cold" of others, the better the more often a prompt says tell.
+
+    In a chat it repeats in capitals what it was last told.
+    """
 
     daemon_threads = True
 
@@ -35,12 +38,20 @@ class Handler(BaseHTTPRequestHandler):
             status, headers, content = service.faults.pop(0)
         else:
             service.seen.append(body)
+            if self.path.endswith("/chat/completions"):
+                said = {"role": "assistant", "content": body["messages"][-1]["content"].upper()}
+                content = json.dumps({"choices": [{"message": said, "finish_reason": "stop"}]}).encode()
+                self.answer(200, {}, content)
+                return
             before, text = body["prompt"].split("\n") if "\n" in body["prompt"] else ("", body["prompt"])
             sure = 0.1 + 0.2 * before.split().count("tell")
             good, bad = (" warm", " cold") if "red" in text else (" cold", " warm")
             likely = {good: -1.0 + sure / 2, bad: -1.0 - sure / 2, " the": -0.5}
             answer = {"choices": [{"logprobs": {"top_logprobs": [likely]}}], "usage": {"total_tokens": 7}}
             status, headers, content = 200, {}, json.dumps(answer).encode()
+        self.answer(status, headers, content)
+
+    def answer(self, status: int, headers: dict, content: bytes):
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)

@@ -1,0 +1,51 @@
+"""Verbs for teaching small models by large ones."""
+
+from typing import Annotated
+
+import typer
+
+from onefold.cli_common import Device, Settings, example, read_settings
+from onefold.core.errors import UserError
+
+app = typer.Typer(rich_markup_mode="rich")
+
+TeacherName = Annotated[
+    str, typer.Argument(metavar="TEACHER", help="A model that chats, or the address of an OpenAI-compatible service")
+]
+Key = Annotated[str | None, typer.Option(help="Of the service; it is not saved", envvar="ONEFOLD_KEY")]
+
+
+@app.command(
+    epilog=example(
+        "onefold teach model.gguf prompts=questions.jsonl out=taught.jsonl temperature=0.7",
+        "onefold teach https://example.org/v1 prompts=questions.jsonl out=taught.jsonl model=large per_minute=60",
+        "onefold teach model.gguf prompts=questions.txt out=taught.jsonl --system 'Think step by step.' --erase",
+        "onefold align small.gguf chat=taught.jsonl",
+    )
+)
+def teach(
+    teacher: TeacherName,
+    settings: Settings = None,
+    system: Annotated[str | None, typer.Option(help="What the teacher is told about how to answer")] = None,
+    erase: Annotated[bool, typer.Option("--erase", help="Save nothing of what the system said to the teacher")] = False,
+    generic: Annotated[str | None, typer.Option(help="What is saved in its place")] = None,
+    key: Key = None,
+    device: Device = "auto",
+):
+    """Let a model answer a file of prompts, and save conversations that a smaller one can learn from.
+
+    [bold]prompts=[/bold] a text a line, or rows with prompt or messages; [bold]out=[/bold] a JSONL file, to which rows
+    are added as they come: given again, the command goes on where it stopped. Other settings are those of sampling,
+    and [bold]batch=[/bold] of a model, [bold]model= parallel= per_minute= timeout= attempts=[/bold] of a service.
+    """
+    from onefold.core.device import pick
+    from onefold.infer.sampling import Sampling
+    from onefold.infer.teach import teach as run
+    from onefold.infer.teacher import open_teacher
+
+    given = read_settings(settings)
+    if missing := [name for name in ("prompts", "out") if name not in given]:
+        raise UserError(f"teach needs {missing[0]}=: onefold teach {teacher} prompts=FILE out=FILE.jsonl")
+    files = given.pop("prompts"), given.pop("out")
+    sampling = {name: given.pop(name) for name in list(given) if name in Sampling.model_fields}
+    run(open_teacher(teacher, key, str(pick(device)), **given), *files, system, erase, generic, **sampling)
