@@ -144,7 +144,8 @@ def script(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_pro
 
     @cache
     def text(count: int, prompt: bool) -> str:
-        return render(safe[:count], None, tokenizer, prompt)
+        # Lone surrogates are valid JSON and no valid text.
+        return render(safe[:count], None, tokenizer, prompt).encode("utf-8", "replace").decode()
 
     whole = text(len(safe), add_generation_prompt)
     pieces: list[tuple[str, Message | None]] = []

@@ -125,7 +125,7 @@ def _message(message: Any, place: str) -> dict[str, Any]:
     message = {name: v for name, v in message.items() if v is not None}
     if "from" in message and "role" not in message:
         spoke, message["content"] = message.pop("from"), message.pop("value", None)
-        if spoke not in SHAREGPT:
+        if not isinstance(spoke, str) or spoke not in SHAREGPT:
             raise UserError(f"{place} is from {spoke!r}; takes {', '.join(SHAREGPT)}")
         message["role"] = SHAREGPT[spoke]
     role = message.get("role")
@@ -134,6 +134,8 @@ def _message(message: Any, place: str) -> dict[str, Any]:
     if message.get("function_call"):
         raise UserError(f"{place} has function_call, which is no longer used: write tool_calls")
     if message.get("tool_calls"):
+        if role != "assistant" or not isinstance(message["tool_calls"], list):
+            raise UserError(f"{place}: tool_calls is a list of calls in a message of the assistant")
         message["tool_calls"] = [_call(call, place) for call in message["tool_calls"]]
     content = _text(message.get("content"), place, bool(message.get("tool_calls")))
     weight = _weight(message, place)
@@ -177,7 +179,7 @@ def _call(call: Any, place: str) -> dict[str, Any]:
     arguments = function.get("arguments") or {}
     try:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: the arguments of {function['name']} are not valid JSON ({error})") from None
     return {"type": "function", **call, "function": {**function, "arguments": arguments}}
 
@@ -233,7 +235,7 @@ def _json_lines(file: Path) -> Iterator[tuple[Path, int, Any]]:
                 continue
             try:
                 value = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 value = UserError(f"{file}:{number}: not valid JSON ({error}); write one object on each line")
             yield file, number, value
 
@@ -271,6 +273,8 @@ class _Values:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self.at)
+            except RecursionError:
+                raise UserError(f"{self._file}:{self.line}: lists in lists without end") from None
             except ValueError as error:
                 if len(self._text) < LONGEST and self._more(size):  # it may go on
                     size *= 2

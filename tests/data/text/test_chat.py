@@ -6,6 +6,7 @@ from tokenizers import Tokenizer as Backend
 
 from onefold.core.errors import UserError
 from onefold.data.text.chat import chat_ids, encode, encode_chat, render, scripts, with_chat
+from onefold.data.text.chat_templates import TEMPLATES
 from onefold.data.text.tokenizer import Tokenizer
 from tests.data.conftest import prose
 
@@ -71,10 +72,10 @@ def test_a_template_without_special_tokens(tokenizer):
     assert learned(plain, ids, weights) == [" runs green\n", " it reads\n"]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(max_size=12), min_size=4, max_size=4), st.sampled_from(["default", CHATML, PLAIN]))
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=4, max_size=4), st.sampled_from([CHATML, PLAIN, *TEMPLATES]))
 def test_what_is_learned_follows_exactly_what_a_generation_starts_from(tokenizer, texts, template):
-    tokenizer = tokenizer if template == "default" else tokenizer.with_template(template)
+    tokenizer = with_chat(tokenizer, template) if template in TEMPLATES else tokenizer.with_template(template)
     roles = ["user", "assistant", "user", "assistant"]
     talk = [{"role": r, "content": t} for r, t in zip(roles, texts)]
     ids, weights = encode_chat(talk, tokenizer)

@@ -4,10 +4,13 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onefold.core.errors import UserError
 from onefold.data.text import chat_files
-from onefold.data.text.chat_files import read_conversations
+from onefold.data.text.chat import encode, scripts, with_chat
+from onefold.data.text.chat_files import conversation, read_conversations
 
 USER, ANSWER = {"role": "user", "content": "the river?"}, {"role": "assistant", "content": "runs green"}
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -115,6 +118,60 @@ def test_mistakes_are_told_with_file_and_line(tmp_path, row, message):
     file.write_text(json.dumps({"messages": [USER, ANSWER]}) + "\n\n" + line + "\n")
     with pytest.raises(UserError, match=rf"^{file}:3: {message}"):
         list(read_conversations(file))
+
+
+KEYS = ["messages", "conversations", "role", "content", "from", "value", "weight", "train", "tool_calls", "function"]
+KEYS += [
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "system",
+    "type",
+    "text",
+    "name",
+    "arguments",
+    "tools",
+]
+WORDS = ["user", "assistant", "human", "gpt", "tool", "text", "{}", "\ud800", "x"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.floats() | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=14,
+)
+ROW = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5) | st.builds(
+    lambda rows: {"messages": rows},
+    st.lists(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from(WORDS), "content": JSON},
+            optional={k: JSON for k in KEYS if k not in ("role", "content")},
+        ),
+        max_size=3,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def chatml(tokenizer):
+    return with_chat(tokenizer, "chatml")
+
+
+@settings(max_examples=80, deadline=None)
+@given(ROW | JSON)
+def test_whatever_a_row_holds_it_is_read_or_refused(chatml, value):
+    try:
+        found = scripts(conversation(value, "chat.jsonl:1"), chatml)
+    except UserError:
+        return
+    assert all(any(row.learned) for row in encode(found, chatml))
+
+
+def test_nested_without_end(tmp_path):
+    for name, what in (("chat.jsonl", "not valid JSON"), ("chat.json", "lists in lists without end")):
+        (tmp_path / name).write_text("[" * 200_000)
+        with pytest.raises(UserError, match=f"{name}:1: {what}"):
+            list(read_conversations(tmp_path / name))
 
 
 def test_bad_rows_may_be_left_out(tmp_path):
