@@ -13,12 +13,13 @@ from pydantic import BeforeValidator
 from torch import nn
 
 from onefold.adapt.lora import LoRAConfig
+from onefold.adapt.prompts import PrefixTuningConfig, PromptTuningConfig
 from onefold.adapt.quantize import QuantizeConfig
 from onefold.adapt.surgery import switch_of
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 
-AnyAdapt = LoRAConfig | QuantizeConfig
+AnyAdapt = LoRAConfig | PromptTuningConfig | PrefixTuningConfig | QuantizeConfig
 # "lora" or a single step stands for a list of one, which is what one writes on a command line.
 Steps = Annotated[
     tuple[Annotated[AnyAdapt, Slot()], ...],
@@ -41,7 +42,7 @@ def adapt(model: nn.Module, steps: Sequence[AnyAdapt]) -> nn.Module:
 
 def is_adapter(step: AnyAdapt) -> bool:
     """Whether a step adds what can be switched: several of those fit one model, by different names."""
-    return isinstance(step, LoRAConfig)
+    return not isinstance(step, QuantizeConfig)
 
 
 def read_steps(told: Any, where: Path | str) -> tuple[AnyAdapt, ...]:

@@ -54,14 +54,16 @@ class LoRAConfig(Config):
                 raise UserError(
                     f"adapt: {matrix.name} is the token embedding, too; it cannot have an adapter of its own"
                 )
-        freeze(model)
         switch = switch_of(model)
         switch.add(name)
         for matrix in found:
             if not isinstance(matrix.module, LoRALinear):
-                replace(model, matrix.name, LoRALinear(matrix.module, switch))
-            layer = model.get_submodule(matrix.name)
-            layer.adapters[name] = nn.ModuleDict(self._adapters(matrix, layer.base))
+                replace(model, matrix.path, LoRALinear(matrix.module, switch))
+            layer = model.get_submodule(matrix.path)
+            if name in layer.adapters:
+                raise UserError(f"adapt: {matrix.name} has an adapter {name!r} already")
+            layer.adapters[name] = nn.ModuleDict(self._adapters(matrix, layer.base)).train(model.training)
+        freeze(model, name)
         for pattern in self.also:
             named = [parameter for own, parameter in model.named_parameters() if fits(own, pattern)]
             if not named:

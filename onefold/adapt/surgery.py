@@ -8,6 +8,7 @@ A pattern is matched as in a shell against a matrix's name or the end of it: "mi
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as with_changes
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -23,7 +24,8 @@ PARTS = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "gate_up": ("gate", "up")}
 class Matrix:
     """A linear layer: anything that has a weight matrix and tells it by `dense()`."""
 
-    name: str
+    name: str  # as it is without surgery
+    path: str  # where it lies in the model
     module: nn.Module
     parts: dict[str, tuple[int, int]]  # the matrices packed in it, or those of them that are meant: first row, end
 
@@ -35,14 +37,14 @@ class Matrix:
 def matrices(model: nn.Module, above: str = "") -> Iterator[Matrix]:
     """Every linear layer, in the model's order; what lies inside of one is its own affair."""
     for leaf, child in model.named_children():
-        name = f"{above}.{leaf}" if above else leaf
+        path = f"{above}.{leaf}" if above else leaf
         if hasattr(type(child), "dense"):
             rows = getattr(model, "packed", {}).get(f"{leaf}.weight", ())
             ends = [sum(rows[: i + 1]) for i in range(len(rows))]
             parts = {part: (end - size, end) for part, size, end in zip(PARTS.get(leaf, ()), rows, ends)}
-            yield Matrix(name, child, parts)
+            yield Matrix(path.replace(".base.", "."), path, child, parts)
         else:
-            yield from matrices(child, name)
+            yield from matrices(child, path)
 
 
 def find(model: nn.Module, patterns: Sequence[str]) -> list[Matrix]:
@@ -58,7 +60,7 @@ def find(model: nn.Module, patterns: Sequence[str]) -> list[Matrix]:
         used.update(whole, *told.values())
         meant = {part: matrix.parts[part] for part, by in told.items() if by}
         if whole or meant:
-            found.append(Matrix(matrix.name, matrix.module, meant))
+            found.append(with_changes(matrix, parts=meant))
     if unused := [pattern for pattern in patterns if pattern not in used]:
         raise UserError(f"adapt: {unused[0]!r} fits no matrix of the model; {_like(unused[0], everything)}")
     return found
@@ -68,9 +70,9 @@ def fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` where the model has another of this name."""
-    above, _, leaf = name.rpartition(".")
+def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` where the model has another."""
+    above, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(above), leaf, module)
 
 
@@ -83,9 +85,8 @@ class Switch:
         self.steps: list[Config] = []  # surgery beneath the adapters
 
     def add(self, name: str) -> None:
-        if name in self.names:
-            raise UserError(f"the model has an adapter {name!r} already")
-        self.names.append(name)
+        """Steps of one name make up one adapter."""
+        self.names += [] if name in self.names else [name]
         self.active = name
 
     def use(self, name: str | None) -> None:
@@ -102,10 +103,10 @@ def switch_of(model: nn.Module) -> Switch:
     return model.switch
 
 
-def freeze(model: nn.Module) -> None:
-    """Let nothing train but a classifier, which belongs to the task and not to what was learned before."""
+def freeze(model: nn.Module, adapter: str | None = None) -> None:
+    """Let nothing train but the adapter of this name and a classifier, which belongs to the task."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("classifier."))
+        parameter.requires_grad_(name.startswith("classifier.") or f".adapters.{adapter}." in name)
 
 
 def shared(model: nn.Module) -> set[int]:

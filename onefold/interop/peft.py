@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from onefold.adapt.every import AnyAdapt
 from onefold.adapt.lora import WHOLE, LoRA, LoRAConfig
+from onefold.adapt.prompts import PrefixTuningConfig, Prompt, PromptTuningConfig
 from onefold.adapt.surgery import Matrix, fits, matrices, switch_of
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
@@ -28,6 +30,7 @@ from onefold.interop.tensors import SafetensorFiles, read_pickled
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model"
 PREFIX = "base_model.model."
+TYPES = ("LORA", "PROMPT_TUNING", "PREFIX_TUNING")
 TASKS = {"decoder": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 KINDS = {
     ".lora_A.weight": "a",
@@ -73,15 +76,17 @@ def base_of(folder: Path) -> str:
     return name
 
 
-def read_peft(folder: Path, base: Loaded, name: str) -> tuple[LoRAConfig, dict[str, Tensor]]:
+def read_peft(folder: Path, base: Loaded, name: str) -> tuple[AnyAdapt, dict[str, Tensor]]:
     """The surgery that an adapter in `folder` asks of `base`, and its tensors as they are called after it by `name`.
 
     Raises UserError for other kinds of adapters, for settings without a counterpart here, and naming the first tensor
     that the base has no place for.
     """
     told, where = read_json(folder / CONFIG), folder / CONFIG
+    if told.get("peft_type") in ("PROMPT_TUNING", "PREFIX_TUNING"):
+        return _read_opening(folder, told["peft_type"], base, name)
     if told.get("peft_type") != "LORA":
-        raise UserError(f"{where}: peft_type {told.get('peft_type')!r} is not supported (only LORA)")
+        raise UserError(f"{where}: peft_type {told.get('peft_type')!r} is not supported (only {', '.join(TYPES)})")
     unknown = [setting for setting in UNKNOWN.split() if told.get(setting)]
     if unknown or told.get("bias", "none") != "none":
         setting = unknown[0] if unknown else "bias"
@@ -95,7 +100,7 @@ def read_peft(folder: Path, base: Loaded, name: str) -> tuple[LoRAConfig, dict[s
         for kind, tensor in held.items():
             if kind != "a":  # theirs has a row for each of the matrix's, in their order
                 tensor = torch.empty_like(tensor).index_copy_(0, place.rows - place.first, tensor)
-            tensors[f"{place.matrix.name}.adapters.{name}.{place.part}.{kind}"] = tensor
+            tensors[f"{place.matrix.path}.adapters.{name}.{place.part}.{kind}"] = tensor
     (rank, _), (alpha, _) = (Counter(values.values()).most_common(1)[0] for values in (ranks, alphas))
     config = LoRAConfig.from_dict(
         {
@@ -112,6 +117,34 @@ def read_peft(folder: Path, base: Loaded, name: str) -> tuple[LoRAConfig, dict[s
     return config, tensors
 
 
+def _read_opening(folder: Path, kind: str, base: Loaded, name: str) -> tuple[AnyAdapt, dict[str, Tensor]]:
+    tensor = _tensors(folder).get("prompt_embeddings")
+    if tensor is None or tensor.ndim != 2:
+        raise UserError(f"{folder} has no prompt_embeddings")
+    _, kv_heads, width = base.config.block.mixer.widths(base.config.width)
+    wanted = base.config.width if kind == "PROMPT_TUNING" else base.config.depth * 2 * kv_heads * width
+    if tensor.shape[1] != wanted:
+        told = f"prompt_embeddings is {list(tensor.shape)}, this one is {wanted} wide there"
+        raise UserError(f"{folder} adapts another model: {told}")
+    if kind == "PROMPT_TUNING":
+        return PromptTuningConfig(length=len(tensor)), {f"openings.adapters.{name}.vectors": tensor}
+    pairs = tensor.view(len(tensor), base.config.depth, 2, kv_heads, width).permute(1, 2, 3, 0, 4)
+    return PrefixTuningConfig(length=len(tensor)), {f"openings.adapters.{name}.pairs": pairs}
+
+
+def _opening(loaded: Loaded, opening: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What PEFT's files say of vectors before the text."""
+    heads, kv_heads, width = loaded.config.block.mixer.widths(loaded.config.width)
+    told = {"num_layers": loaded.config.depth, "num_transformer_submodules": 1}
+    if isinstance(opening, Prompt):
+        vectors = opening.vectors
+        told |= {"peft_type": "PROMPT_TUNING", "token_dim": loaded.config.width, "num_attention_heads": heads}
+    else:
+        vectors = opening.pairs.permute(3, 0, 1, 2, 4).flatten(1)
+        told |= {"peft_type": "PREFIX_TUNING", "token_dim": kv_heads * width, "num_attention_heads": kv_heads}
+    return told | {"num_virtual_tokens": len(vectors)}, {"prompt_embeddings": vectors}
+
+
 def save_peft(folder: Path, loaded: Loaded) -> None:
     """Write the active adapter of a model as a folder that PEFT opens.
 
@@ -123,6 +156,15 @@ def save_peft(folder: Path, loaded: Loaded) -> None:
         raise UserError("the model has no adapter to write")
     if any(own.startswith("classifier.") for own, _ in loaded.model.named_parameters()):
         raise UserError("a classifier trained beside adapters cannot be written as PEFT's folder: use format='hf'")
+    common = {
+        "task_type": TASKS.get(loaded.config.kind),
+        "base_model_name_or_path": loaded.card.get("adapts"),
+        "inference_mode": True,
+    }
+    if name in getattr(getattr(loaded.model, "openings", None), "adapters", ()):
+        told, tensors = _opening(loaded, loaded.model.openings.adapters[name])
+        _write(Path(folder), common | told, tensors)
+        return
     tensors, ranks, alphas, turned, dora = {}, {}, {}, False, False
     for module, place in _places(loaded).items():
         layer = place.matrix.module
@@ -137,13 +179,11 @@ def save_peft(folder: Path, loaded: Loaded) -> None:
         ranks[module], alphas[module] = len(a), round(scale * len(a), 9)
         turned, dora = turned or place.turned, dora or magnitude is not None
     if not tensors:
-        raise UserError(f"the adapter {name!r} has nothing beside matrices, which is all that this format holds")
+        raise UserError(f"the adapter {name!r} has nothing that this format holds")
     (rank, _), (alpha, _) = (Counter(values.values()).most_common(1)[0] for values in (ranks, alphas))
     told = {
         "peft_type": "LORA",
-        "task_type": TASKS.get(loaded.config.kind),
-        "base_model_name_or_path": loaded.card.get("adapts"),
-        "inference_mode": True,
+        **common,
         "r": rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": 0.0,
@@ -155,7 +195,11 @@ def save_peft(folder: Path, loaded: Loaded) -> None:
         "rank_pattern": {module: other for module, other in ranks.items() if other != rank},
         "alpha_pattern": {module: other for module, other in alphas.items() if other != alpha},
     }
-    with atomic_folder(Path(folder)) as temporary:
+    _write(Path(folder), told, tensors)
+
+
+def _write(folder: Path, told: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
         save_file(
             {key: t.detach().cpu().contiguous() for key, t in tensors.items()}, temporary / f"{WEIGHTS}.safetensors"

@@ -92,6 +92,31 @@ def test_an_adapter_over_a_packed_matrix(tmp_path):
     torch.testing.assert_close(logits(again), logits(own.model), atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+@pytest.mark.parametrize("base", [llama, gpt2])
+def test_vectors_before_the_text_both_ways(tmp_path, kind, base):
+    model = base()
+    model.save_pretrained(tmp_path / "base")
+    model.config.name_or_path = model.name_or_path = str(tmp_path / "base")
+    settings = getattr(peft, kind)(num_virtual_tokens=5, task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(model, settings).eval()
+    for parameter in theirs.prompt_encoder.parameters():
+        parameter.data.normal_()
+    theirs.save_pretrained(tmp_path / "peft")
+    with torch.no_grad():
+        wanted = theirs(IDS, attention_mask=torch.ones_like(IDS)).logits[:, -IDS.shape[1] :]
+    ours = open_model(tmp_path / "peft")
+    torch.testing.assert_close(logits(ours.model), wanted, atol=2e-5, rtol=1e-4)
+
+    save(ours, tmp_path / "again", "peft")
+    again = peft.PeftModel.from_pretrained(llama_at(tmp_path / "base"), tmp_path / "again").eval()
+    with torch.no_grad():
+        found = again(IDS, attention_mask=torch.ones_like(IDS)).logits[:, -IDS.shape[1] :]
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+    with pytest.raises(UserError, match="cannot be merged"):
+        save(ours, tmp_path / "merged", "hf")
+
+
 def test_several_adapters_on_one_model(tmp_path):
     theirs = {kind: adapted(llama(), tmp_path / kind, **LORA[kind]) for kind in ("lora", "dora")}
     found = open_model(tmp_path / "lora" / "base", adapters={kind: tmp_path / kind / "peft" for kind in theirs})

@@ -1,11 +1,13 @@
 """Runs that train adapters beside a model that stays as it is: what they save, resume from, and give back."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import onefold
 from onefold.adapt.quantize import QuantizeConfig
 from onefold.core.errors import UserError
 from onefold.interop.adapted import Early
@@ -51,7 +53,8 @@ def test_only_adapters_move_and_only_they_are_saved(base, adapted):
 
 
 def test_resuming_gives_the_same_bits(adapted):
-    settings = {"trainer__schedule": {"kind": "constant"}, "optimizer__ema": 0.9}
+    steps = [{"kind": "lora", "dora": True, "dropout": 0.1}, {"kind": "prompt", "length": 3}]
+    settings = {"trainer__schedule": {"kind": "constant"}, "optimizer__ema": 0.9, "adapt": steps}
     whole = train(adapted("whole", trainer__steps=6, **settings))
     train(adapted("parts", trainer__steps=3, **settings))
     parts = train(adapted("parts", trainer__steps=6, **settings))
@@ -95,3 +98,71 @@ def test_another_base_of_fewer_bits_is_refused(base, adapted, tmp_path):
     (result.checkpoint / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"blocks\.1\.ffn\.out\.weight differs"):
         open_model(result.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def once(base, tmp_path_factory):
+    """A run of every kind of adapter at once, of 4 steps."""
+    steps = [{"kind": "lora", "rank": 2, "dora": True}, {"kind": "prefix", "length": 3}]
+    changes = {"model": None, "start": str(base.out), "adapt": steps, "trainer.steps": 4}
+    return train(base.run.but(changes | {"out": str(tmp_path_factory.mktemp("once") / "out")}))
+
+
+def test_a_run_opens_as_what_was_trained(base, once):
+    model = onefold.load(once.out)
+    assert model.adapters == ["adapter"]
+    ids = [[3, 5, 7, 9]]
+    adapted = model.logits(ids)
+    model.use(None)
+    bare = onefold.load(base.out)
+    assert torch.equal(model.logits(ids), bare.logits(ids))
+    assert not torch.allclose(adapted, bare.logits(ids))
+    both = onefold.load(base.out, adapters={"one": once.out, "two": once.checkpoint})
+    assert (both.adapters, both.adapter) == (["one", "two"], "one")
+    assert torch.equal(both.logits(ids), adapted)
+    both.use("two")
+    assert torch.equal(both.logits(ids), adapted)
+
+
+def test_another_base_is_named_by_its_first_weight_that_differs(base, once, tmp_path):
+    shutil.copytree(base.out, tmp_path / "base")
+    shutil.copytree(once.out, tmp_path / "run")
+    artifact = tmp_path / "run" / "checkpoints" / "4" / "artifact.json"
+    (artifact.parent / "manifest.json").unlink()
+    told = json.loads(artifact.read_text())
+    told["base"] |= {"path": "/nowhere/else", "beside": "../../../base"}  # both were moved
+    artifact.write_text(json.dumps(told))
+    open_model(tmp_path / "run")
+    file = tmp_path / "base" / "checkpoints" / "12" / "model.safetensors"
+    weights = load_file(file)
+    weights["blocks.1.ffn.out.weight"] += 1
+    save_file(weights, file)
+    (file.parent / "manifest.json").unlink()
+    for open_again in (
+        lambda: open_model(tmp_path / "run"),
+        lambda: open_model(tmp_path / "base", adapters={"a": tmp_path / "run"}),
+    ):
+        with pytest.raises(UserError, match=r"adapts another model than .*: blocks\.1\.ffn\.out\.weight differs"):
+            open_again()
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(UserError, match=r"adapts /nowhere/else: .*does not exist"):
+        open_model(tmp_path / "run")
+
+
+def test_adapters_become_the_weights_of_what_begins_with_them(adapted):
+    first = train(adapted("first", trainer__steps=3))
+    second = train(adapted("second", start=str(first.out), trainer__steps=2))
+    ids = [[3, 5, 7, 9]]
+    model = onefold.load(second.out)
+    model.use(None)
+    assert (model.logits(ids) - onefold.load(first.out).logits(ids)).abs().max() < 1e-5
+
+
+def test_what_cannot_be_adapted_says_so(base, adapted):
+    with pytest.raises(UserError, match="say which one with start="):
+        train(adapted("none", start=None, model=base.run.model.to_dict()))
+    with pytest.raises(UserError, match=r"'mixer\.query' fits no matrix of the model; did you mean mixer\.q"):
+        train(adapted("far", adapt=[{"kind": "lora", "targets": ["mixer.query"]}]))
+    with pytest.raises(UserError, match="kind must be one of lora, prompt, prefix, quantize"):
+        adapted(adapt="laura")
+    assert adapted(adapt="lora").adapt[0].kind == "lora"
