@@ -50,7 +50,7 @@ def recipe(data: str | None = None, start: str | None = None, loss: Loss = "dpo"
         raise UserError(f"there is no loss {loss}; there are {', '.join(LOSSES)}")
     objective = LOSSES[loss]
     return Run(
-        data=PreferenceData(path=data, task=objective.task, context=1024, ties="skip"),
+        data=PreferenceData(path=data, task=objective.task, context=1024, skip_bad=True),
         start=start,
         objective=objective,
         optimizer=AdamWConfig(lr=5e-7, weight_decay=0.0),

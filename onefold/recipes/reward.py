@@ -38,7 +38,7 @@ def recipe(data: str | None = None, start: str | None = None) -> Run:
             "a reward model learns from pairs of answers, beginning with a chat model: data=FILE start=MODEL"
         )
     return Run(
-        data=PreferenceData(path=data, context=1024, ties="skip"),
+        data=PreferenceData(path=data, context=1024, skip_bad=True),
         start=start,
         objective=Reward(centre=0.01),
         optimizer=AdamWConfig(lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1),

@@ -9,7 +9,7 @@ Every mistake in a row is told with its file and line.
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,12 @@ from typing import Any, Literal
 from onefold.core.errors import UserError
 from onefold.data.tables import TABLES, Pick, read_table
 from onefold.data.text.chat import ROLES, Message, encode_chat
+from onefold.data.text.chat_files import conversation
 from onefold.data.text.tokenizer import Tokenizer
 
 Said = str | list[Message]  # plain text, or turns of a conversation
 Task = Literal["pairs", "labels"]
+Bad = Callable[[UserError], None] | None  # told what is wrong with a row, which is then left out
 
 USUAL: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "messages", "question", "instruction"),
@@ -42,17 +44,13 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and one or two answers to it, all text or all turns. `tie`: the two are the same."""
+    """A prompt and one or two answers to it, all text or all turns."""
 
     place: str  # file and line
     prompt: Said
     answers: tuple[Said, ...]
     margin: float = 0.0
     liked: bool = True
-
-    @property
-    def tie(self) -> bool:
-        return len(self.answers) == 2 and self.answers[0] == self.answers[1]
 
     @property
     def turns(self) -> bool:
@@ -67,10 +65,16 @@ class Row:
         return Row(self.place, asked, said, self.margin, self.liked)
 
 
-def read_answers(path: str | Path, task: Task, columns: dict[str, str | None] | None = None) -> Iterator[Row]:
+def read_answers(
+    path: str | Path,
+    task: Task,
+    columns: dict[str, str | None] | None = None,
+    bad: Bad = None,
+) -> Iterator[Row]:
     """The rows of a table. columns: what they are called where that is not usual.
 
-    Raises UserError that names the file and the row where one is not as the task needs it.
+    bad: is told what is wrong with a row, which is then left out. Without it, and where the rest of a file cannot be
+    read, raises UserError that names the file and the row.
     """
     file = Path(path).expanduser()
     if not file.is_file() or not set(file.suffixes) & set(TABLES):
@@ -80,7 +84,14 @@ def read_answers(path: str | Path, task: Task, columns: dict[str, str | None] | 
     for number, values in read_table(file, _pick(task, columns or {})):
         empty = False
         place = f"{file}:{number}"
-        yield _pair(place, *values) if task == "pairs" else _labelled(place, *values)
+        try:
+            row = _pair(place, *values) if task == "pairs" else _labelled(place, *values)
+        except UserError as error:
+            if bad is None:
+                raise
+            bad(error)
+            continue
+        yield row
     if empty:
         raise UserError(f"{path} has no rows")
 
@@ -92,7 +103,8 @@ def encode_answer(prompt: Said, answer: Said, tokenizer: Tokenizer) -> tuple[lis
     what the assistant says in the answer counts.
     """
     if isinstance(prompt, str):
-        asked, said = tokenizer.prompt(prompt), [*tokenizer.encode(str(answer)), tokenizer.end]
+        asked = tokenizer.prompt(prompt)
+        said = [*tokenizer.encode_batch([str(answer)], inside=True)[0], tokenizer.end]
         return [*asked, *said], [0] * len(asked) + [1] * len(said)
     before = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in prompt]
     return encode_chat([*before, *answer], tokenizer)  # type: ignore[misc]
@@ -123,6 +135,8 @@ def _pair(place: str, prompt: Any, chosen: Any, rejected: Any, margin: Any) -> R
         if not (both[0] or both[1]):  # all is the same: a tie, told as such
             asked, both = asked[:-1], [asked[-1:], asked[-1:]]
     row = _together(place, asked, both)
+    if row.answers[0] == row.answers[1]:
+        raise UserError(f"{place}: chosen and rejected are the same: mend or delete it, or set data.skip_bad=true")
     try:
         margin = 0.0 if margin is None or margin == "" else float(margin)
     except (TypeError, ValueError):
@@ -159,6 +173,8 @@ def _together(place: str, asked: Said, answers: list[Said]) -> Row:
         spoken = said if isinstance(said, str) else "".join(m["content"] for m in said if m["role"] == "assistant")
         if not spoken.strip():
             raise UserError(f"{place}: {name} is empty; mend or delete this row")
+        if row.turns:
+            conversation({"messages": [*row.prompt, *said]}, f"{place}: {name}")  # refuses roles out of order
     return row
 
 

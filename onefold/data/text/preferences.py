@@ -31,7 +31,7 @@ from onefold.data.prepared import SPLITS, Split, folder_name, prepared
 from onefold.data.records import Records, RecordsWriter
 from onefold.data.sources import stamp
 from onefold.data.split import choose, content_hash
-from onefold.data.text.answers import Row, Said, Task, encode_answer, read_answers
+from onefold.data.text.answers import Bad, Row, Said, Task, encode_answer, read_answers
 from onefold.data.text.chat import with_chat
 from onefold.data.text.dataset import fit_tokens
 from onefold.data.text.documents import LoadTokenizer, TrainBPE
@@ -68,7 +68,7 @@ class PreferenceData(Config):
     chat: bool | None = None  # text becomes turns of a conversation; None: where the model has a chat template
     context: int = Field(default=512, ge=4)  # tokens of prompt and answer
     tokenizer: Annotated[TrainBPE | LoadTokenizer, Slot()] | None = None  # None: that of the model it begins with
-    ties: Literal["refuse", "skip"] = "refuse"  # pairs of the same answer twice
+    skip_bad: bool = False  # leave out rows that are not well-formed, and tell how many, instead of stopping
     held_out: float = Field(default=0.05, ge=0, le=0.5)  # share of the rows; of equal prompts all or none
     validation: str | None = None  # a table to evaluate on instead
     split_seed: int = Field(default=0, ge=0)
@@ -89,39 +89,35 @@ class PreferenceData(Config):
             say(dataset.describe())
         return dataset
 
-    def rows(self) -> Iterator[tuple[Split, Row]]:
-        """Every row in its split; those of `validation` come last. Raises UserError as `prepare` does."""
+    def rows(self, bad: Bad = None) -> Iterator[tuple[Split, Row]]:
+        """Every row in its split; those of `validation` come last. bad: see `read_answers`."""
+        before = bad and _ignored
         keys, sizes = array("Q"), array("Q")
-        for row in self._read(self.path):
+        for row in self._read(self.path, before):
             keys.append(self._key(row))
             sizes.append(1)
-        own = {self._key(row) for row in self._read(self.validation)} if self.validation else set()
+        own = {self._key(row) for row in self._read(self.validation, before)} if self.validation else set()
         split = choose(np.array(keys, np.uint64), np.array(sizes, np.int64), 0 if own else self.held_out)
         last = len(keys) * (1 - split.tail)  # rows from here on are held out where there are very few prompts
-        for n, (key, row) in enumerate(zip(keys, self._read(self.path))):
+        for n, (key, row) in enumerate(zip(keys, self._read(self.path, bad))):
             if key not in own:
                 yield SPLITS[split.whole(key) or n >= last], row
         if self.validation:
-            for row in self._read(self.validation):
+            for row in self._read(self.validation, bad):
                 yield "held_out", row
 
-    def _read(self, path: str) -> Iterator[Row]:
-        for row in read_answers(path, self.task, self.columns.to_dict()):
-            if not row.tie:
-                yield row
-            elif self.ties == "refuse":
-                raise UserError(
-                    f"{row.place}: chosen and rejected are the same; mend or delete this row, or set data.ties=skip"
-                )
+    def _read(self, path: str, bad: Bad) -> Iterator[Row]:
+        return read_answers(path, self.task, self.columns.to_dict(), bad)
 
     def _key(self, row: Row) -> int:
         return content_hash(_text(row.prompt), self.split_seed)
 
     def _build(self, folder: Path, tokenizer: Tokenizer | None) -> tuple[Tokenizer, dict[str, Any]]:
-        tokenizer = tokenizer or self._tokenizer()
-        chat = self.chat
+        tokenizer, chat, mistakes = tokenizer or self._tokenizer(), self.chat, list[UserError]()
+        bad = mistakes.append if self.skip_bad else None
         if chat is None:
-            chat = tokenizer.chat_template is not None or next(self._read(self.path)).turns
+            first = next(self._read(self.path, bad and _ignored), None)
+            chat = tokenizer.chat_template is not None or (first is not None and first.turns)
         tokenizer = with_chat(tokenizer) if chat else tokenizer
         token = "uint16" if tokenizer.size <= 1 << 16 else "uint32"
         texts = {name: Column("text") for name in ("name", "prompt", "first", "second")}
@@ -135,11 +131,17 @@ class PreferenceData(Config):
             RecordsWriter(folder / "held_out", columns) as held_out,
             Progress("tokenizing", None, "rows") as bar,
         ):
-            for split, row, answers in self._answers(chat):
-                sides = [_encoded(row, answer, tokenizer) for answer in answers]
+            for split, row, answers in self._answers(chat, bad):
+                bar.update()
+                try:
+                    sides = [_encoded(row, answer, tokenizer) for answer in answers]
+                except UserError as error:
+                    if bad is None:
+                        raise
+                    bad(error)
+                    continue
                 if self.task == "labels":  # of an answer that was given to another prompt, a part will do
                     sides[1] = tuple(part[: self.context] for part in sides[1])
-                bar.update()
                 if any(len(ids) > self.context or not any(learned[1:]) for ids, learned in sides):
                     facts[split]["too_long"] += 1
                     continue
@@ -160,12 +162,13 @@ class PreferenceData(Config):
             )
         card = {"answers": {"chat": chat}}  # how a reward model is asked later
         known = {"task": self.task, "margins": margins, "card": card, "vocab": tokenizer.size}
+        known |= {"bad": len(mistakes), "first_bad": str(mistakes[0]) if mistakes else None}
         return tokenizer, {"hash": hashed.hexdigest(), **facts, **known}
 
-    def _answers(self, chat: bool) -> Iterator[tuple[Split, Row, tuple[Said, Said]]]:
+    def _answers(self, chat: bool, bad: Bad) -> Iterator[tuple[Split, Row, tuple[Said, Said]]]:
         """Each row with the two answers that its record holds: of a label, its own and one to another prompt."""
         waiting: dict[Split, list[Row]] = {split: [] for split in SPLITS}
-        for split, row in self.rows():
+        for split, row in self.rows(bad):
             if row.turns and not chat:
                 raise UserError(f"{row.place} is a conversation: set data.chat=true, and other rows become such, too")
             row = row.as_turns() if chat else row
@@ -183,7 +186,8 @@ class PreferenceData(Config):
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise UserError("preferences need the tokenizer of a model: begin with start=…, or set data.tokenizer")
-        texts = (text for split, row in self.rows() if split == "train" for text in (row.prompt, *row.answers))
+        rows = self.rows(_ignored if self.skip_bad else None)
+        texts = (text for split, row in rows if split == "train" for text in (row.prompt, *row.answers))
         return self.tokenizer.build(map(_text, texts))
 
 
@@ -324,6 +328,8 @@ class PreferenceDataset:
         line = f"{self.size('train'):,} {what} to learn from, {self.size('held_out'):,} held out"
         if long := sum(self.facts[split]["too_long"] for split in SPLITS):
             line += f"; {long:,} left out as longer than {self.context} tokens (data.context)"
+        if self.facts["bad"]:
+            line += f"; {self.facts['bad']:,} left out, the first: {self.facts['first_bad']}"
         return line
 
     def _lengths(self, split: Split) -> np.ndarray:
@@ -376,6 +382,10 @@ def _encoded(row: Row, answer: Said, tokenizer: Tokenizer) -> tuple[list[int], l
     if not any(learned[1:]):
         raise UserError(f"{row.place}: the chat template leaves nothing of the answer to learn")
     return ids, learned
+
+
+def _ignored(error: UserError) -> None:
+    """What is wrong with a row is told when it is read for the last time."""
 
 
 def _text(said: Said) -> str:

@@ -62,6 +62,7 @@ def test_parquet_and_other_names(tmp_path):
 MISTAKES = {
     "chosen is empty": {"prompt": "p", "chosen": " ", "rejected": "b"},
     "has prompt, chosen, and no 'rejected'": {"prompt": "p", "chosen": "a"},
+    "messages 1 and 2 are both of the user": {"prompt": [USER, USER], "chosen": "a", "rejected": "b"},
     "has no prompt": {"chosen": "a", "rejected": "b"},
     "rejected must be text or a list of messages, not int": {"prompt": "p", "chosen": "a", "rejected": 1},
     "each message needs a role": {"prompt": [{"from": "human"}], "chosen": "a", "rejected": "b"},
@@ -88,10 +89,12 @@ def test_labels_are_yes_or_no(tmp_path):
         list(read_answers(write(tmp_path, [{"prompt": "p", "completion": "a", "label": "good"}]), "labels"))
 
 
-def test_ties_can_be_left_out(tmp_path, tokenizer):
+def test_bad_rows_can_be_left_out(tmp_path, tokenizer, capsys):
     rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "ab"[i % 2]} for i in range(8)]
-    data = PreferenceData(path=str(write(tmp_path, rows)), ties="skip", held_out=0)
+    data = PreferenceData(path=str(write(tmp_path, rows)), skip_bad=True, held_out=0)
     assert data.prepare(tmp_path / "data", tokenizer).size("train") == 4
+    assert "4 left out, the first:" in (said := capsys.readouterr().err)
+    assert "rows.jsonl:1: chosen and rejected are the same" in said
 
 
 def test_what_counts_is_the_answer_with_its_end(tokenizer):
