@@ -12,6 +12,7 @@ from onefold.data.text.contrastive import encode_texts
 from onefold.infer.engine import device_of
 from onefold.infer.few_rows import for_decoding
 from onefold.infer.opened import OpenedText
+from onefold.infer.padding import padded
 from onefold.interop.loaded import Loaded
 from onefold.models.embedder import EmbedderConfig, embedder_of
 from onefold.models.encoder import EncoderConfig
@@ -72,10 +73,9 @@ class TextEmbedder(OpenedText):
         device, pad = device_of(self.network), self.tokenizer.pad or 0
         for rows in batches([len(row) for row in ids], TOKENS.get(device.type, TOKENS_ELSEWHERE)):
             lengths = [len(ids[i]) for i in rows]
-            width = max(lengths)
-            tokens = torch.tensor([[*ids[i], *[pad] * (width - n)] for i, n in zip(rows, lengths)], device=device)
-            padded = min(lengths) < width
-            vectors = self._reader.encode(tokens, torch.tensor(lengths, device=device) if padded else None)
+            tokens = padded([ids[i] for i in rows], pad, device=device)
+            ragged = min(lengths) < tokens.shape[1]
+            vectors = self._reader.encode(tokens, torch.tensor(lengths, device=device) if ragged else None)
             yield rows, vectors.float().cpu()
 
 

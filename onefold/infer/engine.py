@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.infer.continuation import Continuation
+from onefold.infer.padding import padded
 from onefold.infer.sampling import Sampler, Sampling
 from onefold.models.recurrent import RecurrentConfig
 from onefold.nn.position import AlibiConfig, LearnedPositionConfig
@@ -75,14 +76,13 @@ def left_pad(
     prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu"
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"] | None]:
     """Prompts as one matrix, ending in the last column; positions are -1 on padding, None when there is none."""
-    length = max(len(ids) for ids in prompts)
     if min(len(ids) for ids in prompts) == 0:
         raise UserError("a prompt has no tokens; begin with at least one")
-    tokens = torch.tensor([[0] * (length - len(ids)) + list(ids) for ids in prompts], device=device)
-    if all(len(ids) == length for ids in prompts):
+    tokens, lengths = padded(prompts, left=True, device=device), torch.tensor([len(ids) for ids in prompts])
+    before = tokens.shape[1] - lengths.to(device)[:, None]
+    if len(set(lengths.tolist())) == 1:
         return tokens, None
-    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-    return tokens, (torch.arange(length, device=device) - (length - lengths)[:, None]).clamp(min=-1)
+    return tokens, (torch.arange(tokens.shape[1], device=device) - before).clamp(min=-1)
 
 
 def reach(config: Config) -> int | None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from onefold.core.batch import TokenBatch
 from onefold.core.config import Config
@@ -18,6 +17,7 @@ from onefold.data.text.dataset import Dataset
 from onefold.data.text.tokenizer import Tokenizer
 from onefold.infer.engine import device_of, evaluating
 from onefold.infer.model import Model
+from onefold.infer.padding import padded
 from onefold.objectives.language import NextToken
 
 SORTED_TOGETHER = 64  # batches of windows that are sorted by length, so that little is padded
@@ -140,15 +140,9 @@ def _batches(windows: Iterator[tuple[list[int], list[int], int]], rows: int) -> 
 
 def _batch(windows: list[tuple[list[int], list[int], int]]) -> TokenBatch:
     """Padded on the right, where causal attention never looks."""
-    shape = (len(windows), max(len(tokens) for tokens, _, _ in windows))
-    tokens, targets = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    weights = torch.zeros(shape)
-    for row, (read, wanted, new) in enumerate(windows):
-        tokens[row, : len(read)] = _long(read)
-        targets[row, : len(read)] = _long(wanted)
-        weights[row, len(read) - new : len(read)] = 1.0
-    return TokenBatch(tokens=tokens, targets=targets, weights=weights)
-
-
-def _long(ids: list[int]) -> Tensor:
-    return torch.tensor(ids, dtype=torch.long)
+    counted = [[0] * (len(read) - new) + [1] * new for read, _, new in windows]
+    return TokenBatch(
+        tokens=padded([read for read, _, _ in windows]),
+        targets=padded([wanted for _, wanted, _ in windows]),
+        weights=padded(counted).float(),
+    )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from onefold.core.errors import UserError
 from onefold.infer.engine import device_of
+from onefold.infer.padding import padded
 from onefold.infer.text_encoder import TextEncoder
 
 TOGETHER = 64  # chains that are sorted by length, so that little is padded
@@ -44,18 +45,15 @@ def windows(encoder: TextEncoder, sequences: Sequence[str], first: int = 0) -> I
     parts.sort(key=lambda part: min(longest, len(coded[part[0]])))
     device = device_of(encoder.network)
     while parts:
-        width = min(longest, len(coded[parts[0][0]])) + 2
         fits = 1  # more rows as long as the widest, the last, leaves room
         while fits < len(parts) and (fits + 1) * (min(longest, len(coded[parts[fits][0]])) + 2) ** 2 <= PLACES:
             fits += 1
-            width = min(longest, len(coded[parts[fits - 1][0]])) + 2
         some, parts = parts[:fits], parts[fits:]
         lengths = [min(longest, len(coded[i]) - start) for i, start in some]
-        tokens = torch.full((len(some), width), tokenizer.end if tokenizer.pad is None else tokenizer.pad)
-        for row, ((i, start), length) in enumerate(zip(some, lengths)):
-            tokens[row, : length + 2] = torch.tensor(
-                [tokenizer.start, *coded[i][start : start + length], tokenizer.end]
-            )
+        chains = [coded[i][start : start + length] for (i, start), length in zip(some, lengths)]
+        framed = [[tokenizer.start, *chain, tokenizer.end] for chain in chains]
+        tokens = padded(framed, tokenizer.end if tokenizer.pad is None else tokenizer.pad)
+        width = tokens.shape[1]
         column, each = torch.arange(width), torch.tensor(lengths)[:, None]
         residues = (column >= 1) & (column <= each)
         segments = (column > each + 1).long().to(device) if min(lengths) + 2 < width else None

@@ -12,6 +12,7 @@ from onefold.data.text.answers import Said
 from onefold.infer.answers import Answer, answer_questions
 from onefold.infer.engine import device_of
 from onefold.infer.opened import OpenedText
+from onefold.infer.padding import padded
 from onefold.infer.reward import finite, framed_answers
 from onefold.infer.tags import Tag, tag_texts
 from onefold.models.bilm import BiLMConfig
@@ -162,16 +163,10 @@ class TextEncoder(OpenedText):
         for start in range(0, len(order), ROWS):
             rows = order[start : start + ROWS]
             lengths = torch.tensor([len(framed[i][0]) for i in rows], device=device)
-            shape = (len(rows), int(lengths.max()))
-            tokens = torch.full(shape, self.tokenizer.pad or 0, device=device)
+            tokens = padded([framed[i][0] for i in rows], self.tokenizer.pad or 0, device=device)
             told = isinstance(self.config, EncoderConfig) and self.config.embed.types > 1
-            types = torch.zeros(shape, dtype=torch.long, device=device) if told else None
-            for row, i in enumerate(rows):
-                ids, kinds = framed[i]
-                tokens[row, : len(ids)] = torch.tensor(ids)
-                if types is not None:
-                    types[row, : len(ids)] = torch.tensor(kinds)
-            padding = (torch.arange(shape[1], device=device) >= lengths[:, None]).long()
+            types = padded([framed[i][1] for i in rows], device=device) if told else None
+            padding = (torch.arange(tokens.shape[1], device=device) >= lengths[:, None]).long()
             segments = padding if len(set(lengths.tolist())) > 1 else None
             seen = (tokens, None, segments)
             yield rows, self.network.features(*(seen if types is None else (*seen, types))), lengths
