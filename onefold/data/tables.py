@@ -30,6 +30,37 @@ def read_table(file: Path, pick: Pick) -> Iterator[Row]:
     return reader(file, pick)
 
 
+def usual_column(
+    known: Sequence[str], where: str, wanted: str | None, usual: Sequence[str], taken: Sequence[str | None] = ()
+) -> str | None:
+    """The column that is wanted, else the first of its usual names that is there and not taken; None: there is none.
+
+    Raises UserError where the one that is wanted is not there.
+    """
+    if wanted is not None and wanted not in known:
+        raise UserError(f"{_has(known, where)}, and no {wanted!r}")
+    return wanted or next((name for name in usual if name in known and name not in taken), None)
+
+
+def needed_column(
+    known: Sequence[str],
+    where: str,
+    wanted: str | None,
+    usual: Sequence[str],
+    ask: str,
+    taken: Sequence[str | None] = (),
+) -> str:
+    """The same where there has to be one. ask: what a person is told to say otherwise, in a UserError."""
+    name = usual_column(known, where, wanted, usual, taken)
+    if name is None:
+        raise UserError(f"{_has(known, where)}: {ask}")
+    return name
+
+
+def _has(known: Sequence[str], where: str) -> str:
+    return f"{where} has {', '.join(known) if known else 'no columns'}"
+
+
 def read_arrow(file: Path, pick: Pick) -> Iterator[Row]:
     """The rows of one file of a saved dataset: an Arrow stream."""
     try:

@@ -13,7 +13,7 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_file
 from onefold.core.progress import Progress
 from onefold.data.sources import open_text
-from onefold.data.tables import TABLES, read_table
+from onefold.data.tables import TABLES, needed_column, read_table
 from onefold.infer.embedder import TextEmbedder
 
 WINDOW = 8192  # texts sorted by length together
@@ -72,11 +72,7 @@ def read_texts(path: Path, column: str | None = None) -> Iterator[str]:
 
 
 def _pick(column: str | None, known: Sequence[str], where: str) -> tuple[str]:
-    name = column or next((name for name in COLUMNS if name in known), None)
-    if name is None or name not in known:
-        has = f"{where} has {', '.join(known) or 'no columns'}"
-        raise UserError(has + (f", and no {name!r}" if name else ": say which holds the text with --column NAME"))
-    return (name,)
+    return (needed_column(known, where, column, COLUMNS, "say which holds the text with --column NAME"),)
 
 
 @contextmanager

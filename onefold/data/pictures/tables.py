@@ -20,9 +20,11 @@ from onefold.data.tables import (
     arrow_schema,
     class_names,
     label_name,
+    needed_column,
     parquet_schema,
     read_arrow,
     read_table,
+    usual_column,
 )
 
 IMAGES = ("image", "img", "picture", "file_name", "filename", "file", "path")
@@ -78,11 +80,5 @@ def _content(value: Any, file: Path, place: str) -> tuple[str, bytes | Path]:
 
 def _columns(known: Sequence[str], where: str, image: str | None, label: str | None) -> tuple[str, str | None]:
     """The names of both columns. A label that nobody asked for may be missing."""
-    has = f"{where} has {', '.join(known) if known else 'no columns'}"
-    for wanted in (image, label):
-        if wanted is not None and wanted not in known:
-            raise UserError(f"{has}, and no {wanted!r}")
-    image = image or next((name for name in IMAGES if name in known), None)
-    if image is None:
-        raise UserError(f"{has}: say which column holds the picture with image=NAME")
-    return image, label or next((name for name in LABELS if name in known), None)
+    label = usual_column(known, where, label, LABELS)
+    return needed_column(known, where, image, IMAGES, "say which column holds the picture with image=NAME"), label

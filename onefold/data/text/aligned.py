@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from onefold.core.errors import UserError
-from onefold.data.tables import TABLES, read_table
+from onefold.data.tables import TABLES, needed_column, read_table
 from onefold.data.text.synthetic import SYNTHETIC, pairs
 
 SOURCES = ("source", "src", "input", "document", "article", "question")
@@ -98,16 +98,13 @@ def _rows(file: Path, source: str | None, target: str | None) -> Iterator[Pair]:
 
 def _columns(known: Sequence[str], where: str, source: str | None, target: str | None) -> Sequence[str]:
     """The names of the two columns, or of the one that holds both."""
-    has = f"{where} has {', '.join(known) if known else 'no columns'}"
     if NESTED in known and source not in known:
         if source is None or target is None:
+            has = f"{where} has {', '.join(known)}"
             raise UserError(f"{has}: say which languages with data.source=de data.target=en")
         return (NESTED,)
-    found: list[Any] = []
+    found: list[str] = []
     for side, wanted, usual in (("source", source, SOURCES), ("target", target, TARGETS)):
-        name = wanted or next((name for name in usual if name in known), None)
-        if name is None or name not in known:
-            missing = f", and no {name!r}" if name else ""
-            raise UserError(f"{has}{missing}: say which column holds the {side} with data.{side}=NAME")
-        found.append(name)
+        ask = f"say which column holds the {side} with data.{side}=NAME"
+        found.append(needed_column(known, where, wanted, usual, ask, found))
     return found

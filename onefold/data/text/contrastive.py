@@ -29,7 +29,7 @@ from onefold.data.prepared import SPLITS, Split, folder_name, prepared
 from onefold.data.records import Records, RecordsWriter
 from onefold.data.sources import STDLIB, Document, Skipped, read, stamp
 from onefold.data.split import choose, content_hash
-from onefold.data.tables import TABLES, read_table
+from onefold.data.tables import TABLES, needed_column, read_table
 from onefold.data.text.dataset import fit_tokens
 from onefold.data.text.documents import LoadTokenizer, TrainBPE
 from onefold.data.text.pairs import pairs as functions
@@ -353,12 +353,8 @@ def _passages(text: str, characters: int) -> Iterator[str]:
 
 def _columns(wanted: Columns, known: Sequence[str], where: str) -> tuple[str, str]:
     """The names of the two columns."""
-    found = []
+    found: list[str] = []
     for side, given, usual in (("first", wanted.first, FIRST), ("second", wanted.second, SECOND)):
-        name = given or next((name for name in usual if name in known and name not in found), None)
-        if name is None or name not in known:
-            has = f"{where} has {', '.join(known) if known else 'no columns'}"
-            text = f", and no {name!r}" if name else f": say which holds the {side} texts with data.pairs.{side}=NAME"
-            raise UserError(has + text)
-        found.append(name)
+        ask = f"say which holds the {side} texts with data.pairs.{side}=NAME"
+        found.append(needed_column(known, where, given, usual, ask, found))
     return found[0], found[1]

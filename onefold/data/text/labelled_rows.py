@@ -15,7 +15,16 @@ from onefold.core.errors import UserError
 from onefold.data.own_splits import own_splits
 from onefold.data.prepared import Split
 from onefold.data.sources import STDLIB, dataset_files, is_dataset, open_text
-from onefold.data.tables import TABLES, arrow_schema, class_names, parquet_schema, read_arrow, read_table
+from onefold.data.tables import (
+    TABLES,
+    arrow_schema,
+    class_names,
+    needed_column,
+    parquet_schema,
+    read_arrow,
+    read_table,
+    usual_column,
+)
 from onefold.data.text import wordnet
 from onefold.data.text.labels import TASKS, Example
 from onefold.data.text.passages import passages
@@ -91,16 +100,14 @@ class Rows:
 
     def _pick(self, known: Sequence[str], where: str) -> tuple[str, str | None, str]:
         """The names of the three columns."""
-        has = f"{where} has {', '.join(known) if known else 'no columns'}"
         found: list[str | None] = []
         for kind, wanted, usual in zip(KINDS, self.columns, TASKS[self.task].usual):
-            if wanted is not None and wanted not in known:
-                raise UserError(f"{has}, and no {wanted!r}")
-            name = wanted or next((name for name in usual if name in known and name not in found), None)
-            if name is None and usual:
+            if usual:
                 what = f"{usual[0]} (task={self.task})" if self.task in ("token", "span") else kind
-                raise UserError(f"{has}: say which column holds the {what} with data.{kind}=NAME")
-            found.append(name)
+                ask = f"say which column holds the {what} with data.{kind}=NAME"
+                found.append(needed_column(known, where, wanted, usual, ask, found))
+            else:
+                found.append(usual_column(known, where, wanted, usual))
         return tuple(found)  # type: ignore[return-value]
 
 
