@@ -38,7 +38,7 @@ TABLES: dict[str, tuple[float, ...]] = {
     "int4": (*(n / 7 for n in range(-7, 8)), 1.0),
 }
 SCALES_BLOCK = 256  # scales that share a scale
-PART = 2**18  # bytes of codes that are turned into weights at a time: little memory beside the weights
+PART = 2**18  # bytes of codes that are taken at a time: little memory beside the weights
 
 
 class Scales(NamedTuple):
@@ -54,13 +54,20 @@ def quantize(weight: Float[Tensor, "..."], scheme: Scheme, block: int = 64) -> t
 
     Weights are taken row after row; the last block may be shorter.
     """
-    flat = weight.detach().flatten().float()
-    blocks = F.pad(flat, (0, -len(flat) % block)).view(-1, block)
-    scales = blocks.abs().amax(1)
-    scaled = (blocks * (1 / scales.clamp(min=1e-38))[:, None]).clamp_(-1, 1).flatten()[: len(flat) + len(flat) % 2]
-    order, bounds = _bounds(scheme, weight.device)
-    codes = order[torch.bucketize(scaled, bounds, out_int32=True)]
-    return (codes[::2] << 4) | codes[1::2], scales
+    flat = weight.detach().flatten()
+    order, bounds = _bounds(scheme, flat.device)
+    codes = torch.empty(-(-len(flat) // 2), dtype=torch.uint8, device=flat.device)
+    scales = torch.empty(-(-len(flat) // block), device=flat.device)
+    part = _part(codes, block)
+    for start in range(0, len(codes), part):
+        few = flat[2 * start : 2 * (start + part)].float()
+        blocks = F.pad(few, (0, -len(few) % block)).view(-1, block)
+        largest = blocks.abs().amax(1)
+        scaled = (blocks * (1 / largest.clamp(min=1e-38))[:, None]).clamp_(-1, 1).flatten()
+        found = order[torch.bucketize(scaled[: len(few) + len(few) % 2], bounds, out_int32=True)]
+        codes[start : start + part] = (found[::2] << 4) | found[1::2]
+        scales[2 * start // block :][: len(largest)] = largest
+    return codes, scales
 
 
 def dequantize(
@@ -71,7 +78,7 @@ def dequantize(
     codes = F.pad(codes, (0, -2 * len(codes) % block // 2))
     pairs = torch.empty(len(codes), dtype=table.dtype, device=codes.device)
     weights = pairs.view(torch.float32).view(-1, block)
-    part = max(block // 2, PART // block * block) if codes.is_cpu else max(1, len(codes))
+    part = _part(codes, block)
     for start in range(0, len(codes), part):
         stop = start + part
         torch.index_select(table, 0, codes[start:stop].int(), out=pairs[start:stop])
@@ -199,6 +206,11 @@ def dynamic_table(device: torch.device) -> Float[Tensor, "256"]:
         middles.append(10.0 ** (i - 6) * (edges[:-1] + edges[1:]) / 2)
     positive = torch.cat(middles)
     return torch.cat((-positive.flip(0), torch.zeros(1), positive, torch.ones(1))).to(device)
+
+
+def _part(codes: Tensor, block: int) -> int:
+    """How many bytes of codes to take at a time: on a CPU few, whole blocks."""
+    return max(1, PART // block) * block if codes.is_cpu else max(1, len(codes))
 
 
 @cache

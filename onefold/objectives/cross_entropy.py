@@ -41,8 +41,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, features, head, targets, weights, z_loss, bias, smoothing):
         wanted = any(ctx.needs_input_grad)
         d_features = torch.empty_like(features) if wanted else None
-        d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if wanted else None
-        d_bias = torch.zeros_like(d_head[:, 0]) if wanted and bias is not None else None
+        trains = ctx.needs_input_grad[1]  # beside adapters the head stays as it is, and its gradient costs a third
+        d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if trains else None
+        d_bias = head.new_zeros(len(head), dtype=torch.float32) if wanted and bias is not None else None
         nll, z = features.new_zeros((), dtype=torch.float32), features.new_zeros((), dtype=torch.float32)
         mean, mean_bias = (head.float().mean(0), 0.0 if bias is None else bias.float().mean()) if smoothing else (0, 0)
         size = max(1, CHUNK.get(features.device.type, CHUNK_ELSEWHERE) // head.shape[0])
@@ -65,17 +66,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_logits.scatter_add_(1, y, w * (smoothing - 1))
                 d_logits = d_logits.to(x.dtype)
                 d_features[part] = linear(d_logits, head.T)
-                d_head += d_logits.T @ x
+                if d_head is not None:
+                    d_head += d_logits.T @ x
                 if d_bias is not None:
                     d_bias += d_logits.sum(0)
         if wanted and smoothing:  # ε / V, the same for all tokens: of rank one
             each, V = smoothing * weights, head.shape[0]
             d_features -= (each[:, None] * mean).to(x.dtype)
-            d_head -= (each @ features.float()) / V
+            if d_head is not None:
+                d_head -= (each @ features.float()) / V
             if d_bias is not None:
                 d_bias -= each.sum() / V
         if wanted:
-            ctx.save_for_backward(d_features, d_head.to(head.dtype), None if bias is None else d_bias.to(bias.dtype))
+            d_head = None if d_head is None else d_head.to(head.dtype)
+            ctx.save_for_backward(d_features, d_head, None if bias is None else d_bias.to(bias.dtype))
         ctx.mark_non_differentiable(z)
         return nll, z
 
@@ -83,4 +87,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, d_nll, _):
         d_features, d_head, d_bias = ctx.saved_tensors
         d_bias = None if d_bias is None else d_bias * d_nll
-        return d_features * d_nll, d_head * d_nll, None, None, None, d_bias, None
+        d_head = None if d_head is None else d_head * d_nll
+        return d_features * d_nll, d_head, None, None, None, d_bias, None

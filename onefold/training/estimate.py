@@ -94,6 +94,7 @@ def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
     kept: dict[int, Tensor] = {}  # by address; holding them keeps addresses from being used again
 
     def note(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()  # which does not hold its graph, that holds this function: nothing would be freed soon
         address = tensor.untyped_storage().data_ptr()
         if address not in weights:
             kept[address] = tensor

@@ -292,7 +292,8 @@ def weigh(
     row = two_rows(run, dataset)
     rows, bf16 = run.trainer.batch // dist.world(), run.trainer.bf16(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        longest = dataset.longest(row.rows) if hasattr(dataset, "longest") else row  # else all are as long
+        few = min(row.rows, run.trainer.micro_batch or row.rows)
+        longest = dataset.longest(few) if hasattr(dataset, "longest") else row.split(few)[0]  # else all are as long
         each = estimate.row_bytes(model, objective, longest.to(device))
     parallel.reshard(model)
     needed, free = memory

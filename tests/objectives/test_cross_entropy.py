@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from onefold.core.batch import TokenBatch
 from onefold.models import families
 from onefold.objectives import cross_entropy
+from onefold.objectives.cross_entropy import linear_cross_entropy
 from onefold.objectives.language import NextToken
 
 
@@ -63,3 +64,12 @@ def test_smoothing_is_of_training_alone_and_evaluations_tell_the_plain_loss():
     torch.testing.assert_close(smooth(model, batch, 0).terms["ce"].sum, expected)
     model.eval()
     assert smooth(model, batch, 0).terms["ce"].sum == plain(model, batch, 0).terms["ce"].sum
+
+
+def test_a_head_that_does_not_train_has_no_gradient_and_changes_no_other():
+    features, head = torch.randn(6, 8, requires_grad=True), torch.randn(31, 8)
+    targets, weights = torch.randint(31, (6,)), torch.ones(6)
+    for smoothing in (0.0, 0.1):
+        ours, _ = linear_cross_entropy(features, head, targets, weights, smoothing=smoothing)
+        expected = F.cross_entropy(features @ head.T, targets, reduction="sum", label_smoothing=smoothing)
+        torch.testing.assert_close(*(torch.autograd.grad(loss, features)[0] for loss in (ours, expected)))

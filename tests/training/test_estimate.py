@@ -1,5 +1,7 @@
 """Estimates against closed forms and against what really happens."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -56,6 +58,14 @@ def test_bytes_of_a_row_are_what_autograd_keeps(small):
     assert (long - head) / (short - head) == pytest.approx(4, rel=0.25)
     three = estimate.row_bytes(model, objective, batch(3, 64, 288))
     assert three == pytest.approx(long - head + head / 3, rel=0.02)
+
+
+def test_measuring_gives_its_memory_back_at_once():
+    model = gpt2().but({"vocab": 32, "width": 16, "depth": 1, "block.mixer.heads": 2, "block.ffn.width": 16}).build()
+    seen = []
+    model.blocks[0].ffn.register_forward_hook(lambda module, given, found: seen.append(weakref.ref(found)))
+    estimate.row_bytes(model, NextToken().build(), batch(1, 8, 32))
+    assert seen[0]() is None
 
 
 def test_measuring_leaves_running_averages_alone():
