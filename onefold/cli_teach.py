@@ -49,3 +49,29 @@ def teach(
     files = given.pop("prompts"), given.pop("out")
     sampling = {name: given.pop(name) for name in list(given) if name in Sampling.model_fields}
     run(open_teacher(teacher, key, str(pick(device)), **given), *files, system, erase, generic, **sampling)
+
+
+@app.command(
+    epilog=example(
+        "onefold select taught.jsonl out=few.jsonl count=1000",
+        "onefold select all.jsonl out=few.jsonl order=longest likeness=0.5 said_words='[50, 800]'",
+    )
+)
+def select(
+    chat: Annotated[str, typer.Argument(metavar="FILE", help="Conversations, in any shape that chat data has")],
+    settings: Settings = None,
+):
+    """Keep few good and different conversations of many, and say why the others are left out.
+
+    [bold]out=[/bold] where they go. Filters: [bold]asked_words=[/bold] and [bold]said_words=[/bold] (least and most),
+    [bold]without=[/bold] phrases, [bold]likeness=[/bold] of questions (most ROUGE-L with any that is kept),
+    [bold]count=[/bold] how many at most, [bold]order=[/bold] file or longest.
+    """
+    from onefold.data.text.selection import SelectionConfig
+    from onefold.data.text.selection import select as run
+
+    given = read_settings(settings)
+    if "out" not in given:
+        raise UserError(f"select needs out=: onefold select {chat} out=FILE.jsonl")
+    out = given.pop("out")
+    run(chat, out, SelectionConfig.from_dict(given))
