@@ -104,6 +104,7 @@ class RolloutBatch(TokenBatch):
     advantages: Tensor | None = None  # Float[B, T]
     values: Tensor | None = None  # Float[B, T]: of what is read so far, when it was written
     returns: Tensor | None = None  # Float[B, T]
+    penalty: Tensor | None = None  # Float[B]: what a nat of KL to the reference cost
 
     def narrow(self, multiple: int = 8) -> Self:
         """Without the columns at the end that hold padding only, but for a multiple of so many: fewer shapes."""

@@ -30,6 +30,7 @@ from onefold.models.word_reader import WordReaderConfig
 from onefold.nn.position import LearnedPositionConfig
 
 REMEMBERED = 16  # ids of the prompt that a continuation's first piece of text is decoded behind
+WRITES = "writes"  # in the card of a model that has a classifier, and yet is there to write (a policy's critic)
 
 TEXT = DecoderConfig | RecurrentConfig | EncoderConfig | BiLMConfig | WordReaderConfig
 
@@ -54,7 +55,8 @@ def load(
         return TextEmbedder(loaded)
     if isinstance(loaded.config, Seq2SeqConfig | RecurrentSeq2SeqConfig):
         return Seq2SeqModel(loaded)
-    if isinstance(loaded.config, DecoderConfig | RecurrentConfig) and not loaded.config.classes:
+    writes = getattr(loaded.config, "classes", 0) == 0 or loaded.card.get(WRITES)
+    if isinstance(loaded.config, DecoderConfig | RecurrentConfig) and writes:
         return Model(loaded)
     if isinstance(loaded.config, WordReaderConfig) and not loaded.config.classes:
         raise UserError(f"{path} holds word vectors: use onefold.load_vectors, or fine-tune with start={path}")

@@ -27,6 +27,8 @@ from onefold.infer.rewards import Answer
 from onefold.infer.sampling import Sampling
 from onefold.objectives.log_probs import token_log_probs
 
+Memory = dict[str, Tensor | float]  # what a phase leaves to the next one
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -41,8 +43,8 @@ class Prompt:
 class Policy:
     """The model that learns and all that its answers go through.
 
-    objective: as built. One that has `look(model, batch)`, which adds what it will want to know of the policy as it was
-    when it wrote, and `judge(rollouts)`, gets all answers of a phase together; another learns from them as from texts.
+    objective: as built. Its `look(model, batch)` adds what it will want to know of the policy as it was when it wrote;
+    its `judge(rollouts, memory)` gets all answers of a phase together.
     """
 
     model: nn.Module
@@ -69,12 +71,10 @@ class Policy:
                     pass
         return found
 
-    def judged(self, rollouts: RolloutBatch) -> RolloutBatch:
-        """With what the objective needs to learn from them."""
-        if not hasattr(self.objective, "judge"):
-            return rollouts
+    def judged(self, rollouts: RolloutBatch, memory: Memory) -> tuple[RolloutBatch, Memory]:
+        """With what the objective needs to learn from them, and what it wants to remember in the next phase."""
         looked = self._each(self.model, self.compared(rollouts), self.objective.look)
-        return self.objective.judge(looked)
+        return self.objective.judge(looked, memory)
 
     def compared(self, rollouts: RolloutBatch) -> RolloutBatch:
         """With the log-probabilities of the reference, where there is one."""
@@ -100,15 +100,15 @@ class Policy:
 
 def assemble(
     prompts: Sequence[Prompt],
-    written: Sequence[Continuation],
+    written: Sequence[list[int]],
     groups: Sequence[int],
     rewards: Tensor,
     pad: int,
     temperature: float,
     prefix: bool,
 ) -> RolloutBatch:
-    """What was written as a batch: prompt and answer, the end of which is learned, too, where it came to one."""
-    texts = [prompt.ids + wrote(row) for prompt, row in zip(prompts, written)]
+    """Prompts and the ids that were written behind them as a batch."""
+    texts = [prompt.ids + ids for prompt, ids in zip(prompts, written)]
     starts = torch.tensor([len(prompt.ids) for prompt in prompts])[:, None]
     lengths = torch.tensor([len(ids) for ids in texts])[:, None]
     whole = torch.full((len(texts), int(lengths.max())), pad)
@@ -137,16 +137,19 @@ def wrote(row: Continuation) -> list[int]:
     return row.ids if row.end is None else [*row.ids, row.end]
 
 
+KEPT = "memory."  # what names in a state begin with that belong to the memory
+
+
 class Source(Protocol):
     """Where phases come from."""
 
-    def phase(self, number: int, seed: int) -> RolloutBatch: ...
+    def phase(self, number: int, seed: int, memory: Memory) -> tuple[RolloutBatch, Memory]: ...
 
 
 class Rollouts:
     """Endless mini-batches of `rows`: each phase goes through what was written `epochs` times, in another order.
 
-    `state()` has the answers of a phase that is not over, as tensors.
+    `state()` has what a phase left to the next one and the answers of a phase that is not over, as tensors.
     """
 
     def __init__(self, source: Source, size: int, rows: int, epochs: int, seed: int, state: dict[str, Any] | None):
@@ -159,7 +162,8 @@ class Rollouts:
         self._source, self._rows, self._seed, self._steps = source, rows, seed, (size // rows, epochs)
         state = state or {"phase": 0, "seen": 0}
         self._phase, self._seen = state["phase"], state["seen"]
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        self._memory = {name.removeprefix(KEPT): v for name, v in state.items() if name.startswith(KEPT)}
+        tensors = {n: v for n, v in state.items() if isinstance(v, Tensor) and not n.startswith(KEPT)}
         more = {"temperature": state["temperature"]} if tensors else {}
         self._written = RolloutBatch(**tensors, **more) if tensors else None
 
@@ -168,7 +172,7 @@ class Rollouts:
 
     def __next__(self) -> RolloutBatch:
         if self._written is None:
-            self._written = self._source.phase(self._phase, self._seed)
+            self._written, self._memory = self._source.phase(self._phase, self._seed, self._memory)
         batches, epochs = self._steps
         epoch, place = divmod(self._seen, batches)
         order = np.random.default_rng((self._seed, self._phase, epoch)).permutation(self._written.rows)
@@ -180,8 +184,9 @@ class Rollouts:
         return batch
 
     def state(self) -> dict[str, Any]:
-        """{"phase", "seen"} and, within a phase, what was written in it."""
+        """{"phase", "seen"}, the memory and, within a phase, what was written in it."""
         told: dict[str, Any] = {"phase": self._phase, "seen": self._seen}
+        told |= {KEPT + name: value for name, value in self._memory.items()}
         if self._written is None:
             return told
         held = {f.name: getattr(self._written, f.name) for f in fields(self._written)}

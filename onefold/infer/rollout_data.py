@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from onefold.core import dist
 from onefold.core.batch import Batch, RolloutBatch
@@ -27,8 +28,10 @@ from onefold.data.text.chat import chat_ids, with_chat
 from onefold.data.text.dataset import fit_tokens
 from onefold.data.text.prompts import Asked, read_prompts
 from onefold.data.text.tokenizer import Tokenizer
+from onefold.infer.model import WRITES
+from onefold.infer.pool import Pool
 from onefold.infer.rewards import Answer, Rewards
-from onefold.infer.rollout import Policy, Prompt, Rollouts, assemble, wrote
+from onefold.infer.rollout import Memory, Policy, Prompt, Rollouts, assemble, wrote
 from onefold.infer.sampling import Sampling
 from onefold.models.recurrent import RecurrentConfig
 from onefold.models.transformer import DecoderConfig
@@ -46,7 +49,9 @@ class RolloutData(Config):
 
     A phase is `samples` answers to each of `prompts` prompts, from which training learns `epochs` times, a batch at a
     time. Answers are drawn from the whole distribution at `temperature`, so that ratios are those of what was drawn
-    from. A prompt whose answer would not fit the context is left out, and counted.
+    from. With `best` a phase is the so many best answers that were ever given to each of its prompts (rejection
+    sampling, Llama 2, arXiv 2307.09288, section 3.2.3). A prompt that leaves no room in the context is left out, and
+    counted.
     """
 
     kind: Literal["rollout"] = "rollout"
@@ -56,6 +61,7 @@ class RolloutData(Config):
     rewards: Rewards
     prompts: int = Field(default=16, ge=1)  # of a phase
     samples: int = Field(default=8, ge=1)  # answers to each
+    best: int | None = Field(default=None, ge=1)  # of each prompt's answers, those of earlier phases too, that are kept
     epochs: int = Field(default=1, ge=1)
     max_new_tokens: int = Field(default=256, ge=1)
     temperature: float = Field(default=1.0, gt=0)
@@ -131,7 +137,7 @@ class RolloutData(Config):
                 longest = max(longest, len(ids))
         if not facts["train"]["rows"]:
             raise UserError(f"{self.path}: no prompt is shorter than data.context={self.context}")
-        return tokenizer, {"hash": hashed.hexdigest(), **facts, "longest": longest, "vocab": tokenizer.size}
+        return tokenizer, {"hash": hashed.hexdigest(), **facts, "longest": longest, "card": {WRITES: True}}
 
 
 class RolloutDataset:
@@ -158,16 +164,25 @@ class RolloutDataset:
     ) -> Rollouts:
         """Endless mini-batches of `rows` answers."""
         config = self.config
-        return Rollouts(self, config.prompts * config.samples, rows, config.epochs, seed, state)
+        return Rollouts(self, config.prompts * (config.best or config.samples), rows, config.epochs, seed, state)
 
-    def phase(self, number: int, seed: int) -> RolloutBatch:
+    def phase(self, number: int, seed: int, memory: Memory) -> tuple[RolloutBatch, Memory]:
         """All answers of a phase, judged. Prompts come in another order every time all have had their turn."""
         config, count = self.config, self.size("train")
         places = range(number * config.prompts, (number + 1) * config.prompts)
         chosen = [int(order(count, "random", seed, place // count)[place % count]) for place in places]
         asked = [prompt for row in chosen for prompt in [self.prompt("train", row)] * config.samples]
+        written, rewards = self._written(asked, (seed, number))
         groups = [group for group in range(config.prompts) for _ in range(config.samples)]
-        return self.policy.judged(self._written(asked, groups, (seed, number)))
+        if config.best:
+            pool = Pool.of(memory)
+            for group, ids, reward in zip(groups, written, rewards.tolist()):
+                pool.add(chosen[group], reward, ids, config.best)
+            kept = [(group, *answer) for group, row in enumerate(chosen) for answer in pool.best(row, config.best)]
+            groups, scores, written = map(list, zip(*kept))
+            asked, rewards = [asked[g * config.samples] for g in groups], torch.tensor(scores)
+            memory = {**memory, **pool.memory()}
+        return self.policy.judged(self._batch(asked, written, groups, rewards), memory)
 
     def evaluation(self, split: Split, rows: int) -> "Evaluation":
         """An answer to every prompt of the split, drawn with the same numbers each time."""
@@ -180,7 +195,8 @@ class RolloutDataset:
     def answered(self, split: Split, rows: range) -> RolloutBatch:
         """An answer to each of these prompts, to be measured."""
         asked = [self.prompt(split, row) for row in rows]
-        return self.policy.compared(self._written(asked, list(rows), (self.config.split_seed, 0, rows.start)))
+        written, rewards = self._written(asked, (self.config.split_seed, 0, rows.start))
+        return self.policy.compared(self._batch(asked, written, list(rows), rewards))
 
     def longest(self, rows: int) -> RolloutBatch:
         """Blank rows as long as any can become: what memory has to hold."""
@@ -194,6 +210,7 @@ class RolloutDataset:
             rewards=zeros[:, 0],
             groups=tokens[:, 0],
             **dict.fromkeys(("old", "reference", "advantages", "values", "returns"), zeros),
+            penalty=zeros[:, 0],
         )
 
     def size(self, split: Split) -> int:
@@ -230,17 +247,20 @@ class RolloutDataset:
             line += f"; {long:,} left out that fill the context of {self.context} tokens (data.context)"
         return line
 
-    def _written(self, asked: list[Prompt], groups: list[int], seed: tuple[int, ...]) -> RolloutBatch:
+    def _written(self, asked: list[Prompt], seed: tuple[int, ...]) -> tuple[list[list[int]], Tensor]:
+        """The ids of an answer to each prompt, its end included, and what they are worth."""
         config, policy = self.config, self.policy
         sampling = Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
-        written = policy.write(asked, sampling, self.context, self.tokenizer, seed)
+        rows = policy.write(asked, sampling, self.context, self.tokenizer, seed)
         answers = [
             Answer(prompt.said, row.text, prompt.right, len(wrote(row)), row.end is not None)
-            for prompt, row in zip(asked, written)
+            for prompt, row in zip(asked, rows)
         ]
-        rewards = policy.score(answers)
-        both = getattr(policy.model.config, "prefix", False)  # it reads prompts in both directions
-        return assemble(asked, written, groups, rewards, self._pad, config.temperature, both)
+        return [wrote(row) for row in rows], policy.score(answers)
+
+    def _batch(self, asked: list[Prompt], written: list[list[int]], groups: list[int], rewards: Tensor) -> RolloutBatch:
+        both = getattr(self.policy.model.config, "prefix", False)  # it reads prompts in both directions
+        return assemble(asked, written, groups, rewards, self._pad, self.config.temperature, both)
 
 
 class Evaluation:

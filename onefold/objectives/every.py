@@ -10,7 +10,8 @@ from onefold.objectives.contrastive import InfoNCE
 from onefold.objectives.distillation import Distillation
 from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
 from onefold.objectives.language import MaskedAndNext, NextToken
-from onefold.objectives.policy import GRPO
+from onefold.objectives.policy import GRPO, Imitation
+from onefold.objectives.ppo import PPO
 from onefold.objectives.preference import KTO, Preference
 from onefold.objectives.reconstruction import Reconstruction
 from onefold.objectives.reward import Reward
@@ -33,6 +34,8 @@ AnyObjective = (
     | KTO
     | Reward
     | GRPO
+    | PPO
+    | Imitation
 )
 
 

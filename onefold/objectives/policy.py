@@ -94,10 +94,10 @@ class BuiltGRPO:
         """Some of what the policy has just written, with how likely that was."""
         return replace(batch, old=token_log_probs(model, model.features(*batch.inputs()), batch))
 
-    def judge(self, rollouts: RolloutBatch) -> RolloutBatch:
-        """All that was written in a phase, with its advantages."""
+    def judge(self, rollouts: RolloutBatch, memory: Mapping[str, Any]) -> tuple[RolloutBatch, Mapping[str, Any]]:
+        """All that was written in a phase, with its advantages, and what to remember in the next one."""
         advantages = group_advantages(rollouts.rewards, rollouts.groups, self.config.scale)
-        return replace(rollouts, advantages=advantages[:, None] * rollouts.weights)
+        return replace(rollouts, advantages=advantages[:, None] * rollouts.weights), memory
 
     def __call__(self, model: nn.Module, batch: RolloutBatch, step: int) -> Loss:
         config, weights = self.config, batch.weights
@@ -117,6 +117,39 @@ class BuiltGRPO:
         silent = (gained < ratio * batch.advantages).float()
         terms = {"policy": Term(-(gained * shares).sum(), count)} | ({} if kl is None else {"kl": kl})
         return Loss(terms, metrics | {"clipped": Term((silent * weights).sum(), tokens)})
+
+
+class Imitation(Config):
+    """The mean negative log-likelihood of the tokens that were written, in nats: learning from answers as they are.
+
+    Of the best answers (data.best) it is fine-tuning by rejection sampling (Llama 2, arXiv 2307.09288, section 3.2.3).
+    Metrics are GRPO's `reward`, `length` and `entropy`, of these answers.
+    """
+
+    reads: ClassVar = RolloutBatch
+    kind: Literal["imitation"] = "imitation"
+
+    def build(self, frozen: Mapping[str, Any] | None = None) -> "BuiltImitation":
+        return BuiltImitation()
+
+
+class BuiltImitation:
+    """What Imitation builds."""
+
+    def look(self, model: nn.Module, batch: RolloutBatch) -> RolloutBatch:
+        """As it is: who wrote it does not matter."""
+        return batch
+
+    def judge(self, rollouts: RolloutBatch, memory: Mapping[str, Any]) -> tuple[RolloutBatch, Mapping[str, Any]]:
+        """All answers are as good."""
+        return replace(rollouts, advantages=rollouts.weights), memory
+
+    def __call__(self, model: nn.Module, batch: RolloutBatch, step: int) -> Loss:
+        new = token_log_probs(model, model.features(*batch.inputs()), batch)
+        metrics = policy_metrics(new.detach(), batch)
+        if batch.advantages is None:
+            return evaluation(batch, metrics)
+        return Loss({"ce": Term(-new.sum(), batch.weights.sum())}, metrics)
 
 
 def policy_metrics(new: Float[Tensor, "B T"], batch: RolloutBatch) -> dict[str, Term]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from onefold.adapt.every import is_adapter
 from onefold.adapt.surgery import switch_of
+from onefold.core.errors import UserError
 from onefold.infer.rewards import total
 from onefold.infer.rollout import Policy
 from onefold.infer.rollout_data import RolloutDataset
@@ -57,6 +58,13 @@ def without_adapters(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def policy(run: "Run", objective: Any, model: nn.Module, near: Near | None, device: torch.device, rows: int) -> Policy:
-    """What writes the batches of a run. rows: that fit the machine when they are learned from."""
+    """What writes the batches of a run. rows: that fit the machine when they are learned from.
+
+    Errors: UserError for an objective that cannot judge what was written.
+    """
+    if not hasattr(objective, "judge"):
+        raise UserError(
+            f"objective {run.objective.kind} judges no answers: set objective.kind to grpo, ppo or imitation"
+        )
     score = total(run.data.rewards, device)
     return Policy(model, objective, score, device, near, run.trainer.bf16(device), rows)

@@ -57,7 +57,7 @@ def test_advantages_are_those_of_trl(batch):
 @pytest.mark.parametrize("mean", ["answers", "tokens"])
 def test_grpo_is_equation_3(model, batch, mean):
     objective = GRPO(kl=0.1, mean=mean).build()
-    judged = objective.judge(batch)
+    judged, _ = objective.judge(batch, {})
     loss = objective(model, judged, 0)
     new = token_log_probs(model, model.features(batch.tokens), batch).detach().double()
     rows, silent, tokens = [], 0, 0

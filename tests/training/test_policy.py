@@ -82,9 +82,33 @@ def test_adapters_are_compared_with_what_they_adapt(start, tmp_path):
     assert log[-1]["kl"] > 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ppo", "imitation"])
+def test_the_memory_of_phases_is_resumed(start, tmp_path, kind):
+    """What PPO's penalty has become, and the best answers of all rounds; the policy opens as a model that writes."""
+    more = {"objective.kind": kind, "trainer.steps": 10}
+    more |= {"objective.target": 0.01} if kind == "ppo" else {"data.best": 2, "trainer.batch": 8, "data.epochs": 1}
+    run = learning(start, tmp_path, **more)
+    whole = train(run.but({"out": str(tmp_path / "whole")}))
+    train(run.but({"trainer.steps": 5}))
+    after = train(run)
+    for one, other in zip(after.log, whole.log, strict=True):
+        assert one["loss"] == other["loss"]
+    if kind == "ppo":
+        assert after.log[-1]["penalty"] != after.log[0]["penalty"]
+    else:
+        assert after.log[-1]["reward"] >= after.log[0]["reward"]
+    assert isinstance(load(after.out).generate("alpha", max_new_tokens=2), str)
+
+
 def test_a_phase_has_whole_batches(start, tmp_path):
     with pytest.raises(UserError, match=r"a phase has 16 answers to learn from, no multiple of trainer\.batch=6"):
         train(learning(start, tmp_path, **{"trainer.batch": 6}))
+
+
+def test_rollouts_need_an_objective_that_judges(start, tmp_path):
+    with pytest.raises(UserError, match=r"judges no answers: set objective\.kind to grpo, ppo or imitation"):
+        train(learning(start, tmp_path, **{"objective": {"kind": "next_token"}}))
 
 
 def test_rollouts_need_a_model_that_writes(start, tmp_path):
