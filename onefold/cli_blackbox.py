@@ -48,6 +48,6 @@ def tune(
     if result.status == "interrupted":
         raise typer.Exit(INTERRUPTED)
     if result.tuned and result.bare:
-        print(f"{result.tuned} on {result.tested:,} held-out texts; the template alone {result.bare}")
+        print(f"{result.tested:,} held-out texts: {result.tuned}; the template alone {result.bare}")
     print(f"loss on the texts to choose by {result.loss:.4g} after {result.calls:,} calls, {result.tokens:,} tokens")
     print(f"prompt in {result.out / 'prompt'}: {result.prompt}")

@@ -7,6 +7,7 @@ A call is one candidate, put before every text that is learned from: what the bu
 
     out/config.json   the settings            out/result.json   what was found, beside the bare template
     out/calls.jsonl   a line for every call   out/prompt/       the prompt itself (prompts.py)
+    out/checkpoints/  the model with its soft prompt, for `onefold.load`
 
 Resuming replays: the search proposes again what it proposed before and is told the losses in calls.jsonl, so it goes on
 to the very bits. The same command continues in the same folder, also with more `calls`.
@@ -25,19 +26,22 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from onefold.adapt.prompts import PromptTuningConfig
 from onefold.core.config import Config, Slot, differences
 from onefold.core.device import pick
 from onefold.core.errors import UserError
-from onefold.core.files import atomic_write, disk_error, locked, make_folder
+from onefold.core.files import atomic_folder, atomic_write, disk_error, locked, make_folder
 from onefold.core.progress import Progress, say
 from onefold.data.text.labelled_text import LabelledTextData
 from onefold.infer.endpoint import Endpoint, EndpointConfig
-from onefold.infer.label_words import LabelWordsConfig, WordScorer, accuracy, label_loss, usual_words
+from onefold.infer.label_words import ASKED, LabelWordsConfig, WordScorer, accuracy, label_loss, usual_words
 from onefold.infer.model import Model, load
 from onefold.infer.scores import Figure, share
-from onefold.interop.adapted import fingerprint
+from onefold.interop.adapted import Base, fingerprint, plain, trained
+from onefold.interop.artifact import write_artifact
+from onefold.interop.open import open_model
 from onefold.interop.table import own_weights
-from onefold.study.prompts import Prompts, SoftPromptConfig, WordPromptConfig
+from onefold.study.prompts import Prompts, SoftPromptConfig, SoftPrompts, WordPromptConfig
 from onefold.study.search import digest
 from onefold.training.interrupt import Interrupt
 
@@ -138,7 +142,8 @@ def tune(config: TuneConfig, key: str | None = None) -> TuneResult:
                 status = search.run(interrupt)
                 result = _judged(config, search, status, model, test)
             except UserError as error:
-                raise UserError(f"{error}\n{len(journal.calls)} calls are kept in {config.out}") from None
+                kept = f"\n{len(journal.calls)} calls are kept in {config.out}" if journal.calls else ""
+                raise UserError(f"{error}{kept}") from None
     told = {
         "finished": f"finished after {result.calls:,} calls: {config.out}",
         "interrupted": f"stopped after {result.calls:,} calls; the same command goes on from there",
@@ -368,6 +373,10 @@ def _judged(
     result = TuneResult(config, status, search.done, search.tokens, search.winner[0] if search.winner else np.inf)
     if status != "finished" or search.winner is None:
         return result
+    file = config.out / RESULT
+    if file.exists() and (told := json.loads(file.read_text()))["calls"] == search.done:
+        figures = {name: told[name] and Figure(**told[name]) for name in ("tuned", "bare")}
+        return replace(result, prompt=told["prompt"], tested=told["tested"], **figures)
     said, tested = search.prompts.write(config.out / "prompt", search.winner[1]), len(test.texts)
     result = replace(result, prompt=said, tested=tested)
     if tested:
@@ -375,8 +384,29 @@ def _judged(
         ((bare, _),) = model.ask([""], test.texts)
         rights = [round(share_right * tested) for share_right in (tuned.accuracy, accuracy(bare, test.labels).item())]
         result = replace(result, **{n: share("accuracy", k, tested) for n, k in zip(("tuned", "bare"), rights)})
-    atomic_write(config.out / RESULT, json.dumps(_told(result), indent=1) + "\n")
+    if isinstance(search.prompts, SoftPrompts):
+        _save(config, search.prompts, search.winner[1], _told(result))
+    atomic_write(file, json.dumps(_told(result), indent=1) + "\n")  # last: with it all is there
     return result
+
+
+def _save(config: TuneConfig, prompts: SoftPrompts, winner: np.ndarray, told: dict[str, Any]) -> None:
+    """The prompt as an adapter of the model, which `onefold.load` opens and `classify` asks."""
+    opened = plain(open_model(str(config.model)), str(config.model))
+    base, step = Base.of(str(config.model), opened, {}), PromptTuningConfig(length=prompts.config.tokens)
+    try:
+        step.apply(opened.model)
+    except UserError as error:
+        say(f"{error}: the vectors are in {config.out / 'prompt'} alone")
+        return
+    with torch.no_grad():
+        (vectors,) = (p for p in opened.model.parameters() if p.requires_grad)
+        vectors.copy_(prompts.vectors([winner])[0] * opened.model.embed.scale)
+    card = {**opened.card, "tune": told, ASKED: prompts.model.asked.to_dict(), "room": prompts.config.tokens}
+    more = {"adapt": [step.to_dict()]}
+    with atomic_folder(config.out / "checkpoints" / str(told["calls"])) as folder:
+        more["base"] = base.told(folder)
+        write_artifact(folder, opened.config, trained(opened.model), opened.tokenizer, card, more=more)
 
 
 def _told(result: TuneResult) -> dict[str, Any]:

@@ -135,3 +135,40 @@ def test_other_texts_or_weights_are_no_continuation(place, tmp_path):
     rows.write_text(rows.read_text().replace("number", "thing"))
     with pytest.raises(UserError, match="have changed since"):
         tune(made.but({"calls": 16}))
+
+
+def test_a_soft_prompt_is_a_part_of_the_model_that_classifies(place, tmp_path):
+    made = settings(place, tmp_path / "out", words={"warm": "warm", "cold": "cold"})
+    tune(made)
+    asked, _, _, test = few_shots(made)
+    base, opened = WordScorer(load(place / "model"), asked), load(tmp_path / "out")
+    vectors = load_file(tmp_path / "out" / "prompt" / "prompt.safetensors")["prompt"]
+    expected = base.prompted(vectors[None], base.rows(test.texts, room=4))[0].exp()
+    for shares, found in zip(expected.tolist(), opened.best(test.texts, top=2)):
+        assert dict(found) == pytest.approx(dict(zip(asked.classes, shares)), abs=1e-5)
+        assert found[0][1] >= found[1][1]
+    with pytest.raises(UserError, match="onefold tune"):
+        load(place / "model").best(["red"])
+    assert isinstance(opened.generate("the red", max_new_tokens=3), str)
+
+
+class Pressed:
+    """Ctrl-C, in the first generation."""
+
+    requested = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_ctrl_c_ends_after_a_generation_and_the_same_command_goes_on(place, tmp_path, monkeypatch):
+    made = settings(place, tmp_path, calls=16)
+    with monkeypatch.context() as patched:
+        patched.setattr("onefold.study.tune.Interrupt", Pressed)
+        stopped = tune(made)
+    assert (stopped.status, stopped.calls, stopped.tuned) == ("interrupted", 8, None)
+    assert not (tmp_path / "result.json").exists()
+    assert tune(made).status == "finished"

@@ -62,4 +62,7 @@ def test_a_search_whose_service_breaks_down_keeps_every_call_and_asks_none_again
     ours, theirs = (tmp_path / name / "calls.jsonl" for name in ("broken", "whole"))
     assert ours.read_bytes() == theirs.read_bytes()
     assert len(service.seen) <= needed + 6  # what was under way when it broke
+    asked = len(service.seen)
+    assert tune(made) == again  # finished: nobody is asked
+    assert len(service.seen) == asked
     assert max(Counter(body["prompt"] for body in service.seen).values()) <= 3
