@@ -28,6 +28,11 @@ from onefold.interop.tensors import (
 )
 from onefold.interop.tokens import check_vocabulary, load_tokenizer, save_tokenizer, token_ids
 
+GENERATION = (
+    *("bad_words_ids", "eos_token_id", "forced_bos_token_id", "length_penalty", "max_length", "min_length"),
+    *("no_repeat_ngram_size", "num_beams"),
+)
+
 
 @dataclass(frozen=True)
 class Published:
@@ -67,8 +72,15 @@ class Published:
             "format": "huggingface",
             "family": self.family.name,
             "dtype": self.data.get("dtype") or self.data.get("torch_dtype"),
-            "generation": read_json(self.folder / "generation_config.json", optional=True),
+            "generation": self._generation(),
         }
+
+    def _generation(self) -> dict[str, Any]:
+        """How the model is to write: a file of its own, or among other settings in older encoder-decoders."""
+        own = read_json(self.folder / "generation_config.json", optional=True)
+        if own or not self.data.get("is_encoder_decoder"):
+            return own
+        return {name: self.data[name] for name in GENERATION if self.data.get(name) is not None}
 
 
 def load_folder(

@@ -128,6 +128,11 @@ def test_a_published_folder_says_how_it_wants_to_write(tmp_path):
     assert ours.sampling({"beams": 1, "max_new_tokens": 5}).but({"min_new_tokens": 0}).max_new_tokens == 5
     assert ours.sampling({"temperature": 0.8}).beams == 1  # a draw is asked for
 
+    own, settings = (tmp_path / f"{name}.json" for name in ("generation_config", "config"))
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | json.loads(own.read_text())))
+    own.unlink()  # as older folders have it
+    assert onefold.load(tmp_path).sampling({}) == said
+
 
 def model(name="bart", tokenizer=None, **changes):
     config = MODELS[name].but(changes)
