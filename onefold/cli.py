@@ -298,7 +298,7 @@ PANELS = {
     "Train": ("quickstart", "train", "align", "merge", "tune", "recipes", "show", "compare", "average", "check"),
     "Write": ("generate", "chat", "translate", "serve"),
     "Understand": ("evaluate", "classify", "fill", "tag", "answer", "predict", "score", "embed"),
-    "Data and formats": ("data", "teach", "select", "words", "proteins", "export"),
+    "Data and formats": ("data", "teach", "self-instruct", "select", "words", "proteins", "export"),
 }
 _PANEL_OF = {verb: panel for panel, verbs in PANELS.items() for verb in verbs}
 _beside = (text_verbs, adapting_verbs, blackbox_verbs, teaching_verbs)

@@ -75,3 +75,32 @@ def select(
         raise UserError(f"select needs out=: onefold select {chat} out=FILE.jsonl")
     out = given.pop("out")
     run(chat, out, SelectionConfig.from_dict(given))
+
+
+@app.command(
+    name="self-instruct",
+    epilog=example(
+        "onefold self-instruct model.gguf seeds=seeds.jsonl out=runs/tasks count=500",
+        "onefold self-instruct https://example.org/v1 seeds=seeds.jsonl out=runs/tasks model=large per_minute=60",
+        "onefold align small.gguf chat=runs/tasks/chat.jsonl",
+    ),
+)
+def self_instruct(teacher: TeacherName, settings: Settings = None, key: Key = None, device: Device = "auto"):
+    """From a few tasks that people wrote to many by a model: instructions, instances, filters, conversations.
+
+    [bold]seeds=[/bold] rows with instruction, input and output, and classification (true or false) where that is known;
+    [bold]out=[/bold] a folder. Given the same again, it goes on where it stopped. Other settings: count, likeness,
+    words, people, machine, temperature, top_p; batch of a model; model, parallel, per_minute, timeout and attempts of a
+    service.
+    """
+    from onefold.core.device import pick
+    from onefold.infer.self_instruct import SelfInstructConfig
+    from onefold.infer.self_instruct import self_instruct as run
+    from onefold.infer.teacher import open_teacher
+
+    given = read_settings(settings)
+    if "seeds" not in given:
+        raise UserError(f"self-instruct needs seeds=: onefold self-instruct {teacher} seeds=FILE.jsonl")
+    other = {"batch"} if "://" not in teacher else {"model", "parallel", "per_minute", "timeout", "attempts"}
+    asking = {name: given.pop(name) for name in list(given) if name in other}
+    run(SelfInstructConfig.from_dict(given), open_teacher(teacher, key, str(pick(device)), **asking))
