@@ -35,7 +35,7 @@ class LoRAConfig(Config):
     rslora: bool = False
     dora: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of what an adapter reads
-    targets: tuple[str, ...] = ("blocks.*",)
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("blocks.*",)
     ranks: dict[str, Annotated[int, Field(ge=1)]] = {}  # pattern → another rank, the first that fits
     alphas: dict[str, Annotated[float, Field(gt=0)]] = {}  # the same for alpha
     also: tuple[str, ...] = ()  # patterns of parameters that train in full
@@ -94,7 +94,7 @@ class LoRA(nn.Module):
         self.a = nn.Parameter(torch.empty(rank, base.in_features, device=device))
         self.b = nn.Parameter(torch.zeros(rows[1] - rows[0], rank, device=device))
         nn.init.kaiming_uniform_(self.a, a=sqrt(5))
-        self.magnitude = None
+        self.magnitude, self._kept = None, None
         if dora:
             self.magnitude = nn.Parameter(base.dense().detach()[self.rows].to(self.a.dtype).norm(dim=1))
 
@@ -113,8 +113,17 @@ class LoRA(nn.Module):
     def stretch(self, base: nn.Module) -> Float[Tensor, " part"]:
         """What DoRA multiplies each row with, m / ‖W + s B A‖; no gradient flows through the norm (section 4.3).
 
-        ‖w + d‖² = ‖w‖² + 2 w·d + ‖d‖² with d = s B A, row by row, takes products as thin as the adapter.
+        ‖w + d‖² = ‖w‖² + 2 w·d + ‖d‖² with d = s B A, row by row, takes products as thin as the adapter. Where tokens
+        are written one by one it is computed once.
         """
+        if not torch.is_inference_mode_enabled():
+            return self._stretch(base)
+        state = [(p._version, p.data_ptr()) for p in self.parameters()]
+        if self._kept is None or self._kept[0] != state:
+            self._kept = state, self._stretch(base)
+        return self._kept[1]
+
+    def _stretch(self, base: nn.Module) -> Float[Tensor, " part"]:
         with torch.no_grad():
             weight, a, b = base.dense()[self.rows].to(self.a.dtype), self.a, self.b * self.scale
             crossed = (F.linear(weight, a) * b).sum(1)

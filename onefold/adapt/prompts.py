@@ -28,6 +28,13 @@ Opening = list[tuple[Float[Tensor, "1 Hkv N Dh"], Float[Tensor, "1 Hkv N Dh"]]] 
 SEEN, READING = "opening", "the opening itself"  # in a layout's memo
 
 
+class Reading:
+    """Collects the keys and values of layers; no list, since FSDP hands layouts on with all lists in them copied."""
+
+    def __init__(self):
+        self.found: Opening = []
+
+
 class PromptTuningConfig(Config):
     """Vectors before the tokens; at first those of tokens drawn from the vocabulary (section 3.2)."""
 
@@ -125,14 +132,14 @@ class Openings(nn.Module):
         """The keys and values that the model makes of these vectors in the places of its first tokens."""
         model = self.model
         layout = Layout(torch.arange(len(vectors), device=vectors.device)[None])
-        found = layout.memo[READING] = []
+        reading = layout.memo[READING] = Reading()
         embed = model.embed
         x = vectors[None].to(embed.token.weight.dtype)
         x = x if embed.position is None else x + embed.position(layout.positions)
         x = embed.dropout(x if embed.norm is None else embed.norm(x))
         for block in model.blocks:
             x = block(x, layout)
-        return found
+        return reading.found
 
 
 class OpenedAttention(nn.Module):
@@ -156,7 +163,7 @@ class OpenedAttention(nn.Module):
         base, memo = self.base, layout.memo
         if SEEN not in memo:
             if READING in memo:
-                memo[READING].append(base.project(x, layout)[1:])
+                memo[READING].found.append(base.project(x, layout)[1:])
             return base(x, layout, state)
         q, k, v = base.project(x, layout)
         columns = slice(0, x.shape[1])

@@ -40,12 +40,16 @@ def average_checkpoints(models: Sequence[str | Path], last: int = 5, out: str | 
     for folder, config in zip(folders, configs):
         if config != configs[-1]:
             raise UserError(f"{folder} is a model of another shape than {folders[-1]}: only equal ones can be averaged")
+    adapted = [{part: card[part] for part in ("adapt", "base") if part in card} for card in cards]
+    for folder, told in zip(folders, adapted):
+        if told != adapted[-1]:
+            raise UserError(f"{folder} and {folders[-1]} do not adapt the same model alike: their mean means nothing")
     for folder in folders:
         check_written(folder, every=True)
     weights = _mean([SafetensorFiles(find_safetensors(folder) or []) for folder in folders], folders)
     card = {**cards[-1]["card"], "average_of": [str(folder) for folder in folders]}
     with atomic_folder(Path(out)) as temporary:
-        write_artifact(temporary, configs[-1], weights, load_processor(folders[-1]), card)
+        write_artifact(temporary, configs[-1], weights, load_processor(folders[-1]), card, more=adapted[-1])
     say(f"the mean of {len(folders)} checkpoints ({', '.join(folder.name for folder in folders)}): {out}")
     return Path(out)
 

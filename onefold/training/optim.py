@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from onefold.core import dist
 from onefold.core.config import Config
+from onefold.core.errors import UserError
 from onefold.interop.table import own_buffers
 from onefold.training.adafactor import adafactor_step, memory, remember
 from onefold.training.adaptive_clip import clip_units
@@ -175,6 +176,8 @@ class Optimizer(torch.optim.Optimizer):
             group |= {"adaptive_clip": limit, "schedule": schedule, "frozen_until": frozen_until}
             group["lr"] = group["peak"] = group["lr"] * lr
             group["weight_decay"] = group["weight_decay"] * decay if decay else 0.0
+        if not groups:
+            raise UserError("nothing is left to train: every parameter is frozen; let adapt end with lora, say")
         check_frozen(groups.values())
         buffers = {name: b for name, b in own_buffers(model).items() if b.is_floating_point()} if ema else {}
         told = [*groups.values(), *([_followed(buffers, ema)] if buffers else [])]
