@@ -27,6 +27,7 @@ from onefold.infer.rewards import Answer
 from onefold.infer.sampling import Sampling
 from onefold.objectives.log_probs import token_log_probs
 
+AT_ONCE = 4  # times as many rows as are learned from: writing keeps no activations
 Memory = dict[str, Tensor | float]  # what a phase leaves to the next one
 
 
@@ -58,7 +59,7 @@ class Policy:
     def write(
         self, prompts: Sequence[Prompt], sampling: Sampling, context: int, tokenizer: Tokenizer, seed: tuple[int, ...]
     ) -> list[Continuation]:
-        """An answer to each, written `rows` at a time. What is drawn for one depends on the seed and its place only."""
+        """An answer to each, many written together. What is drawn for one depends on the seed and its place only."""
         found = []
         for n, prompt in enumerate(prompts):
             stream = tokenizer.stream() if not isinstance(prompt.said, str) else behind(tokenizer, prompt.ids)
@@ -66,8 +67,9 @@ class Policy:
             random = np.random.default_rng((*seed, n))
             found.append(Continuation(prompt.ids, room, tokenizer.stops, (), stream, random))
         with evaluating(self.model), torch.compiler.set_stance("force_eager"):
-            for start in range(0, len(found), self.rows):
-                for _ in generate(self.model, found[start : start + self.rows], sampling):
+            together = AT_ONCE * self.rows
+            for start in range(0, len(found), together):
+                for _ in generate(self.model, found[start : start + together], sampling):
                     pass
         return found
 

@@ -127,6 +127,7 @@ class Imitation(Config):
     """
 
     reads: ClassVar = RolloutBatch
+    loss_unit: ClassVar = "nats per token"
     kind: Literal["imitation"] = "imitation"
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> "BuiltImitation":

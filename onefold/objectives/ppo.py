@@ -66,6 +66,7 @@ class PPO(Config):
     """
 
     reads: ClassVar = RolloutBatch
+    loss_unit: ClassVar = "per token"
     kind: Literal["ppo"] = "ppo"
     clip: Share = 0.2
     kl: float = Field(default=0.05, ge=0)  # β at first; 0: no reference is needed

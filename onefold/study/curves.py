@@ -28,31 +28,34 @@ class Chart:
 
 
 def learning(log: Log, unit: str, baselines: Sequence[Level] = ()) -> list[Chart]:
-    """Training and held-out loss over time and over steps; in bits per byte where the evaluations tell how.
+    """Training and held-out loss over time and over steps; in bits per byte where the evaluations tell how. Of a policy
+    it is the reward: its loss compares answers with each other, and says nothing.
 
     unit: what the loss is counted in, where that is known.
     """
-    scale = log.bits_per_nat
+    scale, policy = log.bits_per_nat, bool(len(log.series("reward")[0]))
+    shown = "reward" if policy else "loss"
     charts = []
     for tab, x, divide in (("by time", "seconds", 0), ("by step", "step", 1)):
         divisor, along = (1.0, "steps") if divide else time_unit(log.last("seconds") or 0)
-        train = log.series("loss", x=x)
-        unseen = log.series("held_out", "bits_per_byte" if scale else "loss", x=x)
+        train = log.series(shown, x=x)
+        unseen = log.series("held_out", "bits_per_byte" if scale else shown, x=x)
         if len(train[0]) + len(unseen[0]) < 2:
             continue
         curves = _loss_curves((train[0] / divisor, train[1] * (scale or 1)), (unseen[0] / divisor, unseen[1]))
-        loss = f"loss, {unit}" if unit else "loss"
-        y = Axis("bits per byte" if scale else loss, *window(curves, baselines if scale else ()))
+        loss = f"loss, {unit}" if unit and not policy else shown
+        ends = (None, None) if policy else window(curves, baselines if scale else ())
+        y = Axis("bits per byte" if scale else loss, *ends)
         levels = baselines if scale else ()
         drawn = [
-            draw(curves if wide else _bare(curves), Axis(along), y, levels, size, f"Loss {tab}", margin)
+            draw(curves if wide else _bare(curves), Axis(along), y, levels, size, f"{shown.capitalize()} {tab}", margin)
             for wide, size, margin in ((True, WIDE, 112), (False, NARROW, 34))
         ]
         key: list[Key] = [
             (name, color, style)
             for name, color, style, there in (
                 ("training batches", "series-2", "line", len(train[0])),
-                ("held-out files", "series-1", "dots", len(unseen[0])),
+                ("held-out prompts" if policy else "held-out files", "series-1", "dots", len(unseen[0])),
                 ("baselines", "muted", "dashed", len(levels)),
             )
             if there
@@ -99,9 +102,12 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def inside(log: Log) -> list[Chart]:
-    """Learning rate, gradient norm, throughput and MFU over steps, each if it was logged."""
+    """Learning rate, gradient norm, throughput and MFU over steps, and how a policy did; each if it was logged."""
     panels = []
     for title, name, color, log_scale in (
+        ("KL to the reference, nats", "kl", "series-1", False),
+        ("Tokens of an answer", "length", "series-3", False),
+        ("Entropy, nats per token", "entropy", "series-5", False),
         ("Learning rate", "lr", "series-3", False),
         ("Gradient norm", "grad_norm", "series-4", True),
         (f"{log.unit.capitalize()} per second", f"{log.unit}_per_second", "series-1", False),
@@ -116,6 +122,7 @@ def inside(log: Log) -> list[Chart]:
         soft = np.exp(smooth(np.log(y), len(y) / 80)) if log_scale else smooth(y, len(y) / 80)
         curves = [Curve(x, y, color, "faint"), Curve(x, soft, color)] if noisy else [Curve(x, y, color)]
         low, high = (float(y.min()), float(y.max())) if log_scale else (0.0, 1.12 * float(np.percentile(y, 99)))
+        low, high = min(low, 1.12 * float(y.min())), max(high, 0.0)  # rewards may be negative
         text = (lambda v: f"{v:.0%}") if name == "mfu" else short
         wide = draw(curves, Axis("steps"), Axis("", low, high, log_scale, text), (), SMALL, title, margin=12)
         panels.append(Chart(wide, title=title, note=_typical(name, y)))

@@ -7,6 +7,7 @@ import torch
 
 from onefold.core.errors import UserError
 from onefold.infer.model import load
+from onefold.study.report import write_report
 from onefold.training.run import Run, train
 from onefold.training.state import Checkpoints
 from tests.training.conftest import WORDS, make_corpus, small_run
@@ -43,7 +44,9 @@ def learning(start, folder, **changes) -> Run:
 def test_a_policy_learns_what_it_is_paid_for(start, tmp_path):
     changes = {"trainer.steps": 60, "trainer.checkpoint_every": 60, "optimizer.lr": 1e-2, "objective.kl": 0.0}
     changes |= {"data.samples": 8, "trainer.batch": 16, "trainer.micro_batch": 16}
-    log = train(learning(start, tmp_path, **changes)).log
+    result = train(learning(start, tmp_path, **changes))
+    page, log = write_report(result.out).read_text(), result.log
+    assert "Tokens of an answer" in page
     assert log[-1]["held_out"]["loss"] == -log[-1]["held_out"]["reward"]
     before, after = (sum(r["reward"] for r in part) / 8 for part in (log[:8], log[-8:]))
     assert after > before + 0.3
