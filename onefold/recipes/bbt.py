@@ -51,6 +51,8 @@ BY_HAND = "{text}\n# This is part of"
 MOST = 200  # characters of a passage that the model learns from
 CALLS = 240
 SEARCHES = {"black-box tuning": {}, "all dimensions": {"prompt.dims": None}, "words": {"prompt": {"kind": "words"}}}
+LABELS = {"black-box tuning": "a subspace", "all dimensions": "all of it"}  # in the chart
+FIRST = 20  # calls of the first generation
 OTHERS = ("by hand", "examples in the context", "by gradients")
 
 
@@ -73,7 +75,7 @@ def check(report: Report) -> None:
         for way, value in _otherwise(base).items():
             scores[way].append(value)
     for way, curves in losses.items():
-        start = [curve[base.population - 1] for curve in curves]
+        start = [curve[FIRST - 1] for curve in curves]
         report.less(
             f"best loss on the texts learned from, {way}, against the first 20 calls", [c[-1] for c in curves], start
         )
@@ -173,8 +175,8 @@ def _logits(scorer: WordScorer, prompt: torch.Tensor, rows: list[list[int]]) -> 
 def _drawing(losses: dict[str, list[np.ndarray]]):
     curves = []
     for i, (way, rows) in enumerate(losses.items(), 1):
-        y = np.array(rows)
-        calls = np.arange(1, y.shape[1] + 1, dtype=float)
-        curves.append(Curve(calls, y.mean(0), f"series-{i}", "line", way, (y.min(0), y.max(0))))
-    title = "Best loss on the texts learned from: mean and range of three seeds"
+        y = np.mean(rows, axis=0)[FIRST - 1 :]
+        calls = np.arange(FIRST, FIRST + len(y), dtype=float)
+        curves.append(Curve(calls, y, f"series-{i}", label=LABELS.get(way, way)))
+    title = "Best loss on the texts learned from, mean of three seeds"
     return draw(curves, Axis("calls"), Axis("cross-entropy, nats"), title=title)
