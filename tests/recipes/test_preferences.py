@@ -7,10 +7,11 @@ from onefold import recipes
 from onefold.core.errors import UserError
 from onefold.data.text.synthetic import NOUNS
 from onefold.recipes import _preferences as synthetic
+from onefold.recipes import rlhf
 from onefold.training.run import Run
 
 
-@pytest.mark.parametrize("name", ["dpo", "reward"])
+@pytest.mark.parametrize("name", ["dpo", "reward", "rlhf"])
 def test_they_need_data_and_a_model(name):
     with pytest.raises(UserError, match="data=FILE start=MODEL"):
         recipes.resolve(name)
@@ -26,6 +27,25 @@ def test_a_loss_is_named():
     assert recipes.resolve("dpo", {**given, "loss": "cdpo"}).objective.loss.smoothing > 0
     with pytest.raises(UserError, match="there is no loss ppo"):
         recipes.resolve("dpo", {**given, "loss": "ppo"})
+
+
+def test_a_method_is_named():
+    given = {"data": "rows.jsonl", "start": "runs/chat", "method": "best_of", "reward": "runs/reward"}
+    run = recipes.resolve("rlhf", given)
+    assert (run.objective.kind, run.data.best, run.data.rewards[0].path) == ("imitation", 1, "runs/reward")
+    assert recipes.resolve("rlhf", {**given, "method": "ppo"}).objective.kind == "ppo"
+    with pytest.raises(UserError, match="there is no method dpo"):
+        recipes.resolve("rlhf", {**given, "method": "dpo"})
+
+
+def test_the_best_of_more_answers_is_better(tmp_path):
+    """By the mean over prompts of the largest of each n answers."""
+    world = synthetic.World(0, tmp_path)
+    said = ["dog", "red dog", "near dog", "red red dog"]
+    world.__dict__["sampled"] = [synthetic.Answer(noun, text, [], []) for text in said for noun in NOUNS]
+    rewards = [synthetic.reward(text) for text in said]
+    assert rlhf.best_of(world, 1) == pytest.approx(np.mean(rewards))
+    assert rlhf.best_of(world, 2) == pytest.approx((max(rewards[:2]) + max(rewards[2:])) / 2)
 
 
 def test_the_best_policies_trade_reward_for_distance(tmp_path):

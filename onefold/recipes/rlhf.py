@@ -1,0 +1,162 @@
+"""Reinforcement learning from rewards: Llama 2's rejection sampling and PPO (Touvron et al. 2023, arXiv 2307.09288,
+sections 3.2.3 and 3.3; Ouyang et al. 2022, arXiv 2203.02155) and GRPO (Shao et al. 2024, arXiv 2402.03300).
+
+    onefold train rlhf data=prompts.jsonl start=path/to/chat-model reward=runs/reward method=ppo
+    onefold train rlhf data=questions.jsonl start=path/to/chat-model method=grpo        # "answer" says what is right
+
+Claim: a model that is fine-tuned on the best of several of its own answers, or that follows the policy gradient of
+what they are worth, writes answers that are worth more; a price on the distance to where it began keeps it a model
+of language.
+
+Deviations: one reward instead of Llama 2's two, combined and whitened; no Ghost attention. GRPO takes one reward for a
+whole answer. The check judges by a synthetic reward, which is known, and says nothing of people.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from onefold.core.config import Config
+from onefold.core.errors import UserError
+from onefold.core.files import atomic_write
+from onefold.data.text.synthetic import NOUNS
+from onefold.infer.model import as_writer, load
+from onefold.infer.rewards import Answer, Exact, RewardModel, Score
+from onefold.infer.rollout_data import RolloutData
+from onefold.objectives.policy import GRPO, Imitation
+from onefold.objectives.ppo import PPO
+from onefold.recipes import _preferences as synthetic
+from onefold.study.charts import Axis, Curve, draw
+from onefold.study.check import Report, whole
+from onefold.training.optim import AdamWConfig
+from onefold.training.run import Run, train
+from onefold.training.schedule import Constant
+from onefold.training.trainer import TrainerConfig
+
+Method = Literal["grpo", "ppo", "best_of"]
+METHODS: dict[str, tuple[GRPO | PPO | Imitation, dict[str, int], float]] = {
+    "grpo": (GRPO(), {"prompts": 16, "samples": 64}, 1e-6),
+    "ppo": (PPO(kl=0.01), {"prompts": 512, "samples": 1}, 1e-6),
+    "best_of": (Imitation(), {"prompts": 64, "samples": 16, "best": 1}, 1e-5),
+}  # objective, data and learning rate
+
+
+def recipe(
+    data: str | None = None, start: str | None = None, method: Method = "grpo", reward: str | None = None
+) -> Run:
+    """Settings near the papers'. data: a file of prompts; start: a chat model; reward: a reward model; None: the data
+    say what is right."""
+    if not data or not start:
+        raise UserError("rlhf answers prompts, beginning with a model that chats: give data=FILE start=MODEL")
+    if method not in METHODS:
+        raise UserError(f"there is no method {method}; there are {', '.join(METHODS)}")
+    objective, sizes, rate = METHODS[method]
+    return Run(
+        data=RolloutData(path=data, rewards=(RewardModel(path=reward) if reward else Exact(),), context=1024, **sizes),
+        start=start,
+        objective=objective,
+        optimizer=AdamWConfig(lr=rate, betas=(0.9, 0.95), weight_decay=0.1 if method == "ppo" else 0.0),
+        trainer=TrainerConfig(steps=400, batch=64, schedule=Constant(warmup=0.03), evaluate_every=50, skip=None),
+        out=f"runs/rlhf-{method}",
+    )
+
+
+def tiny(data: str | None = None, start: str | None = None, method: Method = "grpo", reward: str | None = None) -> Run:
+    """A minute on two cores: a small model; without one, the synthetic world of the check, which is made first."""
+    known = not data and not start
+    if known:
+        world = synthetic.world(0)
+        data, start = prompts(world.folder), str(world.start)
+    run = recipe(data, start, method, reward)
+    sizes = {"prompts": 16, "samples": 8, "context": synthetic.CONTEXT, "max_new_tokens": synthetic.LONGEST}
+    sizes |= {"prompts": 32, "epochs": 4} if method == "best_of" else {"epochs": 2}
+    trainer = {"steps": STEPS, "batch": 32, "evaluate_every": STEPS, "checkpoint_every": STEPS}
+    return run.but(
+        {f"data.{name}": value for name, value in sizes.items()}
+        | {"trainer": trainer, "optimizer.lr": RATE, "optimizer.weight_decay": 0.0}
+        | ({"data.rewards": [KNOWN]} if known else {})
+    )
+
+
+# --- The check ------------------------------------------------------------------------------------------------------
+
+STEPS, RATE = 64, 1e-3
+CHOICES = (1, 2, 4, 8, 16)  # N of best-of-N
+KNOWN = {"kind": "onefold.recipes.rlhf:Known"}
+LEARNED: dict[str, dict[str, Any]] = {
+    "best of 8, fine-tuned": {"method": "best_of"},
+    "GRPO, β 0.04": {"method": "grpo"},
+    "GRPO, β 0.4": {"method": "grpo", "objective.kl": 0.4},
+    "PPO, β 0.05": {"method": "ppo", "objective.kl": 0.05},
+}
+
+
+class Known(Config):
+    """The synthetic world's own reward."""
+
+    weight: float = 1.0
+
+    def build(self, device: torch.device) -> Score:
+        def score(answers: Sequence[Answer]) -> list[float]:
+            return [synthetic.reward(answer.text) for answer in answers]
+
+        return score
+
+
+def prompts(folder: Path) -> str:
+    """The world's prompts, in a file."""
+    file = folder / "prompts.jsonl"
+    if not file.is_file():
+        atomic_write(file, "".join(json.dumps({"prompt": noun}) + "\n" for noun in NOUNS))
+    return str(file)
+
+
+def check(report: Report) -> None:
+    """Best-of-N rises with N; every method raises the reward that it is paid for; reward against KL beside the best."""
+    worlds = [synthetic.world(seed) for seed in synthetic.SEEDS]
+    chosen = np.array([[best_of(world, n) for n in CHOICES] for world in worlds])
+    for i, n in enumerate(CHOICES[1:], 1):
+        report.less(
+            f"synthetic reward, best of {CHOICES[i - 1]}, against best of {n}",
+            chosen[:, i - 1].tolist(),
+            chosen[:, i].tolist(),
+        )
+    before = [world.measure(world.reference)[0] for world in worlds]
+    report.note("synthetic reward of answers before", before)
+    found: dict[str, np.ndarray] = {}
+    for name, changes in LEARNED.items():
+        found[name] = np.array([_learned(world, name, changes) for world in worlds])
+        rewards, kl = found[name].T.tolist()
+        report.less(f"synthetic reward of answers before, against after {name}", before, rewards)
+        report.note(f"KL to the model before, nats an answer, {name}", kl)
+    kls = [found[f"GRPO, β {beta}"][:, 1].tolist() for beta in ("0.4", "0.04")]
+    report.less("KL of GRPO where it costs more, against less", *kls)
+    best = np.mean([world.best(np.geomspace(0.25, 20, 24)[::-1].tolist()) for world in worlds], axis=0)
+    curves = [Curve(best[:, 1], best[:, 0], "muted", "dashed", "the best")]
+    for i, (name, points) in enumerate(found.items()):
+        rewards, kl = points.mean(0)
+        curves.append(Curve(np.array([kl]), np.array([rewards]), f"series-{i + 1}", "points", name, marker="osD^"[i]))
+    axes = Axis("KL to the model before, nats an answer"), Axis("synthetic reward")
+    report.chart("reward against KL", draw(curves, *axes, title="Synthetic reward against KL", margin=130))
+
+
+def best_of(world: synthetic.World, n: int) -> float:
+    """The mean reward of the best of n answers to the same prompt, each answer used once."""
+    found = []
+    for noun in NOUNS:
+        rewards = np.array([answer.reward for answer in world.sampled if answer.prompt == noun])
+        found.append(rewards[: len(rewards) // n * n].reshape(-1, n).max(1).mean())
+    return float(np.mean(found))
+
+
+def _learned(world: synthetic.World, name: str, changes: dict[str, Any]) -> tuple[float, float]:
+    own = {key: value for key, value in changes.items() if key != "method"}
+    run = tiny(prompts(world.folder), str(world.start), changes["method"])
+    place = "".join(c if c.isalnum() or c == "." else "-" for c in name.lower().replace("β", "beta"))
+    more = {"data.rewards": [KNOWN], "data.held_out": 0.0, "seed": world.seed, "out": str(world.folder / place)}
+    result = whole(train(run.but(own | more)))
+    return world.measure(as_writer(load(result.out), result.out))
