@@ -49,7 +49,7 @@ def test_the_settings_of_the_papers():
     assert run.data.next_sentence
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
+@pytest.mark.parametrize("name", [pytest.param("bert", marks=pytest.mark.slow), "roberta"])
 def test_a_miniature_trains_and_a_classifier_begins_with_it(name, notes, tmp_path):
     before = onefold.train(name, tiny=True, data=notes, out=str(tmp_path / "before"), **QUICK)
     assert before.status == "finished"

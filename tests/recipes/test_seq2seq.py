@@ -48,7 +48,7 @@ def test_the_settings_of_the_papers():
     assert (run.data.noise.rate, run.data.noise.mean, run.data.noise.sentences) == (0.3, 3.0, True)
 
 
-@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("name", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
 def test_a_miniature_trains_resumes_and_writes(name, notes, tmp_path):
     given = {"tiny": True, "data": notes, "out": str(tmp_path / "run")}
     before = onefold.train(name, **given, **QUICK)

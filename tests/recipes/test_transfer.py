@@ -62,7 +62,9 @@ def test_the_settings_of_the_papers():
         history.recipe("word2bert")
 
 
-@pytest.mark.parametrize("name", ["elmo", "ulmfit", "gpt"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("elmo", marks=pytest.mark.slow), pytest.param("ulmfit", marks=pytest.mark.slow), "gpt"]
+)
 def test_text_then_labels(name, notes, tmp_path):
     before = onefold.train(name, tiny=True, data=notes, out=str(tmp_path / "before"), **QUICK)
     assert before.log[-1]["held_out"]["bits_per_byte"] > 0
