@@ -235,7 +235,7 @@ def _get(place: Any, part: str, trail: list[str], picked: set[int]) -> Any:
         return place[int(part)]
     if not isinstance(place, dict):
         raise UserError(f"{'.'.join(trail)}: {trail[-2] if len(trail) > 1 else 'it'} has no settings of its own")
-    if id(place) not in picked and part not in place and part != "kind":
+    if place and id(place) not in picked and part not in place and part != "kind":  # empty: any name
         raise UserError(f"{'.'.join(trail)}: {unknown_name(part, place)}")
     return place.get(part)
 

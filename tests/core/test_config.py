@@ -73,6 +73,16 @@ def test_a_variant_just_picked_takes_all_of_its_own_settings(picked):
     assert (run.optimizer.lr, run.optimizer.adamw_lr) == (0.01, 0.003)
 
 
+def test_names_of_ones_own_are_set_one_by_one():
+    class Named(Config):
+        models: dict[str, str] = {}
+        inner: Circle = Circle()
+
+    assert Named().but({"models.teacher": "runs/a"}).models == {"teacher": "runs/a"}
+    with pytest.raises(UserError, match=r"inner\.side"):
+        Named().but({"inner.side": 1})
+
+
 def test_lists_are_edited_by_index():
     assert Drawing().but({"sizes.1": 7}).sizes == (1, 7)
 
