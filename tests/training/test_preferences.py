@@ -10,8 +10,10 @@ import torch
 import onefold.training.reference as reference
 from onefold.core.errors import UserError
 from onefold.infer.model import load
+from onefold.training.log import read_log
 from onefold.training.run import Run, train
 from tests.training.conftest import WORDS, make_corpus, small_run
+from tests.training.test_parallel import train_with_two
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +197,16 @@ def test_a_reward_model_scores_answers(start, tmp_path):
         model.network.classifier.out.bias.fill_(torch.nan)
     with pytest.raises(UserError, match="is nan"):
         model.score(["alpha"], ["beta"])
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(start, tmp_path):
+    """They share the asking, and KTO's mean is that of both. An odd number of rows, so that one has less to ask."""
+    run = preferring(start, labels(tmp_path / "rows.jsonl", 37), tmp_path / "one")
+    changes = {"objective.kind": "kto", "model": quiet(start), "data.task": "labels", "trainer.micro_batch": 2}
+    one = run.but(changes)
+    two = one.but({"out": str(tmp_path / "two")})
+    train_with_two(two)
+    expected, found = train(one).log, read_log(two.out / "log.jsonl")
+    assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in expected], abs=1e-5)
+    assert found[-1]["held_out"] == pytest.approx(expected[-1]["held_out"], abs=1e-4)
