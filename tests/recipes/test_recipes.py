@@ -12,6 +12,7 @@ from onefold.training.run import Run
 
 LANDMARKS = ["gpt2", "pythia", "llama2", "mistral"]
 WORDS = ["glove", "word2vec"]
+TEACHING = ["lima", "orca2"]
 PICTURES = ["classifier", "convnext", "ffcv", "mae", "nfnet", "vit"]
 SEQ2SEQ = ["bart", "t5", "transformer"]
 ENCODERS = ["bert", "esm1b", "roberta", "text_classifier"]
@@ -27,6 +28,7 @@ def test_recipes_are_listed_by_file_name():
         *LANDMARKS,
         *PICTURES,
         *WORDS,
+        *TEACHING,
         *ENCODERS,
         *EMBEDDERS,
         *TRANSFER,
