@@ -149,7 +149,7 @@ def check(report: Report) -> None:
         count = trained(GPT3, LoRAConfig(rank=rank, targets=("mixer.q", "mixer.v")))
         report.equal(f"GPT-3 by rank {rank} beside queries and values", count, 96 * 2 * 2 * 12288 * rank)
         report.published(f"the same in millions, rank {rank}", published, round(count / 1e6, 1))
-    chat, bases = _dialogues(), [_base(seed) for seed in encoders.SEEDS]
+    chat, bases = dialogues(), [pretrained(seed) for seed in encoders.SEEDS]
     for name, changes in METHODS.items():
         before, after, merged, moved = [], [], 0.0, 0
         for seed, base in zip(encoders.SEEDS, bases):
@@ -186,7 +186,7 @@ def trained(config: DecoderConfig, step: LoRAConfig) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _base(seed: int) -> Result:
+def pretrained(seed: int) -> Result:
     """A GPT of a quarter of a million parameters, pre-trained briefly."""
     shape = {f"model.{key}": value for key, value in transfer.SHAPES["gpt"].items()}
     run = encoders.briefly(gpt.tiny().but(shape), 250, transfer.ROWS)
@@ -194,7 +194,7 @@ def _base(seed: int) -> Result:
     return whole(train(run.but({**changes, "trainer": {"evaluate_batches": 32, "log_every": 10}})))
 
 
-def _dialogues(count: int = 600) -> str:
+def dialogues(count: int = 600) -> str:
     """A file of requests and the functions that answer them, from the standard library."""
     file = Path(FOLDER) / "dialogues.jsonl"
     if not file.is_file():

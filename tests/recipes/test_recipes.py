@@ -19,7 +19,7 @@ ENCODERS = ["bert", "esm1b", "roberta", "text_classifier"]
 EMBEDDERS = ["cpt"]
 TRANSFER = ["elmo", "gpt", "history", "ulmfit"]
 PREFERENCES = ["dpo", "reward", "rlhf"]
-ADAPTING = ["bbt", "lora"]
+ADAPTING = ["bbt", "lora", "qlora"]
 PUBLISHED = {"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096}
 
 
