@@ -40,6 +40,8 @@ UNITS = tuple(
 def place(model: nn.Module, plan: tuple[Unit, ...], device: torch.device, compiled: bool) -> None:
     """Move `model` to `device`, spread it over the processes and compile it, in place."""
     compiled = compiled and can_compile(device)
+    if hasattr(model, "openings"):  # blocks that also read what stands before the text have results FSDP does not see
+        plan = ()
     units = [(module, row) for name, module in model.named_modules() for row in plan if row.fits(name)]
     model.to(device)
     if dist.world() > 1:

@@ -15,8 +15,11 @@ from onefold.interop.artifact import save_artifact
 from onefold.interop.open import open_model
 from onefold.interop.table import own_weights
 from onefold.nn.quantized import QuantizedLinear
+from onefold.training.average import average_checkpoints
+from onefold.training.log import read_log
 from onefold.training.run import train
 from tests.training.conftest import make_corpus, small_run
+from tests.training.test_parallel import train_with_two
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def test_another_base_of_fewer_bits_is_refused(base, adapted, tmp_path):
 def once(base, tmp_path_factory):
     """A run of every kind of adapter at once, of 4 steps."""
     steps = [{"kind": "lora", "rank": 2, "dora": True}, {"kind": "prefix", "length": 3}]
-    changes = {"model": None, "start": str(base.out), "adapt": steps, "trainer.steps": 4}
+    changes = {"model": None, "start": str(base.out), "adapt": steps, "trainer.steps": 4, "trainer.checkpoint_every": 2}
     return train(base.run.but(changes | {"out": str(tmp_path_factory.mktemp("once") / "out")}))
 
 
@@ -127,6 +130,7 @@ def test_a_run_opens_as_what_was_trained(base, once):
 def test_another_base_is_named_by_its_first_weight_that_differs(base, once, tmp_path):
     shutil.copytree(base.out, tmp_path / "base")
     shutil.copytree(once.out, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
     artifact = tmp_path / "run" / "checkpoints" / "4" / "artifact.json"
     (artifact.parent / "manifest.json").unlink()
     told = json.loads(artifact.read_text())
@@ -158,11 +162,52 @@ def test_adapters_become_the_weights_of_what_begins_with_them(adapted):
     assert (model.logits(ids) - onefold.load(first.out).logits(ids)).abs().max() < 1e-5
 
 
+def test_the_mean_of_checkpoints_adapts_the_same_base(once, adapted, tmp_path):
+    mean = average_checkpoints([once.out], last=2, out=tmp_path / "mean")
+    files = [
+        load_file(folder / "model.safetensors") for folder in (mean, *sorted(once.checkpoint.parent.glob("[0-9]*")))
+    ]
+    name = "openings.adapters.adapter.pairs"
+    torch.testing.assert_close(files[0][name], sum(file[name] for file in files[-2:]) / 2)
+    assert onefold.load(mean).adapters == ["adapter"]
+    other = train(adapted("other", trainer__steps=1))
+    with pytest.raises(UserError, match="do not adapt the same model alike"):
+        average_checkpoints([once.checkpoint, other.checkpoint], out=tmp_path / "both")
+
+
 def test_what_cannot_be_adapted_says_so(base, adapted):
     with pytest.raises(UserError, match="say which one with start="):
         train(adapted("none", start=None, model=base.run.model.to_dict()))
     with pytest.raises(UserError, match=r"'mixer\.query' fits no matrix of the model; did you mean mixer\.q"):
         train(adapted("far", adapt=[{"kind": "lora", "targets": ["mixer.query"]}]))
+    with pytest.raises(UserError, match="nothing is left to train"):
+        train(adapted("idle", adapt="quantize"))
     with pytest.raises(UserError, match="kind must be one of lora, prompt, prefix, quantize"):
         adapted(adapt="laura")
     assert adapted(adapt="lora").adapt[0].kind == "lora"
+
+
+EVERYTHING = [{"kind": "lora", "rank": 4, "dora": True}, {"kind": "prompt", "length": 3}]
+
+
+@pytest.fixture
+def without_chance(base, adapted):
+    """Adapters in blocks and vectors before the text, without dropout, whose random numbers differ elsewhere."""
+    model = base.run.model.but({"block.dropout": 0.0}).to_dict()
+    settings = {"adapt": EVERYTHING, "trainer__steps": 6, "trainer__evaluate_every": 3, "optimizer__lr": 0.01}
+    return lambda name, **changes: adapted(name, model=model, **settings, **changes)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(without_chance):
+    one, two = without_chance("one"), without_chance("two")
+    train(one)
+    train_with_two(two)
+    for a, b in zip(read_log(one.out / "log.jsonl"), read_log(two.out / "log.jsonl"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
+        if "held_out" in a:
+            assert a["held_out"]["loss"] == pytest.approx(b["held_out"]["loss"], abs=1e-4)
+    kept = [load_file(run.out / "checkpoints" / "6" / "model.safetensors") for run in (one, two)]
+    for name, tensor in kept[0].items():
+        torch.testing.assert_close(tensor, kept[1][name], atol=2e-3, rtol=0)
