@@ -112,18 +112,18 @@ class Unfinished(Config):
 
 
 class RewardModel(Config):
-    """What a reward model says (objective.kind=reward), which is opened from `path`."""
+    """What a reward model says (objective.kind=reward), which is opened from `model`."""
 
     kind: Literal["reward_model"] = "reward_model"
     weight: float = 1.0
-    path: str
+    model: str
 
     def build(self, device: torch.device) -> Score:
         from onefold.infer.model import load
 
-        model: Any = load(self.path, device)
+        model: Any = load(self.model, device)
         if not hasattr(model, "score"):
-            raise UserError(f"{self.path} scores no answers: train a reward model with objective.kind=reward")
+            raise UserError(f"{self.model} scores no answers: train a reward model with objective.kind=reward")
         return lambda answers: model.score([a.prompt for a in answers], [a.text for a in answers]).tolist()
 
 

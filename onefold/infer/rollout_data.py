@@ -225,7 +225,8 @@ class RolloutDataset:
         """The model's config, if it writes and reads these tokens."""
         if not isinstance(model, DecoderConfig | RecurrentConfig):
             raise UserError("rollouts are written by models that go on with a text: begin with a decoder")
-        return fit_tokens(model, self.tokenizer, self.context, grow)
+        fitted = fit_tokens(model, self.tokenizer, self.context, grow)
+        return fitted.but({"prefix": True}) if getattr(model, "prefix", False) else fitted  # prompts stay prefixes
 
     def prompt(self, split: Split, row: int) -> Prompt:
         """What is asked in this row."""

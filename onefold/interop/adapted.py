@@ -34,6 +34,10 @@ from onefold.interop.tensors import SafetensorFiles, check_written, find_safeten
 SAMPLES = 4096  # numbers of each weight that make its fingerprint
 
 
+class Circle(UserError):
+    """Models that adapt each other."""
+
+
 @dataclass(frozen=True)
 class Base:
     """The model that was adapted: where it lies, and what it is recognised by."""
@@ -162,8 +166,12 @@ def load_adapted(
         if config != loaded.config and early.fingerprints:  # another model takes its weights as plain numbers
             early = Early(())
             loaded = plain(open_base(base.path, "cpu", kind), base.path)
+    except Circle:
+        raise
     except UserError as error:
         raise UserError(f"{folder} adapts {base.path}: {error}") from None
+    except RecursionError:
+        raise Circle(f"{folder} adapts {base.path}, which adapts it in turn: no model lies at the end") from None
     base.check(loaded.model, str(folder), known=early.fingerprints)
     source = SafetensorFiles(find_safetensors(folder) or [])
     model = begun(config, loaded, source, str(folder))

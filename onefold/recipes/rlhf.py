@@ -56,7 +56,7 @@ def recipe(
         raise UserError(f"there is no method {method}; there are {', '.join(METHODS)}")
     objective, sizes, rate = METHODS[method]
     return Run(
-        data=RolloutData(path=data, rewards=(RewardModel(path=reward) if reward else Exact(),), context=1024, **sizes),
+        data=RolloutData(path=data, rewards=(RewardModel(model=reward) if reward else Exact(),), context=1024, **sizes),
         start=start,
         objective=objective,
         optimizer=AdamWConfig(lr=rate, betas=(0.9, 0.95), weight_decay=0.1 if method == "ppo" else 0.0),

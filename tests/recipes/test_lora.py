@@ -20,12 +20,12 @@ def base(tmp_path_factory):
     return train(small_run(make_corpus(folder / "text"), folder / "base").but({"trainer.steps": 4}))
 
 
-def test_the_recipe_round_trips():
+def test_the_recipe_round_trips(tmp_path):
     run = recipes.resolve("lora", {"start": "model.gguf", "chat": "dialogues.jsonl", "adapt.0.rank": 8})
     assert (run.adapt[0].rank, run.data.path) == (8, "dialogues.jsonl")
     assert Run.from_json(run.to_json()) == run
     with pytest.raises(UserError, match="say which one with start="):
-        onefold.train("lora", tiny=True, out="unused")
+        onefold.train("lora", tiny=True, out=str(tmp_path / "out"))
 
 
 def test_align_and_merge(base, tmp_path):

@@ -153,6 +153,18 @@ def test_another_base_is_named_by_its_first_weight_that_differs(base, once, tmp_
         open_model(tmp_path / "run")
 
 
+def test_adapters_of_each_other_are_refused(once, tmp_path):
+    for name, other in (("one", "two"), ("two", "one")):
+        shutil.copytree(once.checkpoint, tmp_path / name)
+        (tmp_path / name / "manifest.json").unlink()
+        told = json.loads((tmp_path / name / "artifact.json").read_text())
+        told["base"]["path"] = str(tmp_path / other)
+        (tmp_path / name / "artifact.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match="no model lies at the end") as error:
+        open_model(tmp_path / "one")
+    assert len(str(error.value)) < 500
+
+
 def test_adapters_become_the_weights_of_what_begins_with_them(adapted):
     first = train(adapted("first", trainer__steps=3))
     second = train(adapted("second", start=str(first.out), trainer__steps=2))
