@@ -295,10 +295,11 @@ app.add_typer(protein_verbs, name="proteins")
 
 # How `onefold --help` groups them.
 PANELS = {
-    "Train": ("quickstart", "train", "align", "merge", "tune", "recipes", "show", "compare", "average", "check"),
+    "Train": ("quickstart", "train", "recipes", "show", "compare", "average", "check"),
+    "Adapt and teach": ("align", "merge", "tune", "teach", "self-instruct", "select"),
     "Write": ("generate", "chat", "translate", "serve"),
     "Understand": ("evaluate", "classify", "fill", "tag", "answer", "predict", "score", "embed"),
-    "Data and formats": ("data", "teach", "self-instruct", "select", "words", "proteins", "export"),
+    "Data and formats": ("data", "words", "proteins", "export"),
 }
 _PANEL_OF = {verb: panel for panel, verbs in PANELS.items() for verb in verbs}
 _beside = (text_verbs, adapting_verbs, blackbox_verbs, teaching_verbs)
