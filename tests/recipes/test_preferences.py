@@ -32,7 +32,7 @@ def test_a_loss_is_named():
 def test_a_method_is_named():
     given = {"data": "rows.jsonl", "start": "runs/chat", "method": "best_of", "reward": "runs/reward"}
     run = recipes.resolve("rlhf", given)
-    assert (run.objective.kind, run.data.best, run.data.rewards[0].path) == ("imitation", 1, "runs/reward")
+    assert (run.objective.kind, run.data.best, run.data.rewards[0].model) == ("imitation", 1, "runs/reward")
     assert recipes.resolve("rlhf", {**given, "method": "ppo"}).objective.kind == "ppo"
     with pytest.raises(UserError, match="there is no method dpo"):
         recipes.resolve("rlhf", {**given, "method": "dpo"})
