@@ -38,6 +38,15 @@ class Circle(UserError):
     """Models that adapt each other."""
 
 
+class Unlike(UserError):
+    """Another model than the one that was adapted; or that one, where its numbers were rounded to `dtype`."""
+
+    def __init__(self, message: str, model: nn.Module):
+        super().__init__(message)
+        self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        self.rounded = self.dtype not in (torch.float32, torch.float64)
+
+
 @dataclass(frozen=True)
 class Base:
     """The model that was adapted: where it lies, and what it is recognised by."""
@@ -71,7 +80,7 @@ class Base:
     def check(
         self, model: nn.Module, where: str, there: str | None = None, known: Mapping[str, str] | None = None
     ) -> None:
-        """Raises UserError, naming the first weight that differs, unless `model` (which lies `there`) is this base.
+        """Raises Unlike, naming the first weight that differs, unless `model` (which lies `there`) is this base.
 
         Weights of fewer bits are not looked at, but where their fingerprint is `known`.
         """
@@ -81,10 +90,10 @@ class Base:
         coarse = {name.replace(".base.", ".") for name in coarse} - {*prints}
         if unlike := sorted({*prints} ^ {*self.fingerprints} - coarse):
             has = "lacks" if unlike[0] in self.fingerprints else "has"
-            raise UserError(f"{other}, which {has} {unlike[0]}")
+            raise Unlike(f"{other}, which {has} {unlike[0]}", model)
         for name, found in prints.items():
             if found != self.fingerprints[name]:
-                raise UserError(f"{other}: {name} differs")
+                raise Unlike(f"{other}: {name} differs", model)
 
 
 def fingerprint(weight: Tensor) -> str:
@@ -160,22 +169,17 @@ def load_adapted(
     base = Base.read(content, folder)
     if Path(base.path).absolute() in folder.absolute().parents:
         raise UserError(f"{folder / FILE} names itself as the model that it adapts")
+    kind = dtype_named(dtype)
     try:
-        kind, early = None if device.type == "cpu" else "auto", Early(steps)
-        loaded = early.plain(open_base(base.path, "cpu", kind, arrived=early), base.path)
-        if config != loaded.config and early.fingerprints:  # another model takes its weights as plain numbers
-            early = Early(())
-            loaded = plain(open_base(base.path, "cpu", kind), base.path)
-    except Circle:
-        raise
-    except UserError as error:
-        raise UserError(f"{folder} adapts {base.path}: {error}") from None
-    except RecursionError:
-        raise Circle(f"{folder} adapts {base.path}, which adapts it in turn: no model lies at the end") from None
-    base.check(loaded.model, str(folder), known=early.fingerprints)
+        loaded = open_checked(base, folder, config, steps, None if device.type == "cpu" else "auto", open_base)
+    except Unlike as error:
+        if not error.rounded:
+            raise
+        loaded, kind = None, kind or error.dtype
+    loaded = loaded or open_checked(base, folder, config, steps, torch.float32, open_base)
     source = SafetensorFiles(find_safetensors(folder) or [])
     model = begun(config, loaded, source, str(folder))
-    if (kind := dtype_named(dtype)) is not None:
+    if kind is not None:
         model.to(kind)
     adapt(model, steps)
     if missing := sorted({*trained(model)} - {*source}):
@@ -186,10 +190,51 @@ def load_adapted(
     return Loaded(config, model.to(device).eval(), load_processor(folder), card)
 
 
+def open_checked(
+    base: Base,
+    folder: Path,
+    config: Config,
+    steps: Sequence[Config],
+    dtype: "str | torch.dtype | None",
+    open_base: Callable[..., Loaded],
+) -> Loaded:
+    """The model that `folder` adapts by these steps into one of this config. Raises Unlike when another lies there."""
+    try:
+        early = Early(steps)
+        loaded = early.plain(open_base(base.path, "cpu", dtype, arrived=early), base.path)
+        if config != loaded.config and early.fingerprints:  # another model takes its weights as plain numbers
+            early = Early(())
+            loaded = plain(open_base(base.path, "cpu", dtype), base.path)
+    except Circle:
+        raise
+    except UserError as error:
+        raise UserError(f"{folder} adapts {base.path}: {error}") from None
+    except RecursionError:
+        raise Circle(f"{folder} adapts {base.path}, which adapts it in turn: no model lies at the end") from None
+    base.check(loaded.model, str(folder), known=early.fingerprints)
+    return loaded
+
+
+def recognise(loaded: Loaded, folder: Path) -> None:
+    """Raises UserError unless the adapter in `folder` was made for this model; PEFT's does not say for which.
+
+    Where a weight differs, it is an Unlike that names the first.
+    """
+    if is_peft(folder):
+        return
+    check_written(folder, every=True)
+    content = read_card(folder)
+    if "base" not in content:
+        raise UserError(f"{folder} is a model of its own, no adapter")
+    if unlike := differences(read_model_config(content, folder / FILE).to_dict(), loaded.config.to_dict()):
+        raise UserError(f"{folder} adapts another model: {next(iter(unlike))} differs")
+    Base.read(content, folder).check(loaded.model, str(folder), "this one")
+
+
 def attach(loaded: Loaded, folder: Path, name: str) -> None:
     """Add the adapter in `folder`, an artifact or PEFT's, to a model that is open; it becomes the active one.
 
-    Raises UserError when it was made for another model, naming the first weight that differs.
+    For which model it was made, `recognise` has seen. Raises UserError for what is not an adapter alone.
     """
     if is_peft(folder):
         step, tensors = read_peft(folder, loaded, name)
@@ -197,14 +242,7 @@ def attach(loaded: Loaded, folder: Path, name: str) -> None:
         put(tensors, loaded.model, folder)
         loaded.model.eval()
         return
-    check_written(folder, every=True)
-    content = read_card(folder)
-    if "base" not in content:
-        raise UserError(f"{folder} is a model of its own, no adapter")
-    config, steps = read_model_config(content, folder / FILE), read_steps(content.get("adapt"), folder / FILE)
-    if unlike := differences(config.to_dict(), loaded.config.to_dict()):
-        raise UserError(f"{folder} adapts another model: {next(iter(unlike))} differs")
-    Base.read(content, folder).check(loaded.model, str(folder), "this one")
+    steps = read_steps(read_card(folder).get("adapt"), folder / FILE)
     if [step for step in steps if not is_adapter(step)] != switch_of(loaded.model).steps:
         raise UserError(f"{folder} was trained on weights of other bits than these: open it by itself")
     source = SafetensorFiles(find_safetensors(folder) or [])

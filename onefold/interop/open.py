@@ -14,7 +14,7 @@ from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.progress import say
 from onefold.interop import artifact, hub, meta
-from onefold.interop.adapted import attach, load_adapted
+from onefold.interop.adapted import Unlike, attach, load_adapted, recognise
 from onefold.interop.fair_esm import load_fair_esm
 from onefold.interop.gguf import load_gguf
 from onefold.interop.huggingface import load_folder
@@ -43,8 +43,21 @@ def open_model(
     """
     device = pick(device) if isinstance(device, str) else device
     loaded = _open(path, device, dtype, arrived)
-    for name, adapter in (adapters or {}).items():
-        attach(loaded, adapter_folder(adapter), name)
+    folders = {name: adapter_folder(adapter) for name, adapter in (adapters or {}).items()}
+    try:
+        for folder in folders.values():
+            recognise(loaded, folder)
+    except Unlike as error:
+        if not error.rounded:
+            raise
+        loaded, kind = None, error.dtype
+    if loaded is None:  # a model is recognised by its numbers as training read them
+        loaded = _open(path, torch.device("cpu"), torch.float32, arrived)
+        for folder in folders.values():
+            recognise(loaded, folder)
+        loaded.model.to(device, kind)
+    for name, folder in folders.items():
+        attach(loaded, folder, name)
     if adapters:
         switch_of(loaded.model).use(next(iter(adapters)))
     return loaded

@@ -127,6 +127,33 @@ def test_a_run_opens_as_what_was_trained(base, once):
     assert torch.equal(both.logits(ids), adapted)
 
 
+def test_numbers_of_fewer_bits_are_no_other_model(base, once):
+    model = onefold.load(base.out, dtype="bfloat16", adapters={"one": once.out})
+    plain = onefold.load(base.out, dtype="bfloat16")
+    model.use(None)
+    assert torch.equal(model.logits([[3, 5, 7]]), plain.logits([[3, 5, 7]]))
+    kept, own = load_file(once.checkpoint / "model.safetensors"), own_weights(model.network)
+    for name, tensor in kept.items():
+        attached = own[name.replace(".adapter.", ".one.")]
+        assert torch.equal(attached, tensor.to(attached.dtype))
+        assert (attached.dtype == torch.bfloat16) == name.startswith("openings.")  # those are not rounded with weights
+
+
+@pytest.mark.parametrize("steps", [["lora"], ["quantize", "lora"]])
+def test_a_base_of_mixed_dtypes_is_recognised_beside_an_accelerator(base, adapted, tmp_path, steps):
+    loaded = open_model(base.out)
+    for module in loaded.model.modules():
+        for parameter in module.parameters(recurse=False):
+            torch.nn.init.normal_(parameter)
+            parameter.data = parameter.data.half() if parameter.ndim == 2 else parameter.data
+    save_artifact(tmp_path / "mixed", loaded.model, loaded.config, loaded.processor)
+    result = train(adapted(start=str(tmp_path / "mixed"), adapt=steps, trainer__steps=1))
+    opened = open_model(result.out, torch.device("meta"))
+    assert own_weights(opened.model)["embed.token.weight"].dtype == torch.float16
+    assert own_weights(opened.model)["norm.weight"].dtype == torch.float16
+    assert open_model(result.out, torch.device("meta"), "bfloat16").model.embed.token.weight.dtype == torch.bfloat16
+
+
 def test_another_base_is_named_by_its_first_weight_that_differs(base, once, tmp_path):
     shutil.copytree(base.out, tmp_path / "base")
     shutil.copytree(once.out, tmp_path / "run")
