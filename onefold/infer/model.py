@@ -83,8 +83,15 @@ class Model(Writer):
 
     @property
     def context(self) -> int | None:
-        """How many tokens a text may have, prompt included; None where the architecture sets no end."""
-        return engine.reach(self.config)
+        """How many tokens a text may have, prompt included; None where the architecture sets no end.
+
+        Learned positions that vectors before the text take (see adapt/prompts.py) are not left to it.
+        """
+        limit, openings = engine.reach(self.config), getattr(self.network, "openings", None)
+        if limit is None or openings is None or openings.room is None or self.adapter not in openings.adapters:
+            return limit
+        (vectors,) = openings.adapters[self.adapter].parameters()  # [N, D] or [L, 2, Hkv, N, Dh]
+        return min(limit, openings.room - vectors.shape[-2])
 
     @torch.no_grad()
     def logits(self, ids: Int[Tensor, "B T"] | Sequence[Sequence[int]]) -> Float[Tensor, "B T V"]:

@@ -11,10 +11,12 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 import onefold
+from onefold.adapt.prompts import PrefixTuningConfig, PromptTuningConfig
 from onefold.core.errors import UserError
 from onefold.data.text.chat import with_chat
 from onefold.data.text.tokenizer import Tokenizer
 from onefold.infer.prompts import answer_file
+from onefold.infer.sampling import Sampling
 
 transformers = pytest.importorskip("transformers")
 
@@ -186,6 +188,20 @@ def test_mistakes_take_one_line(llama, ask, message):
     with pytest.raises(UserError, match=message) as caught:
         ask(llama)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("step", [PromptTuningConfig(length=20), PrefixTuningConfig(length=20)])
+def test_learned_positions_that_an_opening_takes_are_not_left_to_the_text(folder, step):
+    model = onefold.load(folder("gpt2"))
+    step.apply(model.network)
+    assert model.context == 76
+    row = model.begin([5] * 70, Sampling(max_new_tokens=50, temperature=0.0))
+    model.finish([row], Sampling(max_new_tokens=50, temperature=0.0))
+    assert len(row.ids) == 7  # the last one is never read
+    with pytest.raises(UserError, match="context is 76"):
+        model.begin([5] * 77, Sampling())
+    model.use(None)
+    assert model.context == 96
 
 
 def test_learned_positions_end_and_windows_do_not(folder):
