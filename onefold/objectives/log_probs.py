@@ -6,6 +6,8 @@ backward pass; where the head does not learn (adapters), what the features' grad
 is computed twice.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -80,6 +82,7 @@ class _LinearLogProbs(torch.autograd.Function):
         wants_features, wants_head, _, wants_bias = ctx.needs_input_grad
         found = torch.empty(len(features), dtype=torch.float32, device=features.device)
         normalisers = torch.empty_like(found)
+        ctx.device, ctx.autocast = features.device.type, _autocast_now(features.device.type)
         ctx.ahead = wants_features and not wants_head and not wants_bias
         slopes = torch.empty_like(features) if ctx.ahead else None  # of each log-probability by its features
         for part in _chunks(features, head):
@@ -107,22 +110,34 @@ class _LinearLogProbs(torch.autograd.Function):
         d_features = torch.empty_like(features) if wants_features else None
         d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if wants_head else None
         d_bias = torch.zeros(len(head), dtype=torch.float32, device=head.device) if wants_bias else None
-        for part in _chunks(features, head):
-            x, y, g = features[part], targets[part, None], gradient[part, None]
-            pull = linear(x, head, bias).float().sub_(normalisers[part, None]).exp_().mul_(-g)
-            d_logits = _onehot_added(pull, y, g).to(x.dtype)  # g · (onehot - softmax)
-            if d_features is not None:
-                d_features[part] = linear(d_logits, head.T)
-            if d_head is not None:
-                d_head += d_logits.T @ x
-            if d_bias is not None:
-                d_bias += d_logits.sum(0)
+        with _autocast_as(ctx.device, ctx.autocast):  # logits as they were: else normalisers are not theirs
+            for part in _chunks(features, head):
+                x, y, g = features[part], targets[part, None], gradient[part, None]
+                pull = linear(x, head, bias).float().sub_(normalisers[part, None]).exp_().mul_(-g)
+                d_logits = _onehot_added(pull, y, g).to(x.dtype)  # g · (onehot - softmax)
+                if d_features is not None:
+                    d_features[part] = linear(d_logits, head.T)
+                if d_head is not None:
+                    d_head += (d_logits.T @ x).float()
+                if d_bias is not None:
+                    d_bias += d_logits.sum(0, dtype=torch.float32)
         return (
             d_features,
             None if d_head is None else d_head.to(head.dtype),
             None,
             None if d_bias is None else d_bias.to(bias.dtype),
         )
+
+
+def _autocast_now(kind: str) -> tuple[torch.dtype, bool] | None:
+    """The mixed precision that is in force; None: devices of this kind know none."""
+    known = torch.amp.is_autocast_available(kind)
+    return (torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) if known else None
+
+
+def _autocast_as(kind: str, was: tuple[torch.dtype, bool] | None) -> AbstractContextManager:
+    """That of a forward pass again: a backward pass runs outside of it."""
+    return torch.autocast(kind, *was) if was else nullcontext()
 
 
 def _onehot_added(pull: Tensor, targets: Tensor, weight: Tensor | float) -> Tensor:

@@ -216,24 +216,28 @@ class BuiltKTO:
         if batch.liked is None:
             raise UserError("objective kto needs answers with labels: set data.task=labels")
         config, liked, reference = self.config, batch.liked, reference_of(batch)
-        parts = [batch] if self.chunk is None else batch.split(self.chunk)
+        parts, rows = [batch], batch.rows if batch.counted else 0
+        if self.chunk is not None:  # as many for every process: sharded weights are gathered by all of them together
+            parts = batch.split(self.chunk)
+            parts += parts[-1:] * (dist.all_max(len(parts), batch.tokens.device) - len(parts))
+        liked, reference = liked[:rows], reference[:rows]
         with torch.no_grad():
-            moved = torch.cat([answer_log_probs(model, *part.side(1)) for part in parts]) - reference[:, 1]
+            moved = torch.cat([answer_log_probs(model, *part.side(1)) for part in parts])[:rows] - reference[:, 1]
             total = torch.stack((moved.sum(), moved.new_tensor(len(moved))))
             total = total if total.is_meta else dist.all_sum(total)
             kl = (total[0] / total[1]).clamp(min=0)
         again = len(parts) > 1 and torch.is_grad_enabled()
         read = [(model, *part.side(0)) for part in parts]
         said = [checkpoint(answer_log_probs, *r, use_reentrant=False) if again else answer_log_probs(*r) for r in read]
-        ratio = torch.cat(said) - reference[:, 0]
+        ratio = torch.cat(said)[:rows] - reference[:, 0]
         losses = kto(ratio, liked, kl, config.beta, config.desirable, config.undesirable)
-        rewards, rows = config.beta * ratio.detach(), ratio.new_tensor(len(ratio))
+        rewards, count = config.beta * ratio.detach(), ratio.new_tensor(len(ratio))
         metrics = {
-            "kl": Term(kl * rows, rows),
+            "kl": Term(kl * count, count),
             "chosen": Term((rewards * liked).sum(), liked.sum()),
             "rejected": Term((rewards * (1 - liked)).sum(), (1 - liked).sum()),
         }
-        return Loss({"kto": Term(losses.sum(), rows)}, metrics)
+        return Loss({"kto": Term(losses.sum(), count)}, metrics)
 
 
 def said_of_pairs(model: nn.Module, batch: PreferenceBatch) -> Pairs:

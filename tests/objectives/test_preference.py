@@ -1,6 +1,7 @@
 """Losses on preferences against the authors' formulas and TRL, and log-probabilities against plain ones."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 import torch.nn.functional as F
 
 import onefold.objectives.log_probs as log_probs
+from onefold.core import dist
 from onefold.core.batch import PreferenceBatch
 from onefold.core.errors import UserError
+from onefold.models.recurrent import RecurrentConfig
 from onefold.models.transformer import BlockConfig, DecoderConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import MLPConfig
@@ -86,6 +89,32 @@ def test_log_probabilities_are_those_of_all_logits(monkeypatch, learns, bias):
     torch.testing.assert_close(
         torch.autograd.grad((found * pull).sum(), trained), torch.autograd.grad((expected * pull).sum(), trained)
     )
+
+
+@pytest.mark.parametrize("kind", ["decoder", "recurrent"])
+def test_gradients_in_mixed_precision_are_those_in_full(kind):
+    """A backward pass runs outside of autocast, and has to compute the very logits of the forward pass."""
+    torch.manual_seed(0)
+    config = RecurrentConfig(vocab=VOCAB, width=16, hidden=16, depth=1)
+    model, rows = decoder(head_bias=True) if kind == "decoder" else config.build(), batch()
+    found = []
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            said = answer_log_probs(model, *rows.sides()).sum()
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(said, list(model.parameters()))]))
+    assert F.cosine_similarity(*found, dim=0) > 0.999
+    assert 0.98 < found[1].norm() / found[0].norm() < 1.02
+
+
+def test_the_backward_pass_computes_the_logits_of_the_forward_pass():
+    """Rounded alike, so that what a row pulls at all its logits together is nothing, however sharp they are."""
+    features = 30 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    head = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    bias = torch.zeros(16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        said = linear_log_probs(features, head, torch.zeros(64, dtype=torch.long), bias)
+    (pull,) = torch.autograd.grad(said.sum(), bias)
+    assert pull.sum().abs() < 1e-3
 
 
 def test_no_logits_of_a_whole_batch_are_kept():
@@ -201,6 +230,27 @@ def test_kto_measures_against_a_mean_that_carries_no_gradient():
         torch.testing.assert_close(loss.metrics["kl"].sum, kl * ROWS)
         found = torch.autograd.grad(loss.terms["kto"].sum, parameters)
         torch.testing.assert_close(found, slopes, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_kto_reads_as_many_chunks_as_other_processes_and_rows_once(monkeypatch, counted):
+    """Also of rows that another process has, which are read for company alone."""
+    model, rows, asked = decoder(), replace(batch(), counted=counted), []
+    expected = KTO().build()(model, batch(), 0)
+    monkeypatch.setattr(dist, "all_max", lambda value, device: max(value, 5))
+    monkeypatch.setattr(dist, "all_sum", lambda t: summed.append(t) or t)
+    summed: list[torch.Tensor] = []
+    features = model.features
+    monkeypatch.setattr(model, "features", lambda tokens: asked.append(len(tokens)) or features(tokens))
+    with torch.no_grad():
+        loss = KTO().build().in_chunks(4)(model, rows, 0)
+    assert asked == 2 * [3] * 5
+    assert summed[0][1] == (ROWS if counted else 0)
+    assert loss.terms["kto"].count == (ROWS if counted else 0)
+    if counted:
+        torch.testing.assert_close(loss.terms["kto"].sum, expected.terms["kto"].sum)
+    else:
+        assert loss.terms["kto"].sum == loss.metrics["chosen"].count == summed[0][0] == 0
 
 
 def test_reward_models_learn_the_difference_of_scores():
