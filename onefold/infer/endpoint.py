@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.client import HTTPException
 from typing import Annotated, Any, TypeVar
 
@@ -26,10 +27,15 @@ from onefold.core.progress import say
 from onefold.infer.label_words import LabelWordsConfig
 
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that pass
+REFUSED = {400, 413, 422}  # of this request; others may be answered
 FIRST_WAIT, LONGEST = 1.0, 60.0  # seconds between two attempts
 LARGEST = 2**24  # bytes of an answer
 
 T = TypeVar("T")
+
+
+class Refused(UserError):
+    """One request that a service does not take, as a prompt that is too long for it."""
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -64,13 +70,28 @@ class Service:
         base = config.url.rstrip("/").removesuffix("/completions").removesuffix("/chat").removesuffix("/v1")
         if not base.startswith(("http://", "https://")):
             raise UserError(f"{config.url} is no address of a service: it begins with http:// or https://")
+        key = (key or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UserError("the key holds characters that no key has: give it in one line of plain letters and digits")
         self.config, self.base, self._key = config, base, key
-        self._turn, self._next = threading.Lock(), 0.0
+        self._turn, self._next, self._stopped = threading.Lock(), 0.0, threading.Event()
+
+    @contextmanager
+    def asking(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads to `post` from. When they are left early, as by Ctrl-C, nothing waits for another attempt."""
+        self._stopped.clear()
+        with ThreadPoolExecutor(self.config.parallel) as pool:
+            try:
+                yield pool
+            finally:
+                self._stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def post(self, path: str, body: Mapping[str, Any], read: Callable[[Mapping[str, Any]], T]) -> T:
         """What `read` makes of the answer; its ValueErrors say that there is something else than was asked for.
 
-        Raises UserError when the service stays silent, refuses, or goes on answering with something else.
+        Raises UserError when the service stays silent, refuses (Refused: only this), or goes on answering with
+        something else.
         """
         url = self.base + path
         body = body | ({"model": self.config.model} if self.config.model else {})
@@ -93,7 +114,8 @@ class Service:
                 why = f"status {error.code}{_told(error)}"
                 if error.code not in AGAIN:
                     hint = {401: "; give its key", 403: "; give its key", 404: "; is there a model of that name?"}
-                    raise UserError(f"{url} refuses: {why}{hint.get(error.code, '')}") from None
+                    refusal = Refused if error.code in REFUSED else UserError
+                    raise refusal(f"{url} refuses: {why}{hint.get(error.code, '')}") from None
                 after = error.headers.get("Retry-After", "")
                 wait = float(after) if after.isdigit() else wait
             except json.JSONDecodeError:
@@ -103,7 +125,7 @@ class Service:
             except (OSError, HTTPException) as error:  # refused, reset, cut off, too slow
                 why = str(getattr(error, "reason", error)) or type(error).__name__
             if attempt + 1 < self.config.attempts:
-                time.sleep(min(wait, LONGEST))
+                self._wait(min(wait, LONGEST))
         raise UserError(f"{url} gave no answer in {self.config.attempts} attempts: {why}")
 
     def _wait_for_turn(self) -> None:
@@ -113,7 +135,11 @@ class Service:
             now = time.monotonic()
             mine = max(now, self._next)
             self._next = mine + 60 / self.config.per_minute
-        time.sleep(mine - now)
+        self._wait(mine - now)
+
+    def _wait(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise UserError("asking was stopped")
 
 
 class Endpoint:
@@ -129,14 +155,10 @@ class Endpoint:
 
         Raises UserError when the service stays silent, refuses, or answers with something else.
         """
-        with ThreadPoolExecutor(self.config.parallel) as pool:
+        with self._service.asking() as pool:
             for before in befores:
                 jobs = [pool.submit(self._score, before + self.asked.put(text)) for text in texts]
-                try:
-                    answers = [job.result() for job in jobs]
-                finally:
-                    for job in jobs:
-                        job.cancel()
+                answers = [job.result() for job in jobs]
                 self.requests += len(answers)
                 missing = sum(not any_seen for _, _, any_seen in answers)
                 if not self.unseen and 2 * missing > len(answers):

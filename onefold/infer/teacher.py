@@ -1,17 +1,19 @@
 """Teachers: whatever answers conversations, a model that is loaded here or a service that is reached by HTTP."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from onefold.core.errors import UserError
+from onefold.core.progress import say
 from onefold.data.text.chat import Message, chat_ids
-from onefold.infer.endpoint import EndpointConfig, Service
+from onefold.infer.endpoint import EndpointConfig, Refused, Service
 from onefold.infer.model import Model, as_writer, load
 from onefold.infer.sampling import Sampling
 
 SORTED_TOGETHER = 16  # batches that are sorted by length, so that little is padded
+MOST_REFUSED = 8  # prompts in the beginning, after which it is not the prompts
 UNDERSTOOD = {"max_new_tokens", "temperature", "top_p", "seed", "stop"}  # by services
 
 
@@ -24,7 +26,7 @@ class Asked(NamedTuple):
 
 
 class Written(NamedTuple):
-    """An answer, and why it ends: "stop", "length", or what a service says."""
+    """An answer, and why it ends: "stop", "length", "refused" (a prompt that is not taken), or what a service says."""
 
     text: str
     finish: str
@@ -38,6 +40,29 @@ class Teacher(Protocol):
     def answer(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[tuple[int, Written]]:
         """(which one, the answer) as they come. Raises UserError when no more come, after all that do."""
         ...
+
+
+class Refusals:
+    """Prompts that a teacher does not take: told and passed over, as long as there are others that it does."""
+
+    def __init__(self, asked: Sequence[Asked]):
+        self.asked, self.others = asked, False
+        self._held: list[tuple[int, Exception]] = []
+
+    def add(self, which: int, error: Exception) -> UserError | None:
+        """What to give up with, if it takes none."""
+        self._held.append((which, error))
+        if self.others or len(self._held) < MOST_REFUSED:
+            return None
+        place = self.asked[self._held[0][0]].place
+        return UserError(f"{place}: {self._held[0][1]}\nNone of the first {MOST_REFUSED} prompts is taken")
+
+    def passed(self) -> Iterator[tuple[int, Written]]:
+        """Those since the last call, as empty answers."""
+        while self._held:
+            which, error = self._held.pop(0)
+            say(f"{self.asked[which].place}: {error}; passed over")
+            yield which, Written("", "refused")
 
 
 def open_teacher(
@@ -66,20 +91,25 @@ class ModelTeacher:
         self.model, self.name, self.batch = model, name, batch
 
     def answer(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+        refusals = Refusals(asked)
         for start in range(0, len(asked), self.batch * SORTED_TOGETHER):
-            pool = range(start, min(len(asked), start + self.batch * SORTED_TOGETHER))
-            rows = {i: self._begin(asked[i], sampling) for i in pool}
-            order = sorted(pool, key=lambda i: -rows[i].read)
+            rows = {}
+            for i in range(start, min(len(asked), start + self.batch * SORTED_TOGETHER)):
+                try:
+                    rows[i] = self._begin(asked[i], sampling)
+                    refusals.others = True
+                except UserError as error:
+                    if failed := refusals.add(i, error):
+                        raise failed from None
+            yield from refusals.passed()
+            order = sorted(rows, key=lambda i: -rows[i].read)
             for first in range(0, len(order), self.batch):
                 some = order[first : first + self.batch]
                 self.model.finish([rows[i] for i in some], sampling)
                 yield from ((i, Written(rows[i].text, str(rows[i].finish))) for i in some)
 
     def _begin(self, asked: Asked, sampling: Sampling):
-        try:
-            return self.model.begin(chat_ids(asked.messages, self.model.tokenizer), sampling, asked.copy)
-        except UserError as error:
-            raise UserError(f"{asked.place}: {error}") from None
+        return self.model.begin(chat_ids(asked.messages, self.model.tokenizer), sampling, asked.copy)
 
 
 class ServiceTeacher:
@@ -90,32 +120,32 @@ class ServiceTeacher:
         self.name = f"{config.model} at {self.service.base}" if config.model else self.service.base
 
     def answer(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[tuple[int, Written]]:
-        bodies = self._bodies(asked, sampling)
+        bodies, refusals = self._bodies(asked, sampling), Refusals(asked)
         parallel, failed = self.service.config.parallel, None
         jobs: dict[Future[Written], int] = {}
-        with ThreadPoolExecutor(parallel) as pool:
-            try:
-                while True:
-                    if failed is None:
-                        for i, body in islice(bodies, 2 * parallel - len(jobs)):
-                            jobs[pool.submit(self.service.post, "/v1/chat/completions", body, _said)] = i
-                    if not jobs:
-                        break
-                    for job in wait(jobs, return_when=FIRST_COMPLETED).done:
-                        i = jobs.pop(job)
-                        if job.cancelled():
-                            continue
-                        if error := job.exception():
-                            failed = failed or error
-                            for other in jobs:  # those under way may still bring something
-                                other.cancel()
-                            continue
-                        yield i, job.result()
-            finally:
-                for job in jobs:
-                    job.cancel()
+        with self.service.asking() as pool:
+            while True:
+                if failed is None:
+                    for i, body in islice(bodies, 2 * parallel - len(jobs)):
+                        jobs[pool.submit(self.service.post, "/v1/chat/completions", body, _said)] = i
+                if not jobs:
+                    break
+                for job in wait(jobs, return_when=FIRST_COMPLETED).done:
+                    i = jobs.pop(job)
+                    if job.cancelled():
+                        continue
+                    if error := job.exception():
+                        failed = failed or (refusals.add(i, error) if isinstance(error, Refused) else error)
+                        for other in jobs if failed else ():  # those under way may still bring something
+                            other.cancel()
+                        continue
+                    refusals.others = True
+                    yield i, job.result()
+                if refusals.others:
+                    yield from refusals.passed()
         if failed:
             raise failed
+        yield from refusals.passed()
 
     def _bodies(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[tuple[int, dict[str, Any]]]:
         given, usual = sampling.to_dict(), Sampling().to_dict()
@@ -139,6 +169,8 @@ def _said(answer: Mapping[str, Any]) -> Written:
         text, finish = choice["message"]["content"], choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError):
         text = finish = None
+    if text is None and isinstance(finish, str):  # as where a service's filter keeps everything back
+        text = ""
     if not isinstance(text, str):
         raise ValueError("it answers with no text of an assistant: does it know /v1/chat/completions?")
-    return Written(text, str(finish or "stop"))
+    return Written(text.encode("utf-8", "replace").decode(), str(finish or "stop"))  # lone surrogates are valid JSON

@@ -79,6 +79,15 @@ def test_a_service_that_is_down_is_told(service):
         Endpoint(EndpointConfig(url="localhost:8000"), ASKED)
 
 
+def test_a_key_is_sent_without_what_surrounds_it_and_is_never_shown(service):
+    list(endpoint(service, key=" secret\r\n").ask([""], ["a"]))
+    assert service.keys == {"Bearer secret"}
+    for key in ("sec\nret", "s\u00e9cret"):
+        with pytest.raises(UserError, match="the key holds") as told:
+            endpoint(service, key=key)
+        assert key not in str(told.value)
+
+
 def test_a_word_gets_the_longest_token_that_only_it_begins_with():
     likely = {" war": -1.0, " warm": -2.0, "\u0120co": -3.0, " c": -0.1, " the": -4.0}
     assert of_words(likely, [" warm", " cold"]) == ([-2.0, -3.0], True)

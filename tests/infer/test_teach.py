@@ -1,6 +1,7 @@
 """A teacher's answers become a file that students learn from, however often asking was cut off."""
 
 import json
+import re
 import time
 
 import pytest
@@ -14,7 +15,7 @@ from onefold.data.text.documents import TrainBPE
 from onefold.infer.model import Model
 from onefold.infer.sampling import Sampling
 from onefold.infer.teach import teach
-from onefold.infer.teacher import Asked, ModelTeacher, open_teacher
+from onefold.infer.teacher import Asked, ModelTeacher, Written, open_teacher
 from onefold.interop.loaded import Loaded
 from tests.infer.service import serving
 from tests.infer.small_models import config, decoder
@@ -101,6 +102,36 @@ def test_nonsense_is_asked_again_and_told_in_the_end(service, prompts, tmp_path,
         teach(at(service, parallel=1, attempts=2), prompts, tmp_path / "none.jsonl")
 
 
+def test_a_prompt_that_a_service_refuses_is_told_and_passed_over(service, prompts, tmp_path, capsys):
+    withheld = b'{"choices": [{"message": {"content": null}, "finish_reason": "content_filter"}]}'
+    service.faults = [(400, {}, b'{"error": "too long"}'), (200, {}, withheld), (413, {}, b""), (422, {}, b"")]
+    taught = teach(at(service, parallel=1, attempts=1), prompts, tmp_path / "out.jsonl")
+    assert (taught.new, taught.empty) == (8, 4)
+    assert re.search(r"prompts\.jsonl:1: .* status 400: too long", capsys.readouterr().err)
+    service.faults = [(400, {}, b"")] * 99
+    with pytest.raises(UserError, match=r"prompts\.jsonl:1: .* status 400\nNone of the first 8 prompts is taken"):
+        teach(at(service, parallel=1), prompts, tmp_path / "none.jsonl")
+    assert len(service.faults) > 80
+
+
+def test_leaving_does_not_wait_for_a_service_that_is_down(service, prompts, tmp_path, monkeypatch):
+    teacher, asked = at(service, parallel=2), [Asked([{"role": "user", "content": f"question {i}"}]) for i in range(9)]
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 30.0)
+    service.limit, began = 1, time.monotonic()
+    answers = teacher.answer(asked, Sampling())
+    next(answers)
+    answers.close()  # as Ctrl-C does
+    assert time.monotonic() - began < 10
+    service.limit = None
+    assert len(dict(teacher.answer(asked, Sampling()))) == 9
+
+
+def test_half_characters_of_a_service_are_no_reason_to_lose_its_answer(service, prompts, tmp_path):
+    service.faults = [(200, {}, b'{"choices": [{"message": {"content": "so \\ud83d 0"}}]}')]
+    teach(at(service, parallel=1), prompts, tmp_path / "out.jsonl")
+    assert talks(tmp_path / "out.jsonl")[0][-1] == ("assistant", "so ? 0")
+
+
 def test_no_more_is_asked_than_a_service_allows(service, prompts, tmp_path):
     began = time.monotonic()
     teach(at(service, per_minute=6000), prompts, tmp_path / "out.jsonl")
@@ -157,11 +188,16 @@ def test_a_model_here_teaches_in_batches_as_it_would_one_by_one(local):
     assert together[3] != together[0]
 
 
-def test_a_prompt_that_a_model_cannot_read_is_told_by_its_line(local, tmp_path):
+def test_a_prompt_that_a_model_cannot_read_is_told_by_its_line_and_passed_over(local, tmp_path, capsys):
     file = tmp_path / "prompts.txt"
     file.write_text("one\n" + "two " * 99 + "\n")
-    with pytest.raises(UserError, match=r"prompts\.txt:2: the prompt has \d+ tokens"):
-        teach(local, file, tmp_path / "out.jsonl", max_new_tokens=3)
+    said = dict(local.answer([Asked([{"role": "user", "content": "two " * 99}])], Sampling(max_new_tokens=3)))
+    assert said == {0: Written("", "refused")}
+    teach(local, file, tmp_path / "out.jsonl", max_new_tokens=3)
+    assert re.search(r"prompts\.txt:2: the prompt has \d+ tokens", capsys.readouterr().err)
+    file.write_text("".join(f"{n}" + "two " * 99 + "\n" for n in range(9)))
+    with pytest.raises(UserError, match=r"prompts\.txt:1: the prompt has \d+ tokens(.|\n)*None of the first 8"):
+        teach(local, file, tmp_path / "none.jsonl", max_new_tokens=3)
 
 
 def test_rows_that_are_added_survive_what_cut_the_last_one_off(tmp_path):
