@@ -19,6 +19,7 @@ from onefold.cli_common import (
     open_writer,
     read_adapters,
     read_settings,
+    unused,
 )
 from onefold.cli_data import app as data_verbs
 from onefold.cli_proteins import app as protein_verbs
@@ -260,6 +261,7 @@ def export(
     from onefold.interop.open import open_model
     from onefold.interop.save import save
 
+    unused(to)
     save(open_model(model), to, format)
     print(f"wrote {to}")
 

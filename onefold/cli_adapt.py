@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from onefold.cli_common import Adapters, ModelPath, Settings, example, open_model_at, read_settings
+from onefold.cli_common import Adapters, ModelPath, Settings, example, open_model_at, read_settings, unused
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -41,6 +41,7 @@ def merge(
     adapter: Adapters = None,
 ):
     """Make adapters a part of the weights, and write the model that comes of it."""
+    unused(out)
     loaded = open_model_at(model, "cpu", adapter)
     loaded.save(out, format)
     told = f"with {loaded.adapter} merged" if format != "peft" else f"the adapter {loaded.adapter}"

@@ -1,6 +1,6 @@
 """What the verbs of the command line share: how models and settings are named, examples, and opening a model."""
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 import typer
@@ -47,11 +47,20 @@ def read_adapters(given: list[str] | None) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given or []:
         name, equals, path = text.partition("=")
-        name, path = (name, path) if equals else (PurePath(text).name, text)
+        name, path = (name, path) if equals else (PurePath(text).name.replace(".", "_"), text)
         if not name or not path or name in found:
             raise UserError(f"--adapter {text}: write it as NAME=PATH, each name once")
         found[name] = path
     return found
+
+
+def unused(out: Path) -> Path:
+    """`out`, where a model is to be written: nothing that lies there is replaced, since it may be a run."""
+    from onefold.core.errors import UserError
+
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} exists already: name another place, or remove it first")
+    return out
 
 
 def read_settings(given: list[str] | None) -> dict[str, Any]:

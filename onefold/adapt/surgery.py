@@ -83,9 +83,12 @@ class Switch:
         self.names: list[str] = []
         self.active: str | None = None
         self.steps: list[Config] = []  # surgery beneath the adapters
+        self.whole: set[str] = set()  # parameters that were trained in full, as all adapters were
 
     def add(self, name: str) -> None:
-        """Steps of one name make up one adapter."""
+        """Steps of one name make up one adapter. Raises UserError for what torch cannot call a module."""
+        if not name or "." in name or hasattr(nn.ModuleDict(), name):
+            raise UserError(f"an adapter cannot be called {name!r}: choose a name of letters, digits, - and _")
         self.names += [] if name in self.names else [name]
         self.active = name
 

@@ -272,7 +272,8 @@ def begun(config: Config, base: Loaded, source: Mapping[str, Tensor], where: str
 @torch.no_grad()
 def put(source: Mapping[str, Tensor], model: nn.Module, where: Path | str) -> None:
     """Copy what was trained into an adapted model."""
-    targets = own_weights(model)
+    targets, switch = own_weights(model), switch_of(model)
+    switch.whole |= {name for name, _ in model.named_parameters() if name in source and ".adapters." not in name}
     for name in source:
         if name not in targets:
             raise UserError(f"{where}: {name} is not in the model")

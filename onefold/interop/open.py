@@ -117,6 +117,8 @@ def _open_folder(
         return _open_run(folder.absolute().parent, device, dtype, arrived)
     if is_peft(folder):
         base = base_of(folder)
+        if Path(base).resolve() == folder.resolve():
+            raise UserError(f"{folder} names itself as the model that it adapts")
         loaded = open_model(base, device, dtype, {NAME: folder})
         return replace(loaded, card={**loaded.card, "adapts": base})
     if is_sentence_folder(folder):

@@ -44,6 +44,9 @@ UNKNOWN = """lora_bias use_qalora layer_replication trainable_token_indices targ
 alora_invocation_tokens arrow_config kasa_config velora_config monteclora_config modules_to_save"""
 
 
+REWRITES = ("pissa", "olora", "corda", "lora_ga")  # ways to begin that take something off the base
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a matrix of the published model lies in ours."""
@@ -87,6 +90,9 @@ def read_peft(folder: Path, base: Loaded, name: str) -> tuple[AnyAdapt, dict[str
         return _read_opening(folder, told["peft_type"], base, name)
     if told.get("peft_type") != "LORA":
         raise UserError(f"{where}: peft_type {told.get('peft_type')!r} is not supported (only {', '.join(TYPES)})")
+    begun = str(told.get("init_lora_weights")).lower()
+    if begun.startswith(REWRITES):
+        raise UserError(f"{where}: init_lora_weights={begun} changes the base, too: make it plain LoRA with PEFT")
     unknown = [setting for setting in UNKNOWN.split() if told.get(setting)]
     if unknown or told.get("bias", "none") != "none":
         setting = unknown[0] if unknown else "bias"
@@ -154,8 +160,8 @@ def save_peft(folder: Path, loaded: Loaded) -> None:
     name = switch_of(loaded.model).active
     if name is None:
         raise UserError("the model has no adapter to write")
-    if any(own.startswith("classifier.") for own, _ in loaded.model.named_parameters()):
-        raise UserError("a classifier trained beside adapters cannot be written as PEFT's folder: use format='hf'")
+    if whole := sorted(switch_of(loaded.model).whole):
+        raise UserError(f"{whole[0]} was trained in full, which PEFT's folder cannot say: use format='hf'")
     common = {
         "task_type": TASKS.get(loaded.config.kind),
         "base_model_name_or_path": loaded.card.get("adapts"),
@@ -288,6 +294,8 @@ def _patterns(wanted: Iterable[str], model: nn.Module) -> list[str]:
 def _matching(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
     """The value of the first pattern that a module's name ends with, as PEFT looks it up."""
     for pattern, value in (patterns or {}).items():
+        if not re.fullmatch(r"\^?[\w.]+", pattern):  # a file's expression may take forever
+            raise UserError(f"{CONFIG}: {pattern!r} is a regular expression; write the names of the modules out")
         if module == pattern.removeprefix("^") or module.endswith(f".{pattern}"):
             return value
     return otherwise

@@ -20,6 +20,7 @@ from onefold.core import dist
 from onefold.core.batch import Batch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
+from onefold.interop.table import own_buffers
 from onefold.training.optim import memory_bytes
 
 # Dense bf16 operations a second, as the makers publish them.
@@ -100,10 +101,10 @@ def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
             kept[address] = tensor
         return tensor
 
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}  # running averages must not see it
+    before = {name: buffer.clone() for name, buffer in own_buffers(model).items()}  # running averages must not see it
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         objective(model, batch, 0)
-    for name, buffer in model.named_buffers():
+    for name, buffer in own_buffers(model).items():
         buffer.copy_(before[name])
     return sum(t.untyped_storage().nbytes() for t in kept.values()) // batch.slots
 

@@ -227,7 +227,7 @@ class Optimizer(torch.optim.Optimizer):
         """The model has its averages for weights inside (as it is where there are none); its own come back after."""
         averages = self.averages()
         places = [
-            (parameter.data, averages[name])
+            (parameter.detach(), averages[name])  # which shares the count of changes that caches go by
             for group in self.param_groups
             for name, parameter in zip(group["names"], group["params"])
             if name in averages

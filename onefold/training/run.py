@@ -207,7 +207,7 @@ def begin(
 ) -> tuple[nn.Module, Base | None]:
     """A model with the weights of `start`, which is used up, adapted; what its checkpoints will say they are beside.
 
-    What the start has not (a new classifier) is trained in full.
+    What the start has not (a new classifier, the vectors of new tokens, which begin alike) is trained in full.
     """
     base = Base.of(str(run.start), start, early.fingerprints) if run.adapt else None
     if config == start.config:
@@ -218,7 +218,7 @@ def begin(
             start = beginning(run, good, early)
         model, given = config.build(), own_weights(start.model)
         copy_tensors(model.adopt(given), own_weights(model), Path(str(run.start)))
-        new = [p for name, p in model.named_parameters() if name not in given or given[name].shape[1:] != p.shape[1:]]
+        new = [p for name, p in model.named_parameters() if name not in given or given[name].shape != p.shape]
     if base is None:
         return model, None
     if good:

@@ -129,6 +129,9 @@ def test_several_adapters_on_one_model(tmp_path):
     assert torch.equal(logits(found.model), logits(plain_model))
     with pytest.raises(UserError, match="no adapter named 'poet'; there are lora, dora"):
         found.model.switch.use("poet")
+    for name in ("poet-v1.5", "type", ""):
+        with pytest.raises(UserError, match="an adapter cannot be called"):
+            found.model.switch.add(name)
 
 
 def test_what_does_not_fit_is_named(tmp_path):
@@ -143,7 +146,14 @@ def test_what_does_not_fit_is_named(tmp_path):
         open_model(tmp_path / "gpt2", adapters={"a": tmp_path / "peft"})
     file = tmp_path / "peft" / "adapter_config.json"
     told = json.loads(file.read_text())
-    for change, error in (({"bias": "all"}, "bias='all' is not supported"), ({"peft_type": "IA3"}, "only LORA")):
+    refused = (
+        ({"bias": "all"}, "bias='all' is not supported"),
+        ({"peft_type": "IA3"}, "only LORA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4 changes the base, too"),
+        ({"alpha_pattern": {r"(a+)+\.q_proj": 9}}, "is a regular expression"),
+        ({"base_model_name_or_path": str(tmp_path / "peft")}, "names itself as the model that it adapts"),
+    )
+    for change, error in refused:
         file.write_text(json.dumps(told | change))
         with pytest.raises(UserError, match=error):
             open_model(tmp_path / "peft")

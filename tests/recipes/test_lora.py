@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import onefold
@@ -46,7 +47,30 @@ def test_align_and_merge(base, tmp_path):
     adapted = onefold.load(out)
     called = CliRunner().invoke(app, ["merge", str(out), str(tmp_path / "merged")])
     assert "with adapter merged" in called.output
+    called = CliRunner().invoke(app, ["merge", str(out), str(base.out)])
+    assert isinstance(called.exception, UserError)
+    assert "exists already" in str(called.exception)
     merged = onefold.load(tmp_path / "merged")
     assert not merged.adapters
     ids = [[3, 5, 7, 9]]
     assert (merged.logits(ids) - adapted.logits(ids)).abs().max() < 1e-5
+
+
+def test_tokens_that_are_new_to_a_model_are_learned(tmp_path):
+    """Their vectors begin alike, so that without learning them no answer would ever end."""
+    given = {
+        "data.tokenizer.special": ["<|endoftext|>"],
+        "model.vocab": 280,
+        "trainer.steps": 2,
+        "out": str(tmp_path / "plain"),
+    }
+    base = train(small_run(make_corpus(tmp_path / "text"), tmp_path / "plain").but(given))
+    talk = {"messages": [{"role": "user", "content": "say a"}, {"role": "assistant", "content": "a it is"}]}
+    (tmp_path / "chat.jsonl").write_text("\n".join(json.dumps(talk | {"id": i}) for i in range(8)))
+    run = recipes.resolve("lora", {"start": str(base.out), "chat": str(tmp_path / "chat.jsonl")}, tiny=True)
+    train(run.but({"out": str(tmp_path / "out"), "trainer.steps": 3, "trainer.device": "cpu", "data.context": 24}))
+    model = onefold.load(tmp_path / "out")
+    new = model.network.embed.token.weight[-4:]
+    assert len(torch.unique(new, dim=0)) == 4
+    with pytest.raises(UserError, match=r"embed\.token\.weight was trained in full"):
+        model.save(tmp_path / "peft", "peft")
