@@ -37,7 +37,7 @@ class LabelWordsConfig(Config):
     def _has_text(cls, template: str) -> str:
         if template.count(TEXT) != 1:
             raise ValueError("a template must have {text} once")
-        return template
+        return template.rstrip(" ")  # the blank is read with the word, as one token: two would be another text
 
     @field_validator("words")
     @classmethod

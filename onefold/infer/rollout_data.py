@@ -92,13 +92,15 @@ class RolloutData(Config):
         return dataset
 
     def rows(self) -> Iterator[tuple[Split, Asked]]:
-        """Every prompt in its split; those of `validation` come last."""
+        """Every prompt in its split; those of `validation` come last, and nothing is learned from them."""
         keys = array("Q", (self._key(row) for row in self._read(self.path)))
+        own = {self._key(row) for row in self._read(self.validation)} if self.validation else set()
         share = 0 if self.validation else self.held_out
         split = choose(np.array(keys, np.uint64), np.ones(len(keys), np.int64), share)
         last = len(keys) * (1 - split.tail)  # rows from here on are held out where there are very few
         for n, (key, row) in enumerate(zip(keys, self._read(self.path))):
-            yield SPLITS[split.whole(key) or n >= last], row
+            if key not in own:
+                yield SPLITS[split.whole(key) or n >= last], row
         if self.validation:
             for row in self._read(self.validation):
                 yield "held_out", row
@@ -136,7 +138,8 @@ class RolloutData(Config):
                 facts[split]["tokens"] += len(ids)
                 longest = max(longest, len(ids))
         if not facts["train"]["rows"]:
-            raise UserError(f"{self.path}: no prompt is shorter than data.context={self.context}")
+            known = f", or all stand in {self.validation}, too" if self.validation else ""
+            raise UserError(f"{self.path}: no prompt is shorter than data.context={self.context}{known}")
         return tokenizer, {"hash": hashed.hexdigest(), **facts, "longest": longest, "card": {WRITES: True}}
 
 

@@ -74,6 +74,14 @@ def test_words_must_be_told_apart_by_their_first_token():
         ASKED.but({"template": "It is"})
 
 
+def test_a_blank_at_the_end_of_a_template_is_the_one_before_the_word():
+    for template in ("{text} is", "{text}"):
+        plain, blank = (ASKED.but({"template": template + end}) for end in ("", " "))
+        assert blank.put("it") == plain.put("it")
+        assert blank.following() == plain.following()
+        assert blank.tokens(TOKENIZER) == plain.tokens(TOKENIZER)
+
+
 def test_losses_are_those_of_the_formulas():
     scores, labels = torch.randn(3, 6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
     for one, loss in zip(scores, label_loss(scores, labels, "cross_entropy")):

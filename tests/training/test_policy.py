@@ -104,6 +104,16 @@ def test_the_memory_of_phases_is_resumed(start, tmp_path, kind):
     assert isinstance(load(after.out).generate("alpha", max_new_tokens=2), str)
 
 
+def test_prompts_of_another_file_are_not_learned_from(start, tmp_path):
+    run = learning(start, tmp_path)
+    lines = (tmp_path / "prompts.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "other.jsonl").write_text("".join(lines[:3]) + json.dumps({"prompt": "new"}) + "\n")
+    data = run.data.but({"validation": str(tmp_path / "other.jsonl")})
+    asked = {split: [row.prompt for s, row in data.rows() if s == split] for split in ("train", "held_out")}
+    assert asked["held_out"] == [*(json.loads(line)["prompt"] for line in lines[:3]), "new"]
+    assert asked["train"] == [json.loads(line)["prompt"] for line in lines[3:]]
+
+
 def test_a_phase_has_whole_batches(start, tmp_path):
     with pytest.raises(UserError, match=r"a phase has 16 answers to learn from, no multiple of trainer\.batch=6"):
         train(learning(start, tmp_path, **{"trainer.batch": 6}))

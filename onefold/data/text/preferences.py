@@ -99,7 +99,7 @@ class PreferenceData(Config):
         own = {self._key(row) for row in self._read(self.validation, before)} if self.validation else set()
         split = choose(np.array(keys, np.uint64), np.array(sizes, np.int64), 0 if own else self.held_out)
         last = len(keys) * (1 - split.tail)  # rows from here on are held out where there are very few prompts
-        for n, (key, row) in enumerate(zip(keys, self._read(self.path, bad))):
+        for n, (row, key) in enumerate(zip(self._read(self.path, bad), keys)):  # rows first: bad ones may end the table
             if key not in own:
                 yield SPLITS[split.whole(key) or n >= last], row
         if self.validation:

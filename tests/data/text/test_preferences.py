@@ -97,6 +97,12 @@ def test_bad_rows_can_be_left_out(tmp_path, tokenizer, capsys):
     assert "rows.jsonl:1: chosen and rejected are the same" in said
 
 
+def test_bad_rows_at_the_end_are_told_too(tmp_path, tokenizer):
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b" if i < 4 else "a"} for i in range(6)]
+    data = PreferenceData(path=str(write(tmp_path, rows)), skip_bad=True, held_out=0)
+    assert data.prepare(tmp_path / "data", tokenizer).facts["bad"] == 2
+
+
 def test_what_counts_is_the_answer_with_its_end(tokenizer):
     ids, learned = encode_answer("what is", " it", tokenizer)
     assert [i for i, n in zip(ids, learned) if n] == [*tokenizer.encode(" it"), tokenizer.end]
