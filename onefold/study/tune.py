@@ -31,6 +31,7 @@ from onefold.core.config import Config, Slot, differences
 from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder, atomic_write, disk_error, locked, make_folder
+from onefold.core.json_lines import read_rows
 from onefold.core.progress import Progress, say
 from onefold.data.text.labelled_text import LabelledTextData
 from onefold.infer.endpoint import Endpoint, EndpointConfig
@@ -47,6 +48,7 @@ from onefold.training.interrupt import Interrupt
 
 CALLS, RESULT = "calls.jsonl", "result.json"
 FREE = {"out", "calls", "tokens", "device"}  # what may differ when a search goes on; the test is made at its end
+FREE |= {f"endpoint.{name}" for name in ("parallel", "timeout", "attempts", "per_minute")}  # how a service is reached
 
 
 class TuneConfig(Config):
@@ -185,8 +187,8 @@ def few_shots(config: TuneConfig) -> tuple[LabelWordsConfig, Labelled, Labelled,
 class Journal:
     """The lines of calls.jsonl: `calls` in order, and what the texts to choose by said, by the number of calls before.
 
-    The first line says what was measured on; a last one that a crash cut off is dropped. Raises UserError where the
-    journal is of other texts, or of another model.
+    The first line says what was measured on; a last one that a crash cut off is dropped. Raises UserError where another
+    line is damaged, and where the journal is of other texts, or of another model.
     """
 
     def __init__(self, path: Path, about: str):
@@ -194,13 +196,7 @@ class Journal:
         self.calls: list[dict[str, Any]] = []
         self.chosen: dict[int, dict[str, Any]] = {}
         self._file: IO[str] | None = None
-        content = path.read_bytes() if path.exists() else b""
-        for line in content.splitlines(keepends=True):
-            try:
-                record = json.loads(line)
-                assert line.endswith(b"\n")
-            except (ValueError, AssertionError):
-                break
+        for record in read_rows(path):
             if record.get("about", about) != about:
                 raise UserError(f"the texts or the model have changed since {path.parent} was begun: give another out=")
             self._note(record)
@@ -350,8 +346,9 @@ def _claim(config: TuneConfig) -> None:
             before = TuneConfig.from_json(file.read_text(), str(file))
         except (OSError, UserError):
             raise UserError(f"{config.out} holds something else; give another out=") from None
-        then, now = ({k: v for k, v in c.to_dict().items() if k not in FREE} for c in (before, config))
-        if (config.out / CALLS).exists() and (changes := differences(then, now)):
+        both = differences(before.to_dict(), config.to_dict())
+        changes = {name: values for name, values in both.items() if name not in FREE}
+        if (config.out / CALLS).exists() and changes:
             told = ", ".join(f"{name} ({old!r} there, {new!r} here)" for name, (old, new) in list(changes.items())[:4])
             raise UserError(f"{config.out} holds another search; it differs in {told}. Give another out=")
     atomic_write(file, config.to_json() + "\n")

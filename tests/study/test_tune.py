@@ -137,6 +137,16 @@ def test_other_texts_or_weights_are_no_continuation(place, tmp_path):
         tune(made.but({"calls": 16}))
 
 
+def test_a_damaged_line_in_the_middle_is_told_and_nothing_deleted(place, tmp_path):
+    made = settings(place, tmp_path, calls=8)
+    tune(made)
+    file = tmp_path / "calls.jsonl"
+    file.write_bytes(damaged := file.read_bytes().replace(b'{"asked"', b'{"ask', 1))
+    with pytest.raises(UserError, match=r"calls\.jsonl:2 is not valid JSON: mend or delete this line"):
+        tune(made.but({"calls": 16}))
+    assert file.read_bytes() == damaged
+
+
 def test_a_soft_prompt_is_a_part_of_the_model_that_classifies(place, tmp_path):
     made = settings(place, tmp_path / "out", words={"warm": "warm", "cold": "cold"})
     tune(made)

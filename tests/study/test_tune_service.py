@@ -66,3 +66,12 @@ def test_a_search_whose_service_breaks_down_keeps_every_call_and_asks_none_again
     assert tune(made) == again  # finished: nobody is asked
     assert len(service.seen) == asked
     assert max(Counter(body["prompt"] for body in service.seen).values()) <= 3
+
+
+def test_a_service_may_be_reached_otherwise_when_a_search_goes_on(service, tmp_path):
+    made = settings(service, tmp_path, "out", calls=12)
+    tune(made)
+    reached = {"timeout": 5.0, "parallel": 1, "attempts": 3, "per_minute": 1e6}
+    assert tune(made.but({"calls": 18, "endpoint": reached})).calls == 18
+    with pytest.raises(UserError, match=r"differs in endpoint\.top"):
+        tune(made.but({"endpoint": {"top": 5}}))
