@@ -22,7 +22,7 @@ def growing(path: Path) -> Iterator[Add]:
     with locked(path.parent / f".{path.name}.lock", f"another process writes {path} now: wait until it has ended"):
         _mend(path)
         try:
-            file = path.open("a", encoding="utf-8")
+            file = path.open("a", encoding="utf-8", errors="replace")  # lone surrogates are valid JSON and no text
         except OSError as error:
             raise disk_error(path, error) from error
 
@@ -41,17 +41,26 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of such a file, none where there is no file. Raises UserError naming the line that is no JSON object."""
     if not path.exists():
         return
-    with path.open("rb") as file:
+    try:
+        opened = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    with opened as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 if line.endswith(b"\n"):
                     raise UserError(f"{path}:{number} is not valid JSON: mend or delete this line") from None
                 return  # cut off
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number} is no JSON object: mend or delete this line")
             yield row
+
+
+def valid_text(text: str) -> str:
+    """`text` with a question mark for each lone surrogate: JSON may hold those, files and tokenizers may not."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _mend(path: Path) -> None:
@@ -66,7 +75,7 @@ def _mend(path: Path) -> None:
             end = lines.rfind(b"\n") + 1
             try:
                 json.loads(lines[end:])
-            except ValueError:
+            except (ValueError, RecursionError):
                 if not lines[end:].startswith(b"{"):
                     raise UserError(f"{path} ends in something that is no JSON object: mend or delete it") from None
                 file.truncate(end)

@@ -130,7 +130,7 @@ def _json_lines(file: Path, pick: Pick) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{file}:{number}: not valid JSON ({error})") from None
             if not isinstance(row, dict):
                 raise UserError(f"{file}:{number}: no object with named values")

@@ -89,7 +89,11 @@ class Journal:
 
     def __init__(self, teacher: Teacher, file: Path):
         self.teacher, self.file = teacher, file
-        self.said = {row["key"]: row["text"] for row in read_rows(file)}
+        self.said = {}
+        for number, row in enumerate(read_rows(file), 1):
+            if not (isinstance(row.get("key"), str) and isinstance(row.get("text"), str)):
+                raise UserError(f"{file}:{number} is none of a teacher's answers; give another out=")
+            self.said[row["key"]] = row["text"]
 
     def ask(self, step: str, asked: Sequence[Asked], sampling: Sampling) -> list[str]:
         """The answers in order. Raises UserError when the teacher fails; what it said by then is kept."""
@@ -139,7 +143,8 @@ def read_seeds(path: Path) -> list[Task]:
     "instances". Raises UserError naming the row that is something else."""
     tasks = []
     for number, row in enumerate(read_rows(Path(path).expanduser()), 1):
-        first = (row.get("instances") or [row])[0]
+        some = row.get("instances") or [row]
+        first = some[0] if isinstance(some, list) and isinstance(some[0], dict) else {}
         told = row.get("instruction"), first.get("input", ""), first.get("output")
         if not all(isinstance(text, str) for text in told) or not (told[0] or "").strip():
             raise UserError(f'{path}:{number} is no task: write "instruction", "input" (may be empty) and "output"')

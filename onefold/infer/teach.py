@@ -55,10 +55,13 @@ def teach(
     if Path(prompts).resolve() == out.resolve():
         raise UserError(f"the answers would overwrite the prompts in {prompts}; give another out=")
     asked = {_key(teacher, one, sampling): one for one in _asked(prompts, system, sampling.greedy)}
+    kept = {"erase": erase or generic is not None, "generic": generic or None}
     rows, keys = 0, set()
     for number, row in enumerate(read_rows(out), 1):
-        if KEY not in row:
+        if not isinstance(row.get(KEY), str):
             raise UserError(f"{out}:{number} is none of a teacher's answers; give another out=")
+        if row[KEY] in asked and row.get("saved", kept) != kept:
+            raise UserError(f"{out}:{number} was written with other --erase or --generic; give another out=")
         rows = number
         keys.add(row[KEY])
     left = {key: one for key, one in asked.items() if key not in keys}
@@ -74,7 +77,8 @@ def teach(
                     continue
                 new, cut = new + 1, cut + (written.finish == "length")
                 saved = [*_saved(left[names[which]].messages, erase, generic), _assistant(written.text)]
-                add({"messages": saved, KEY: names[which], "teacher": teacher.name, "finish": written.finish})
+                told = {"teacher": teacher.name, "finish": written.finish, "saved": kept}
+                add({"messages": saved, KEY: names[which], **told})
         except UserError as error:
             raise UserError(f"{error}\n{rows + new:,} answers are kept in {out}; the same command goes on") from None
     notes = [f"{empty:,} prompts got an empty answer and no row"] * bool(empty)

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from onefold.core.errors import UserError
+from onefold.core.json_lines import valid_text
 from onefold.core.progress import say
 from onefold.data.text.chat import Message, chat_ids
 from onefold.infer.endpoint import EndpointConfig, Refused, Service
@@ -173,4 +174,4 @@ def _said(answer: Mapping[str, Any]) -> Written:
         text = ""
     if not isinstance(text, str):
         raise ValueError("it answers with no text of an assistant: does it know /v1/chat/completions?")
-    return Written(text.encode("utf-8", "replace").decode(), str(finish or "stop"))  # lone surrogates are valid JSON
+    return Written(valid_text(text), str(finish or "stop"))

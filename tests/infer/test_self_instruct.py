@@ -7,7 +7,7 @@ import pytest
 
 from onefold.core.errors import UserError
 from onefold.data.text.chat_files import read_conversations
-from onefold.infer.self_instruct import SelfInstructConfig, fields_of, listed, read_seeds, self_instruct, unfit
+from onefold.infer.self_instruct import Journal, SelfInstructConfig, fields_of, listed, read_seeds, self_instruct, unfit
 from onefold.infer.teacher import Written
 
 NOUNS = ["ships", "birds", "rivers", "coins", "songs", "wheels", "stars", "bridges", "letters", "gardens"]
@@ -123,10 +123,20 @@ def test_answers_are_read_however_they_are_written():
     assert unfit("- tell me what this is", config) == "that begins with no letter"
 
 
+def test_answers_of_something_else_are_told(tmp_path):
+    (tmp_path / "asked.jsonl").write_text('{"messages": []}\n')
+    with pytest.raises(UserError, match=r"asked\.jsonl:1 is none of a teacher's answers"):
+        Journal(Scripted(), tmp_path / "asked.jsonl")
+
+
 def test_what_is_no_seed_is_told(tmp_path):
     file = tmp_path / "seeds.jsonl"
     file.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
     with pytest.raises(UserError, match=r"seeds\.jsonl:2 is no task"):
         read_seeds(file)
+    for instances in ({"input": "a"}, ["text"], 7):
+        file.write_text(json.dumps({"instruction": "a", "instances": instances}) + "\n")
+        with pytest.raises(UserError, match=r"seeds\.jsonl:1 is no task"):
+            read_seeds(file)
     with pytest.raises(UserError, match="holds no tasks"):
         read_seeds(tmp_path / "none.jsonl")

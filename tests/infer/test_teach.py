@@ -76,6 +76,18 @@ def test_what_the_teacher_was_told_is_erased(service, prompts, tmp_path):
     assert {talk[0] for talk in talks(tmp_path / "kept.jsonl")} == {("system", "be slow")}
 
 
+def test_what_is_saved_is_the_same_in_all_of_a_file(service, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    teach(at(service), prompts, out, generic="be good")
+    for other in ({}, {"erase": True}, {"generic": "be bad"}):
+        with pytest.raises(UserError, match=r"out\.jsonl:1 was written with other --erase or --generic"):
+            teach(at(service), prompts, out, **other)
+    assert teach(at(service), prompts, out, erase=True, generic="be good").new == 0
+    rows = [{name: value for name, value in row.items() if name != "saved"} for row in read_rows(out)]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert teach(at(service), prompts, out, erase=True).new == 0  # nobody knows
+
+
 def test_a_service_that_goes_down_leaves_what_it_said_and_nothing_is_asked_twice(service, prompts, tmp_path):
     out = tmp_path / "out.jsonl"
     service.limit = 5
@@ -215,4 +227,13 @@ def test_rows_that_are_added_survive_what_cut_the_last_one_off(tmp_path):
     assert [row["n"] for row in read_rows(file)] == [1, 2, 3, 4]
     with growing(file) as add:
         add({"n": 5})
-    assert [row["n"] for row in read_rows(file)] == [1, 2, 3, 4, 5]
+        add({"n": "half \ud83d"})
+    assert [row["n"] for row in read_rows(file)] == [1, 2, 3, 4, 5, "half ?"]
+
+
+def test_what_holds_no_rows_is_told(tmp_path):
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        list(read_rows(tmp_path))
+    (tmp_path / "deep.jsonl").write_text("[" * 200_000 + "\n")
+    with pytest.raises(UserError, match=r"deep\.jsonl:1 is not valid JSON"):
+        list(read_rows(tmp_path / "deep.jsonl"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onefold.core.errors import UserError
+from onefold.core.json_lines import valid_text
 from onefold.data.tables import TABLES, Pick, read_table
 from onefold.data.text.chat import ROLES, Message, encode_chat
 from onefold.data.text.chat_files import conversation
@@ -190,6 +191,7 @@ def _shared(first: Sequence[Message], second: Sequence[Message]) -> int:
 def read_said(value: Any, place: str, open_end: bool = False) -> Said:
     """Text, or turns: a list of messages, or a transcript of them. open_end: the assistant may be about to speak."""
     if isinstance(value, str):
+        value = valid_text(value)
         if not value.startswith("\n\nHuman:"):
             return value
         parts = _TURN.split(value)[1:]
@@ -200,4 +202,4 @@ def read_said(value: Any, place: str, open_end: bool = False) -> Said:
     for message in value:
         if not (isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)):
             raise UserError(f"{place}: each message needs a role ({', '.join(ROLES)}) and a content that is text")
-    return [{"role": m["role"], "content": m["content"]} for m in value]
+    return [{"role": m["role"], "content": valid_text(m["content"])} for m in value]

@@ -48,6 +48,12 @@ def test_shapes_in_which_pairs_come(tmp_path, shape):
     assert (found.prompt, found.answers) == expected
 
 
+def test_half_characters_are_no_text(tmp_path):
+    half = [{**YES, "content": "a \ud83d"}]
+    (found,) = read_answers(write(tmp_path, [{"prompt": "hi \ud83d", "chosen": half, "rejected": [NO]}]), "pairs")
+    assert (found.prompt[0]["content"], found.answers[0][0]["content"]) == ("hi ?", "a ?")
+
+
 def test_parquet_and_other_names(tmp_path):
     table = {"q": ["hi"], "good": ["a"], "bad": ["b"], "by": [0.5]}
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
