@@ -6,6 +6,7 @@ under a hash of its weights; the run's checkpoints name that hash, so that a res
 """
 
 import json
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from onefold.training.run import Run
 
 NAME = "reference"  # in Run.frozen and in cards
+CONSULTED = "consulted"  # in cards: the hashes of models that are asked all along, by name
 ROWS = 16  # asked at once, where the run does not say how many fit
 
 
@@ -74,6 +76,20 @@ def consulted(run: "Run", dataset: Prepared, device: torch.device) -> dict[str, 
     Errors: UserError when one cannot read these batches.
     """
     return {name: opened(run, name, dataset, device) for name in run.frozen if name != NAME}
+
+
+def recognised(run: "Run", good: Path | None, models: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The hashes of models that are asked all along, by name.
+
+    Errors: UserError when one is not what it was at the checkpoint `good`.
+    """
+    known = read_card(good)["card"].get(CONSULTED, {}) if good else {}
+    found = {name: hash_of(model) for name, model in models.items()}
+    for name, now in found.items():
+        if known.get(name, now) != now:
+            given = f"frozen.{name}={run.frozen[name]}" if name in run.frozen else f"start={run.start}"
+            raise UserError(f"{given} has changed since {run.out} was begun: put it back, or give another out=")
+    return found
 
 
 def opened(run: "Run", name: str, dataset: Prepared, device: torch.device) -> nn.Module:

@@ -127,7 +127,9 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     dataset = run.data.prepare(run.out / "data", first_processor(run, None if good else start), keep=True, **begun)
     check_reads(run.objective, dataset.batch, run.data)
     config = read_model_config(read_card(good), good / FILE) if good else model_config(run, dataset, start)
-    objective = run.objective.build(reference.consulted(run, dataset, device))
+    frozen = reference.consulted(run, dataset, device)
+    consulted = reference.recognised(run, good, frozen)
+    objective = run.objective.build(frozen)
     refers = hasattr(objective, "refer")
     asked = reference.asked(run, dataset, good) if refers else None
     copied = policy.begins_as_reference(run, objective)
@@ -139,6 +141,9 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     model, base = begin(config, start, run, good, early) if start else (config.build(), None)
     del start
     near = policy.near(run, objective, dataset, model, device)
+    if near and (copied or reference.NAME in run.frozen):  # else it is what is adapted, which `begin` has recognised
+        with near() as other:
+            consulted |= reference.recognised(run, good, {reference.NAME: other})
     parallel.place(model, run.trainer.parallel, device, run.trainer.compile)
     if refers and not asked:
         asked = reference.ask(run, dataset, objective, model, device)
@@ -156,6 +161,7 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
         card = {"step": state.step, dataset.unit: state.read, "best": state.best, "run": run.to_dict(), **facts}
         card |= {"classes": list(dataset.classes)} if dataset.classes else {}
         card |= dataset.facts.get("card", {}) | ({reference.NAME: asked} if asked else {})
+        card |= {reference.CONSULTED: consulted} if consulted else {}
         more = {"adapt": run.to_dict()["adapt"], "base": base.told(folder)} if base else None
         write_artifact(folder, config, tensors, dataset.processor, card, more=more)
 

@@ -1,8 +1,11 @@
 """A student that learns from a teacher's logits comes near it."""
 
 import pytest
+import torch
 
 from onefold.core.errors import UserError
+from onefold.infer.model import load
+from onefold.interop.artifact import save_artifact
 from onefold.training.run import train
 from tests.training.conftest import make_corpus, small_run
 
@@ -45,3 +48,17 @@ def test_teachers_that_read_something_else_are_refused(teacher, tmp_path):
         train(consulting.but({"data.tokenizer.vocab": 285}))
     with pytest.raises(UserError, match=r"cannot read these data: data\.context=48 is longer"):
         train(consulting.but({"data.context": 48, "model.context": 48}))
+
+
+def test_another_teacher_is_no_continuation(teacher, tmp_path):
+    corpus, path = teacher
+    model, place = load(path), tmp_path / "teacher"
+    save_artifact(place, model.network, model.config, model.tokenizer)
+    run = small_run(corpus, tmp_path / "out").but({"objective": {"kind": "distillation"}, "trainer.steps": 1})
+    run = run.but({"frozen": {"teacher": str(place)}})
+    train(run)
+    assert train(run.but({"trainer.steps": 2})).step == 2
+    torch.nn.init.ones_(next(model.network.parameters()))
+    save_artifact(place, model.network, model.config, model.tokenizer)
+    with pytest.raises(UserError, match=r"frozen\.teacher=\S+ has changed since"):
+        train(run.but({"trainer.steps": 3}))

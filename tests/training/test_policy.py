@@ -7,6 +7,7 @@ import torch
 
 from onefold.core.errors import UserError
 from onefold.infer.model import load
+from onefold.interop.artifact import save_artifact
 from onefold.study.report import write_report
 from onefold.training.run import Run, train
 from onefold.training.state import Checkpoints
@@ -76,6 +77,19 @@ def test_a_resumed_run_is_that_of_one_never_stopped(start, tmp_path, steps):
         }
     weights = [dict(load(result.checkpoint).network.named_parameters()) for result in (after, whole)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize("place", ["start", "frozen.reference"])
+def test_another_reference_is_no_continuation(start, tmp_path, place):
+    run, model, other = learning(start, tmp_path, **{"trainer.steps": 2}), load(start), tmp_path / "other"
+    save_artifact(other, model.network, model.config, model.tokenizer)
+    run = run.but({"start": str(other)} if place == "start" else {"frozen": {"reference": str(other)}})
+    train(run)
+    assert train(run.but({"trainer.steps": 3})).step == 3
+    torch.nn.init.ones_(next(model.network.parameters()))
+    save_artifact(other, model.network, model.config, model.tokenizer)
+    with pytest.raises(UserError, match=rf"{place}=\S+ has changed since"):
+        train(run.but({"trainer.steps": 4}))
 
 
 @pytest.mark.slow
