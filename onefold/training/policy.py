@@ -25,7 +25,9 @@ Near = Callable[[], AbstractContextManager[nn.Module]]  # the reference, to be a
 def begins_as_reference(run: "Run", objective: Any) -> bool:
     """Whether the model, as the run begins with it, has to be kept beside the one that learns."""
     compares = getattr(objective, "compares", False)
-    return compares and reference.NAME not in run.frozen and not any(map(is_adapter, run.adapt))
+    in_full = any(getattr(step, "also", ()) for step in run.adapt)  # which no switch takes back
+    adapters_only = any(map(is_adapter, run.adapt)) and not in_full
+    return compares and reference.NAME not in run.frozen and not adapters_only
 
 
 def near(run: "Run", objective: Any, dataset: RolloutDataset, model: nn.Module, device: torch.device) -> Near | None:
