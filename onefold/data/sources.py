@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from onefold.core.errors import UserError
+from onefold.core.json_lines import valid_text
 from onefold.core.progress import say
 from onefold.data.proteins import fasta
 
@@ -210,8 +211,7 @@ def _read_lines(file: Path, name: str, field: str, counts: Skipped) -> Iterator[
                 counts.empty += 1
                 continue
             counts.broken_utf8 += "\ufffd" in line
-            # Lone surrogates are valid JSON and no valid text.
-            yield Document(f"{name}:{number}", text.encode("utf-8", "replace").decode())
+            yield Document(f"{name}:{number}", valid_text(text))
 
 
 def _read_chains(file: Path, name: str, counts: Skipped) -> Iterator[Document]:

@@ -122,7 +122,7 @@ def test_a_shared_head_has_no_vector_for_the_mask(tmp_path):
 
 def read(file):
     with torch.serialization.safe_globals([Namespace]):
-        return torch.load(file)
+        return torch.load(file, weights_only=True)
 
 
 class Hostile:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onefold.core.errors import UserError
+from onefold.core.json_lines import valid_text
 from onefold.data.text.chat_templates import TEMPLATES
 from onefold.data.text.template import DEFAULT_TEMPLATE, check_template, render_template
 from onefold.data.text.tokenizer import CHAT_TOKENS, Tokenizer
@@ -144,8 +145,7 @@ def script(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_pro
 
     @cache
     def text(count: int, prompt: bool) -> str:
-        # Lone surrogates are valid JSON and no valid text.
-        return render(safe[:count], None, tokenizer, prompt).encode("utf-8", "replace").decode()
+        return valid_text(render(safe[:count], None, tokenizer, prompt))
 
     whole = text(len(safe), add_generation_prompt)
     pieces: list[tuple[str, Message | None]] = []

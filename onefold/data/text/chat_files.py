@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from onefold.core.errors import UserError
+from onefold.core.json_lines import valid_text
 from onefold.data.sources import LINES, dataset_files, is_dataset, open_text
 from onefold.data.tables import TABLES, read_arrow, read_table
 from onefold.data.text.chat import ROLES
@@ -159,7 +160,7 @@ def _text(content: Any, place: str, calls: bool) -> str:
         return ""
     if not isinstance(content, str):
         raise UserError(f"{place} has no text in its content")
-    return content.encode("utf-8", "replace").decode()  # lone surrogates are valid JSON and no valid text
+    return valid_text(content)
 
 
 def _weight(message: Mapping[str, Any], place: str) -> bool:
