@@ -21,7 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from race import machine, race
 
-from onefold.infer.sampling import Sampling
+from onefold.infer.generation.sampling import Sampling
 from onefold.infer.seq2seq import Seq2SeqModel
 from onefold.interop.loaded import Loaded
 from onefold.models import seq2seq_families as families

@@ -16,10 +16,10 @@ from race import machine, race
 from transformers import PreTrainedTokenizerFast
 
 from onefold.data.sources import read
-from onefold.data.text.chat import Message, Row, encode, scripts, with_chat
-from onefold.data.text.conversations import TOGETHER
-from onefold.data.text.pairs import pairs
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.chat.conversations import TOGETHER
+from onefold.data.text.chat.docstrings import pairs
+from onefold.data.text.chat.messages import Message, Row, encode, scripts, with_chat
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.reader import open_tokenizer
 
 MARKED = (

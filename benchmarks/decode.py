@@ -26,9 +26,9 @@ import torch
 from race import machine, race
 
 from onefold.core.progress import say
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
+from onefold.infer.generation.sampling import Sampling
 from onefold.infer.model import Model
-from onefold.infer.sampling import Sampling
 from onefold.interop.loaded import Loaded
 from onefold.models import families
 

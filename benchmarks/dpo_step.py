@@ -29,8 +29,8 @@ from train_step import stepper
 from trl import DPOConfig, DPOTrainer
 
 from onefold.core.batch import PreferenceBatch
-from onefold.data.text.preferences import PreferenceData
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.chat.preferences import PreferenceData
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.loaded import Loaded
 from onefold.interop.save import save
 from onefold.models import families

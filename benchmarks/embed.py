@@ -23,8 +23,8 @@ from race import machine, race
 
 import onefold
 from onefold.data.sources import read
-from onefold.data.text.pairs import pairs
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.chat.docstrings import pairs
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.infer.embedder import TextEmbedder
 from onefold.interop.loaded import Loaded
 from onefold.models.embedder import embedder_of

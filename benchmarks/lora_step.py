@@ -18,10 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from onefold.adapt.lora import LoRAConfig
 from onefold.core.batch import TokenBatch
-from onefold.infer.continuation import Continuation
-from onefold.infer.engine import generate
-from onefold.infer.few_rows import for_decoding
-from onefold.infer.sampling import Sampling
+from onefold.infer.generation.continuation import Continuation
+from onefold.infer.generation.engine import generate
+from onefold.infer.generation.few_rows import for_decoding
+from onefold.infer.generation.sampling import Sampling
 from onefold.models import families
 from onefold.models.transformer import DecoderConfig
 from onefold.objectives.language import NextToken

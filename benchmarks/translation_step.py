@@ -22,8 +22,8 @@ from train_step import stepper
 
 from onefold.core.batch import Seq2SeqBatch
 from onefold.data.text.corruption.sequences import stacked
-from onefold.data.text.seq2seq import seq2seq_batch
-from onefold.data.text.token_batches import plan_tokens
+from onefold.data.text.pairs.seq2seq import seq2seq_batch
+from onefold.data.text.pairs.token_batches import plan_tokens
 from onefold.interop.loaded import Loaded
 from onefold.interop.save import save
 from onefold.models import seq2seq_families as families

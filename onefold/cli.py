@@ -172,10 +172,10 @@ def evaluate(model: ModelPath, settings: Settings = None, device: Device = "auto
     """
     from onefold.infer.classify import Classifier, evaluate_pictures
     from onefold.infer.embedder import TextEmbedder
-    from onefold.infer.evaluate import evaluate_text
-    from onefold.infer.judge import judge_rows
+    from onefold.infer.evaluation.evaluate import evaluate_text
+    from onefold.infer.evaluation.judge import judge_rows
+    from onefold.infer.evaluation.restore import judge_texts
     from onefold.infer.model import as_writer
-    from onefold.infer.restore import judge_texts
     from onefold.infer.retrieve import evaluate_retrieval
     from onefold.infer.seq2seq import Seq2SeqModel
     from onefold.infer.text_encoder import TextEncoder

@@ -138,9 +138,9 @@ def inspect(
     """
     from rich.console import Console
 
-    from onefold.data.text.chat_report import inspect_chat, show
-    from onefold.data.text.conversations import ChatData
-    from onefold.data.text.tokenizer import Tokenizer
+    from onefold.data.text.chat.conversations import ChatData
+    from onefold.data.text.chat.report import inspect_chat, show
+    from onefold.data.text.tokenizers.tokenizer import Tokenizer
     from onefold.interop.reader import open_tokenizer
 
     data = ChatData.from_dict({"path": str(file), "held_out": 0, **read_settings(settings)})

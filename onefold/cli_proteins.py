@@ -54,7 +54,7 @@ def couplings(
 ):
     """Which residues touch by an alignment alone: mean-field direct-coupling analysis."""
     from onefold.data.proteins.fasta import read_file
-    from onefold.infer import couplings as analysis
+    from onefold.infer.evaluation import couplings as analysis
 
     chains = list(read_file(alignment))
     scores = analysis.mean_field(analysis.alignment([chain.sequence for chain in chains], str(alignment)))
@@ -145,7 +145,7 @@ def _short(name: str) -> str:
 def _write(folder: Path, name: str, sequence: str, scores: Any, structure: Any) -> list[tuple[str, dict[str, Any]]]:
     """Picture and table of a chain; what its structure says of them, if it has one."""
     from onefold.core.files import atomic_write
-    from onefold.infer.contact_precision import precisions
+    from onefold.infer.evaluation.contact_precision import precisions
     from onefold.study.charts import standalone
     from onefold.study.contacts import contact_chart, contact_table
 
@@ -162,7 +162,7 @@ def _tell(judged: list[tuple[str, dict[str, Any]]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from onefold.infer.contact_precision import mean_precisions
+    from onefold.infer.evaluation.contact_precision import mean_precisions
 
     if not judged:
         return

@@ -39,9 +39,9 @@ def teach(
     and [bold]batch=[/bold] of a model, [bold]model= parallel= per_minute= timeout= attempts=[/bold] of a service.
     """
     from onefold.core.device import pick
-    from onefold.infer.sampling import Sampling
-    from onefold.infer.teach import teach as run
-    from onefold.infer.teacher import open_teacher
+    from onefold.infer.generation.sampling import Sampling
+    from onefold.infer.teaching.teach import teach as run
+    from onefold.infer.teaching.teacher import open_teacher
 
     given = read_settings(settings)
     if missing := [name for name in ("prompts", "out") if name not in given]:
@@ -67,8 +67,8 @@ def select(
     [bold]without=[/bold] phrases, [bold]likeness=[/bold] of questions (most ROUGE-L with any that is kept),
     [bold]count=[/bold] how many at most, [bold]order=[/bold] file or longest.
     """
-    from onefold.data.text.selection import SelectionConfig
-    from onefold.data.text.selection import select as run
+    from onefold.data.text.chat.selection import SelectionConfig
+    from onefold.data.text.chat.selection import select as run
 
     given = read_settings(settings)
     if "out" not in given:
@@ -94,9 +94,9 @@ def self_instruct(teacher: TeacherName, settings: Settings = None, key: Key = No
     service.
     """
     from onefold.core.device import pick
-    from onefold.infer.self_instruct import SelfInstructConfig
-    from onefold.infer.self_instruct import self_instruct as run
-    from onefold.infer.teacher import open_teacher
+    from onefold.infer.teaching.self_instruct import SelfInstructConfig
+    from onefold.infer.teaching.self_instruct import self_instruct as run
+    from onefold.infer.teaching.teacher import open_teacher
 
     given = read_settings(settings)
     if "seeds" not in given:

@@ -73,7 +73,7 @@ def evaluate(
 ):
     """Accuracy on a file of analogies, rank correlation with a file of rated pairs."""
     from onefold.core.errors import UserError
-    from onefold.infer.word_vectors import evaluate_analogies, evaluate_pairs
+    from onefold.infer.evaluation.word_vectors import evaluate_analogies, evaluate_pairs
     from onefold.interop.word_vectors import load_vectors
 
     if analogies is None and pairs is None:

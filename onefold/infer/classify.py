@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from onefold.core.batch import ImageBatch
 from onefold.core.errors import UserError
 from onefold.data.pictures.reader import PictureReader
-from onefold.infer.engine import device_of, evaluating
+from onefold.infer.generation.engine import device_of, evaluating
 from onefold.infer.look import Picture, look
 from onefold.infer.opened import Opened
 from onefold.interop.loaded import Loaded

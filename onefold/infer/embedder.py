@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from onefold.core.errors import UserError
-from onefold.data.text.contrastive import encode_texts
-from onefold.infer.engine import device_of
-from onefold.infer.few_rows import for_decoding
+from onefold.data.text.pairs.contrastive import encode_texts
+from onefold.infer.generation.engine import device_of
+from onefold.infer.generation.few_rows import for_decoding
+from onefold.infer.generation.padding import padded
 from onefold.infer.opened import OpenedText
-from onefold.infer.padding import padded
 from onefold.interop.loaded import Loaded
 from onefold.models.embedder import EmbedderConfig, embedder_of
 from onefold.models.encoder import EncoderConfig

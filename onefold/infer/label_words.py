@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
-from onefold.infer.engine import device_of
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
+from onefold.infer.generation.engine import device_of
 from onefold.infer.model import Model
 from onefold.models.transformer import DecoderConfig
 

@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from onefold.core.errors import UserError
-from onefold.data.text.chat import chat_ids
-from onefold.data.text.tokenizer import Tokenizer
-from onefold.infer import engine
+from onefold.data.text.chat.messages import chat_ids
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.infer.classify import Classifier
-from onefold.infer.continuation import Continuation, Decodes
 from onefold.infer.embedder import TextEmbedder
-from onefold.infer.sampling import Sampling, randomness
+from onefold.infer.generation import engine
+from onefold.infer.generation.continuation import Continuation, Decodes
+from onefold.infer.generation.sampling import Sampling, randomness
 from onefold.infer.seq2seq import Seq2SeqModel
 from onefold.infer.text_encoder import TextEncoder
 from onefold.infer.writer import Prompt, Writer

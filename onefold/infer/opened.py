@@ -9,7 +9,7 @@ from torch import nn
 from onefold.adapt.surgery import switch_of
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.loaded import Loaded
 
 

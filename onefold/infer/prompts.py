@@ -9,8 +9,8 @@ from typing import Any
 
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress
-from onefold.data.text.chat import chat_ids
-from onefold.infer.continuation import Continuation
+from onefold.data.text.chat.messages import chat_ids
+from onefold.infer.generation.continuation import Continuation
 from onefold.infer.writer import Prompt, Writer
 
 SORTED_TOGETHER = 16  # batches that are sorted by length, so that little is padded, before their answers are written

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from onefold.core.errors import UserError
-from onefold.infer.engine import device_of
-from onefold.infer.padding import padded
+from onefold.infer.generation.engine import device_of
+from onefold.infer.generation.padding import padded
 from onefold.infer.text_encoder import TextEncoder
 
 TOGETHER = 64  # chains that are sorted by length, so that little is padded

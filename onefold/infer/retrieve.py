@@ -13,7 +13,7 @@ from torch import Tensor
 from onefold.core.errors import UserError, missing_extra
 from onefold.core.progress import say
 from onefold.data.tables import TABLES
-from onefold.data.text.contrastive import Columns, ContrastiveTextData, Docstrings, Neighbours, read_pairs
+from onefold.data.text.pairs.contrastive import Columns, ContrastiveTextData, Docstrings, Neighbours, read_pairs
 from onefold.infer.embedder import SIDES, TextEmbedder
 
 SCORES = 2**24  # held at once

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onefold.core.errors import UserError
-from onefold.data.text.answers import Row, Said, encode_answer
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.chat.answers import Row, Said, encode_answer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 
 
 def framed_answers(

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from onefold.core.errors import UserError
 from onefold.core.progress import say
-from onefold.data.text.tokenizer import MASKS, SENTINEL
-from onefold.infer import engine
-from onefold.infer.continuation import Continuation
-from onefold.infer.padding import padded
-from onefold.infer.sampling import Sampling, randomness
+from onefold.data.text.tokenizers.tokenizer import MASKS, SENTINEL
+from onefold.infer.generation import engine
+from onefold.infer.generation.continuation import Continuation
+from onefold.infer.generation.padding import padded
+from onefold.infer.generation.sampling import Sampling, randomness
 from onefold.infer.writer import Prompt, Writer
 from onefold.interop.loaded import Loaded
 from onefold.nn.position import LearnedPositionConfig

@@ -8,7 +8,7 @@ import torch
 
 from onefold.core.errors import UserError
 from onefold.data.text.frames import Frame, Place, first_pieces, frames
-from onefold.data.text.labels import OUTSIDE
+from onefold.data.text.labelled.labels import OUTSIDE
 
 if TYPE_CHECKING:
     from onefold.infer.text_encoder import TextEncoder

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onefold.core.errors import UserError
-from onefold.data.text.answers import Said
+from onefold.data.text.chat.answers import Said
 from onefold.infer.answers import Answer, answer_questions
-from onefold.infer.engine import device_of
+from onefold.infer.generation.engine import device_of
+from onefold.infer.generation.padding import padded
 from onefold.infer.opened import OpenedText
-from onefold.infer.padding import padded
 from onefold.infer.reward import finite, framed_answers
 from onefold.infer.tags import Tag, tag_texts
 from onefold.models.bilm import BiLMConfig

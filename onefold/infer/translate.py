@@ -11,9 +11,9 @@ from typing import Any
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
 from onefold.data.sources import stamp
-from onefold.data.text.aligned import read_lines
-from onefold.infer.evaluate import Score, evaluate
-from onefold.infer.sampling import Sampling
+from onefold.data.text.pairs.aligned import read_lines
+from onefold.infer.evaluation.evaluate import Score, evaluate
+from onefold.infer.generation.sampling import Sampling
 from onefold.infer.seq2seq import Seq2SeqModel
 
 # How the first Transformer was judged: four beams, GNMT's length penalty of 0.6 (arXiv 1706.03762, section 6.1).
@@ -138,8 +138,8 @@ def judge_pairs(
     data: SOURCE,TARGET files or a table, as TextPairsData reads them, with its settings source, target and prefix;
     others are those of Sampling. Pairs too long for the model count for BLEU, not for the loss.
     """
-    from onefold.data.text.aligned import Count, read_pairs
-    from onefold.data.text.text_pairs import TextPairsData
+    from onefold.data.text.pairs.aligned import Count, read_pairs
+    from onefold.data.text.pairs.text_pairs import TextPairsData
 
     named = {name: settings.pop(name) for name in ("source", "target", "prefix", "context") if name in settings}
     context = named.pop("context", model.config.context)

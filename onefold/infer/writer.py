@@ -8,12 +8,12 @@ from typing import Any, ClassVar, overload
 from torch import Tensor
 
 from onefold.core.errors import UserError
-from onefold.infer import engine
-from onefold.infer.beam import beam_search
-from onefold.infer.continuation import Continuation
-from onefold.infer.few_rows import for_decoding
+from onefold.infer.generation import engine
+from onefold.infer.generation.beam import beam_search
+from onefold.infer.generation.continuation import Continuation
+from onefold.infer.generation.few_rows import for_decoding
+from onefold.infer.generation.sampling import Sampling
 from onefold.infer.opened import OpenedText
-from onefold.infer.sampling import Sampling
 from onefold.interop.loaded import Loaded
 
 Prompt = str | Sequence[int]  # text, or ids as they are

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.loaded import Arrived, Loaded, dtype_named, fill, name_of
 from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights

@@ -12,7 +12,7 @@ from torch import Tensor
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.core.progress import say
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.config_json import family_of, read_config, says_family, write_config
 from onefold.interop.encoders import class_names
 from onefold.interop.family import Family

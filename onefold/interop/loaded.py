@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onefold.core.errors import UserError
 from onefold.data.pictures.reader import PictureReader
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.table import own_buffers
 from onefold.models.transformer import DecoderConfig
 

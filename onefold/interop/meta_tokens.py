@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from onefold.core.errors import UserError
-from onefold.data.text.sentencepiece import read_sentencepiece
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.sentencepiece import read_sentencepiece
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.vocabulary import frame, mark_special, ranked_bytes
 
 LLAMA3_TEMPLATE = (

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from onefold.data.pictures.reader import PictureReader
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.tokens import load_tokenizer, save_tokenizer
 
 Processor = Tokenizer | PictureReader

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.gguf.container import open_container
 from onefold.interop.gguf.vocab import read_tokenizer
 from onefold.interop.open import CHECKPOINTS, checkpoints, open_model

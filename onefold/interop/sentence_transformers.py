@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.huggingface import Published, open_weights, read_json, write_folder
 from onefold.interop.loaded import Loaded, dtype_named, fill
 from onefold.interop.tensors import write_safetensors

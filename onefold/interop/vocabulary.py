@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from onefold.data.text.sentencepiece import SPACE, merges_of, scored_bpe, space_decoder
+from onefold.data.text.tokenizers.sentencepiece import SPACE, merges_of, scored_bpe, space_decoder
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

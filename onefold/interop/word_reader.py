@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.data.text.words import WORD
 from onefold.interop.loaded import Loaded
 from onefold.models.text_head import TextHeadConfig

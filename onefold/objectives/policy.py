@@ -2,7 +2,7 @@
 
     rewards → advantages, once for all that was written → ratio to the policy that wrote it, clipped → mean
 
-Whoever writes the answers (onefold.infer.rollout) asks the objective to judge them all together; the batches of
+Whoever writes the answers (infer/rollouts) asks the objective to judge them all together; the batches of
 training have the outcome. Batches that were not judged are evaluations, whose loss is the reward with a minus.
 """
 

@@ -14,8 +14,8 @@ from onefold.core.config import unknown_name
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
 from onefold.data.sources import STDLIB
-from onefold.data.text.labelled_text import LabelledTextData
-from onefold.infer.features import Features, linear_probe
+from onefold.data.text.labelled.text import LabelledTextData
+from onefold.infer.evaluation.features import Features, linear_probe
 from onefold.infer.model import load
 from onefold.infer.text_encoder import TextEncoder
 from onefold.models import encoder_families as families
@@ -258,7 +258,7 @@ def some_passages(each: int) -> tuple[Path, Path]:
     folder = Path("runs/check/passages")
     files = folder / f"{each}.jsonl", folder / "held_out.jsonl"
     if not all(file.is_file() for file in files):
-        from onefold.data.text.passages import passages
+        from onefold.data.text.labelled.passages import passages
 
         by_class: dict[tuple[str, str], list[str]] = defaultdict(list)
         for passage in passages(HELD_OUT, LabelledTextData().split_seed):

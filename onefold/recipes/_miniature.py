@@ -4,8 +4,8 @@ from statistics import mean
 
 import torch
 
-from onefold.infer.engine import evaluating
-from onefold.infer.evaluate import bits_per_byte
+from onefold.infer.evaluation.evaluate import bits_per_byte
+from onefold.infer.generation.engine import evaluating
 from onefold.infer.model import load
 from onefold.models.transformer import DecoderConfig
 from onefold.study.check import Report, whole

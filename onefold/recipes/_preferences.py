@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from onefold.core.files import atomic_write
-from onefold.data.text.chat import chat_ids
-from onefold.data.text.conversations import ChatData
+from onefold.data.text.chat.conversations import ChatData
+from onefold.data.text.chat.messages import chat_ids
 from onefold.data.text.documents import TrainBPE
-from onefold.data.text.synthetic import ADJECTIVES, NOUNS, PREPOSITIONS, VERBS
+from onefold.data.text.pairs.synthetic import ADJECTIVES, NOUNS, PREPOSITIONS, VERBS
+from onefold.infer.generation.sampling import Sampling
 from onefold.infer.model import Model, load
-from onefold.infer.sampling import Sampling
 from onefold.models.transformer import BlockConfig, DecoderConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig

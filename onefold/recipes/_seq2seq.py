@@ -14,7 +14,7 @@ import torch
 from onefold.core.files import atomic_write
 from onefold.data.text.corruption.sequences import Sequences, framed
 from onefold.data.text.dataset import Dataset
-from onefold.data.text.seq2seq import seq2seq_batch
+from onefold.data.text.pairs.seq2seq import seq2seq_batch
 from onefold.infer.model import load
 from onefold.models.seq2seq import Seq2SeqConfig
 from onefold.training.run import Result

@@ -11,12 +11,12 @@ from pathlib import Path
 from random import Random
 
 from onefold.core.files import atomic_write
-from onefold.data.text.chat import chat_ids
-from onefold.data.text.conversations import ChatData
+from onefold.data.text.chat.conversations import ChatData
+from onefold.data.text.chat.messages import chat_ids
 from onefold.data.text.documents import TrainBPE
+from onefold.infer.generation.sampling import Sampling
 from onefold.infer.model import Model, load
-from onefold.infer.sampling import Sampling
-from onefold.infer.teacher import Asked, Written
+from onefold.infer.teaching.teacher import Asked, Written
 from onefold.models.transformer import BlockConfig, DecoderConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig

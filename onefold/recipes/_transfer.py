@@ -8,9 +8,9 @@ import numpy as np
 
 from onefold.core.errors import UserError
 from onefold.data.text.documents import LoadTokenizer, Source, TextData, TrainBPE
-from onefold.data.text.labelled_text import LabelledTextData
-from onefold.data.text.passages import PACKAGES
-from onefold.data.text.tokenizer import ENCODER_TOKENS
+from onefold.data.text.labelled.passages import PACKAGES
+from onefold.data.text.labelled.text import LabelledTextData
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS
 from onefold.objectives.classification import Classification
 from onefold.recipes import _encoders as encoders
 from onefold.study.check import Report, whole

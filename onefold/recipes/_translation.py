@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from onefold.core.config import Config
-from onefold.infer.alignment import align
-from onefold.infer.evaluate import evaluate
+from onefold.infer.evaluation.alignment import align
+from onefold.infer.evaluation.evaluate import evaluate
 from onefold.infer.model import load
 from onefold.infer.seq2seq import Seq2SeqModel
 from onefold.infer.translate import sacrebleu_scores, translate

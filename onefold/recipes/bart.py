@@ -13,7 +13,7 @@ RoBERTa's, whose batch and steps it has.
 from onefold.data.text.corruption.infilling import Infilling
 from onefold.data.text.denoising import DenoisingTextData
 from onefold.data.text.documents import LoadTokenizer, Source, TrainBPE
-from onefold.data.text.tokenizer import ENCODER_TOKENS
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS
 from onefold.models import seq2seq_families as families
 from onefold.models.transformer import count_parameters
 from onefold.recipes import _encoders as encoders

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from onefold.core.files import atomic_write
-from onefold.data.text.labelled_text import LabelledTextData
-from onefold.data.text.passages import passages
+from onefold.data.text.labelled.passages import passages
+from onefold.data.text.labelled.text import LabelledTextData
 from onefold.infer.label_words import LabelWordsConfig, WordScorer, accuracy, in_place_of_tokens, label_loss
 from onefold.infer.model import load
 from onefold.models.transformer import count_parameters

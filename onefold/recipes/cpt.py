@@ -23,8 +23,8 @@ from onefold.core.batch import PairedTextBatch
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
 from onefold.data.prepared import SPLITS
-from onefold.data.text.contrastive import Columns, ContrastiveTextData, Delimiters, Docstrings, Neighbours
 from onefold.data.text.documents import LoadTokenizer, TextData, TrainBPE
+from onefold.data.text.pairs.contrastive import Columns, ContrastiveTextData, Delimiters, Docstrings, Neighbours
 from onefold.infer.embedder import TextEmbedder, as_embedder
 from onefold.infer.model import load
 from onefold.infer.retrieve import BM25, Quality, quality, search, words

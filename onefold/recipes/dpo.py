@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onefold.core.errors import UserError
-from onefold.data.text.preferences import PreferenceData
+from onefold.data.text.chat.preferences import PreferenceData
 from onefold.infer.model import as_writer, load
 from onefold.objectives.preference import DPO, IPO, KTO, ORPO, Preference, SimPO
 from onefold.recipes import _preferences as synthetic

@@ -23,8 +23,8 @@ import torch
 from onefold.data.proteins import potts
 from onefold.data.proteins.masked import ProteinData
 from onefold.data.text.documents import Source
-from onefold.infer.contact_precision import precision
-from onefold.infer.couplings import alignment, mean_field
+from onefold.infer.evaluation.contact_precision import precision
+from onefold.infer.evaluation.couplings import alignment, mean_field
 from onefold.infer.model import load
 from onefold.infer.proteins import contact_maps
 from onefold.infer.text_encoder import TextEncoder

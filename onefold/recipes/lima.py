@@ -15,8 +15,8 @@ stream, which in the paper rises from 0 at the bottom to 0.3 at the top.
 from pathlib import Path
 from random import Random
 
-from onefold.data.text.conversations import ChatData
-from onefold.data.text.selection import SelectionConfig, select
+from onefold.data.text.chat.conversations import ChatData
+from onefold.data.text.chat.selection import SelectionConfig, select
 from onefold.recipes import _teaching as world
 from onefold.study.check import Report
 from onefold.training.optim import AdamWConfig

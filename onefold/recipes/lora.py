@@ -21,9 +21,9 @@ from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
 from onefold.core.progress import say
-from onefold.data.text.conversations import ChatData
+from onefold.data.text.chat.conversations import ChatData
 from onefold.data.text.documents import Source
-from onefold.infer.evaluate import evaluate
+from onefold.infer.evaluation.evaluate import evaluate
 from onefold.infer.model import Model, as_writer, load
 from onefold.interop.adapted import base_weights, plain
 from onefold.interop.open import open_model

@@ -68,7 +68,7 @@ def pretrained() -> list[Result]:
 
 def check(report: Report) -> None:
     """What is filled in is better than the mean of the squares; the features tell digits apart without any label."""
-    from onefold.infer.features import judge_features
+    from onefold.infer.evaluation.features import judge_features
     from onefold.interop.open import open_model
 
     results = pretrained()

@@ -15,9 +15,9 @@ answers) is a run for each file.
 from pathlib import Path
 from random import Random
 
-from onefold.data.text.chat_files import read_conversations
-from onefold.data.text.conversations import ChatData
-from onefold.infer.teach import teach
+from onefold.data.text.chat.conversations import ChatData
+from onefold.data.text.chat.files import read_conversations
+from onefold.infer.teaching.teach import teach
 from onefold.recipes import _teaching as world
 from onefold.study.check import Report
 from onefold.training.optim import AdamWConfig

@@ -20,10 +20,10 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
 from onefold.core.progress import Progress, clock, say
 from onefold.data.sources import STDLIB
-from onefold.data.text.conversations import ChatData
+from onefold.data.text.chat.conversations import ChatData
 from onefold.data.text.dataset import Dataset
 from onefold.data.text.documents import Source, TextData, TrainBPE
-from onefold.infer.evaluate import evaluate
+from onefold.infer.evaluation.evaluate import evaluate
 from onefold.infer.model import Model, load
 from onefold.study import baselines, forecast, machine
 from onefold.study.check import Report

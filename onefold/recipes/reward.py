@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from onefold.core.errors import UserError
-from onefold.data.text.preferences import PreferenceData
-from onefold.data.text.synthetic import NOUNS
+from onefold.data.text.chat.preferences import PreferenceData
+from onefold.data.text.pairs.synthetic import NOUNS
 from onefold.infer.model import load
 from onefold.infer.text_encoder import TextEncoder
 from onefold.objectives.reward import Reward

@@ -23,10 +23,10 @@ import torch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
-from onefold.data.text.synthetic import NOUNS
+from onefold.data.text.pairs.synthetic import NOUNS
 from onefold.infer.model import as_writer, load
-from onefold.infer.rewards import Answer, Exact, RewardModel, Score
-from onefold.infer.rollout_data import RolloutData
+from onefold.infer.rollouts.data import RolloutData
+from onefold.infer.rollouts.rewards import Answer, Exact, RewardModel, Score
 from onefold.objectives.policy import GRPO, Imitation
 from onefold.objectives.ppo import PPO
 from onefold.recipes import _preferences as synthetic

@@ -16,7 +16,7 @@ Fine-tuning, with the settings of table 10 but for the number of steps, which yo
 
 from onefold.data.text.documents import LoadTokenizer, Source, TrainBPE
 from onefold.data.text.masked import MaskedTextData
-from onefold.data.text.tokenizer import ENCODER_TOKENS
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS
 from onefold.models import encoder_families as families
 from onefold.models.transformer import count_parameters
 from onefold.recipes import _encoders as encoders

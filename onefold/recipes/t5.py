@@ -16,9 +16,9 @@ one.
 from onefold.core.errors import UserError
 from onefold.data.text.denoising import DenoisingDataset, DenoisingTextData
 from onefold.data.text.documents import LoadTokenizer, Source, TrainBPE
-from onefold.data.text.mixture import MixtureData, Part
-from onefold.data.text.text_pairs import TextPairsData
-from onefold.data.text.tokenizer import T5_TOKENS
+from onefold.data.text.pairs.mixture import MixtureData, Part
+from onefold.data.text.pairs.text_pairs import TextPairsData
+from onefold.data.text.tokenizers.tokenizer import T5_TOKENS
 from onefold.models import seq2seq_families as families
 from onefold.models.transformer import count_parameters
 from onefold.recipes import _encoders as encoders

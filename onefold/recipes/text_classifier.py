@@ -10,7 +10,7 @@ and the kinds of what they explain (Debian's wordnet-base).
 """
 
 from onefold.data.text.documents import TrainBPE
-from onefold.data.text.tokenizer import ENCODER_TOKENS
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS
 from onefold.recipes import _encoders as encoders
 from onefold.recipes import roberta
 from onefold.study.check import Report

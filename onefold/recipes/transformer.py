@@ -11,9 +11,9 @@ Norms stand after the sums, as in the paper; the code that was released with it 
 """
 
 from onefold.data.text.documents import TrainBPE
-from onefold.data.text.synthetic import SYNTHETIC
-from onefold.data.text.text_pairs import TextPairsData
-from onefold.data.text.tokenizer import T5_TOKENS
+from onefold.data.text.pairs.synthetic import SYNTHETIC
+from onefold.data.text.pairs.text_pairs import TextPairsData
+from onefold.data.text.tokenizers.tokenizer import T5_TOKENS
 from onefold.models import seq2seq_families as families
 from onefold.models.transformer import count_parameters
 from onefold.objectives.language import NextToken

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from onefold.core.errors import UserError
-from onefold.data.text.chat import chat_ids
-from onefold.infer.continuation import Continuation
-from onefold.infer.sampling import Sampling
+from onefold.data.text.chat.messages import chat_ids
+from onefold.infer.generation.continuation import Continuation
+from onefold.infer.generation.sampling import Sampling
 from onefold.infer.writer import Writer
 from onefold.serve.engine import About, Job, Limits, Piece, Refusal, Spelled
 

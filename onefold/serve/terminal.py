@@ -18,8 +18,8 @@ from rich.segment import Segment
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
-from onefold.data.text.chat import chat_ids
-from onefold.infer.sampling import Sampling
+from onefold.data.text.chat.messages import chat_ids
+from onefold.infer.generation.sampling import Sampling
 
 DEFAULTS = {"temperature": 0.7, "top_p": 0.95, "max_new_tokens": 512}
 HELP = """\

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from onefold.core.errors import UserError
-from onefold.infer.engine import evaluating
+from onefold.infer.generation.engine import evaluating
 from onefold.models.vit import ViT
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from onefold.core.batch import ImageBatch
 from onefold.infer.classify import Predictions, predict
-from onefold.infer.engine import device_of
+from onefold.infer.generation.engine import device_of
 from onefold.study.confusion import confusion_chart, confusion_matrix, confusion_table, counts, from_counts
 from onefold.study.evidence import evidence
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_file, atomic_write
-from onefold.infer.endpoint import Endpoint
 from onefold.infer.label_words import WordScorer
+from onefold.infer.teaching.endpoint import Endpoint
 from onefold.study.search import CMAES, Evolution, Search
 
 BETWEEN = "\n"  # words of a prompt and the text that they stand before

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from onefold.infer.scores import Figure
+from onefold.infer.evaluation.scores import Figure
 from onefold.study import words
 from onefold.study.charts import Level
 from onefold.study.curves import inside, learning, outlook

@@ -10,9 +10,9 @@ from onefold.core import dist
 from onefold.core.device import pick
 from onefold.core.progress import say
 from onefold.data.pictures.images import ImageData, ImageDataset
-from onefold.data.text.labelled_text import LabelledTextData, LabelledTextDataset
-from onefold.data.text.text_pairs import TextPairsData, TextPairsDataset
-from onefold.infer.features import judge_features
+from onefold.data.text.labelled.text import LabelledTextData, LabelledTextDataset
+from onefold.data.text.pairs.text_pairs import TextPairsData, TextPairsDataset
+from onefold.infer.evaluation.features import judge_features
 from onefold.infer.model import load
 from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.open import open_model

@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onefold.data.text.labels import Example
-from onefold.infer.judge import judge
+from onefold.data.text.labelled.labels import Example
+from onefold.infer.evaluation.judge import judge
 from onefold.infer.tags import spans
 from onefold.infer.text_encoder import TextEncoder
 

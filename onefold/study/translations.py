@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from onefold.core.errors import UserError
 from onefold.core.progress import Progress, say
-from onefold.infer.alignment import Alignment, align
+from onefold.infer.evaluation.alignment import Alignment, align
 from onefold.infer.translate import BEAMS, sacrebleu_scores, translate
 
 CELL = 24  # of a square of a drawing, in pixels

@@ -33,11 +33,11 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder, atomic_write, disk_error, locked, make_folder
 from onefold.core.json_lines import read_rows
 from onefold.core.progress import Progress, say
-from onefold.data.text.labelled_text import LabelledTextData
-from onefold.infer.endpoint import Endpoint, EndpointConfig
+from onefold.data.text.labelled.text import LabelledTextData
+from onefold.infer.evaluation.scores import Figure, share
 from onefold.infer.label_words import ASKED, LabelWordsConfig, WordScorer, accuracy, label_loss, usual_words
 from onefold.infer.model import Model, load
-from onefold.infer.scores import Figure, share
+from onefold.infer.teaching.endpoint import Endpoint, EndpointConfig
 from onefold.interop.adapted import Base, fingerprint, plain, trained
 from onefold.interop.artifact import write_artifact
 from onefold.interop.open import open_model

@@ -11,9 +11,9 @@ from torch import nn
 from onefold.adapt.every import is_adapter
 from onefold.adapt.surgery import switch_of
 from onefold.core.errors import UserError
-from onefold.infer.rewards import total
-from onefold.infer.rollout import Policy
-from onefold.infer.rollout_data import RolloutDataset
+from onefold.infer.rollouts.data import RolloutDataset
+from onefold.infer.rollouts.rewards import total
+from onefold.infer.rollouts.rollout import Policy
 from onefold.training import reference
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.data.every import Prepared
-from onefold.data.text.preferences import PreferenceDataset
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.chat.preferences import PreferenceDataset
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.adapted import fingerprint
 from onefold.interop.artifact import read_card
 from onefold.interop.open import open_model

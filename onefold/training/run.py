@@ -27,7 +27,7 @@ from onefold.core.progress import clock, say
 from onefold.data.every import AnyData, Prepared
 from onefold.data.pictures.images import ImageData
 from onefold.data.pictures.reader import PictureReader
-from onefold.infer.rollout_data import RolloutData, RolloutDataset
+from onefold.infer.rollouts.data import RolloutData, RolloutDataset
 from onefold.interop.adapted import Base, Early, trained
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded

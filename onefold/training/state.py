@@ -2,7 +2,7 @@
 
     RUN/checkpoints/120/            an artifact (config, model.safetensors, tokenizer), which load and serve read, with
         state/optimizer.safetensors     the optimizer's memory, by parameter
-        state/loader.safetensors        what a loader holds that has written its data itself (infer/rollout.py)
+        state/loader.safetensors        what a loader holds that has written its data itself (infer/rollouts/rollout.py)
         state/state.json                where the run stands: TrainState
         manifest.json                   checksums of all of it
     RUN/checkpoints/best.json       {"step": 60, "value": 1.49}: the best held-out loss and the checkpoint that has it

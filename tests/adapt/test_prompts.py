@@ -6,10 +6,10 @@ import torch
 from onefold.adapt.lora import LoRAConfig
 from onefold.adapt.prompts import PrefixTuningConfig, PromptTuningConfig
 from onefold.core.errors import UserError
-from onefold.infer.continuation import Continuation
-from onefold.infer.engine import generate
-from onefold.infer.few_rows import for_decoding
-from onefold.infer.sampling import Sampling
+from onefold.infer.generation.continuation import Continuation
+from onefold.infer.generation.engine import generate
+from onefold.infer.generation.few_rows import for_decoding
+from onefold.infer.generation.sampling import Sampling
 from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from onefold.data.text.chat import with_chat
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.chat.messages import with_chat
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 
 WORDS = """the a model reads writes token tokens of in and then but file page green river run runs héllo 東京 🙂
 x+=1""".split()  # noqa: SIM905

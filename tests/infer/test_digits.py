@@ -8,7 +8,7 @@ import torch
 
 from onefold.data.pictures.images import ImageData, ImageDataset
 from onefold.infer.classify import Classifier, predict
-from onefold.infer.features import judge_features
+from onefold.infer.evaluation.features import judge_features
 from onefold.interop.loaded import Loaded
 from onefold.models import vision_sizes
 from onefold.study.pictures import picture_results, picture_sections

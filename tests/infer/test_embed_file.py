@@ -12,7 +12,7 @@ import torch
 import onefold
 from onefold.cli import main
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import ENCODER_TOKENS, Tokenizer
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, Tokenizer
 from onefold.infer import embed_file as module
 from onefold.infer.embed_file import embed_file
 from onefold.infer.embedder import batches

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.infer.label_words import LabelWordsConfig, WordScorer, accuracy, label_loss
 from onefold.infer.model import Model
 from onefold.interop.loaded import Loaded

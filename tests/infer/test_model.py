@@ -13,10 +13,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 import onefold
 from onefold.adapt.prompts import PrefixTuningConfig, PromptTuningConfig
 from onefold.core.errors import UserError
-from onefold.data.text.chat import with_chat
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.chat.messages import with_chat
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
+from onefold.infer.generation.sampling import Sampling
 from onefold.infer.prompts import answer_file
-from onefold.infer.sampling import Sampling
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import onefold
 from onefold.cli import app
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import ENCODER_TOKENS, T5_TOKENS, Tokenizer
-from onefold.infer.continuation import Continuation
-from onefold.infer.sampling import Sampling
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, T5_TOKENS, Tokenizer
+from onefold.infer.generation.continuation import Continuation
+from onefold.infer.generation.sampling import Sampling
 from onefold.infer.seq2seq import Seq2SeqModel
 from onefold.interop.artifact import save_artifact
 from onefold.interop.loaded import Loaded

@@ -8,9 +8,9 @@ import torch
 
 import onefold
 from onefold.core.errors import UserError
-from onefold.data.text.labels import Example
+from onefold.data.text.labelled.labels import Example
 from onefold.infer.answers import answer_questions
-from onefold.infer.judge import judge, judge_rows
+from onefold.infer.evaluation.judge import judge, judge_rows
 from onefold.infer.tags import entities
 from onefold.infer.text_encoder import TextEncoder
 from tests.infer.test_text_encoder import run

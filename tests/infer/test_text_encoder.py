@@ -8,7 +8,7 @@ import torch
 import onefold
 from onefold.cli import main
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import ENCODER_TOKENS, Tokenizer
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, Tokenizer
 from onefold.infer.model import as_writer
 from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.artifact import save_artifact

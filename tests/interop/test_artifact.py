@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.artifact import load_artifact, save_artifact
 from onefold.interop.table import own_weights
 from onefold.interop.tokens import with_stops

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.config_json import canonical
 from onefold.interop.gguf import load_gguf, save_gguf
 from onefold.interop.gguf.container import open_container, write_container
@@ -202,7 +202,7 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 def asked(loaded: Loaded) -> list[int]:
-    from onefold.data.text.template import render_template
+    from onefold.data.text.chat.sandbox import render_template
 
     text = render_template(loaded.tokenizer.chat_template, messages=QUESTION, add_generation_prompt=True)
     return loaded.tokenizer.encode(text, special=True)

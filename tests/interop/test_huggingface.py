@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.huggingface import load_folder, save_folder
 from onefold.interop.loaded import Loaded
 from onefold.interop.tensors import write_safetensors

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from onefold.core.errors import UserError
-from onefold.data.text.chat import chat_ids
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.chat.messages import chat_ids
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.meta_tokens import load_makers_tokenizer
 from onefold.interop.vocabulary import LLAMA3_PATTERN, TEKKEN_PATTERN, byte_letters
 

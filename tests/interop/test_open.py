@@ -11,7 +11,7 @@ import torch
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.artifact import save_artifact, write_artifact
 from onefold.interop.gguf import save_gguf
 from onefold.interop.huggingface import save_folder

@@ -8,7 +8,7 @@ import torch
 
 import onefold
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import ENCODER_TOKENS, Tokenizer
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, Tokenizer
 from onefold.infer.embedder import TextEmbedder
 from onefold.interop.loaded import Loaded
 from onefold.models import encoder_families

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import onefold
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import ENCODER_TOKENS, T5_TOKENS, Tokenizer
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, T5_TOKENS, Tokenizer
 from onefold.interop.artifact import load_artifact, save_artifact
 from onefold.interop.huggingface import load_folder, save_folder
 from onefold.interop.loaded import Loaded

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers
 
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.gguf import save_gguf
 from onefold.interop.gguf.container import open_container
 from onefold.interop.gguf.vocab import read_tokenizer, write_tokenizer

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from onefold.infer.continuation import Continuation
-from onefold.infer.engine import generate
-from onefold.infer.sampling import Sampling
+from onefold.infer.generation.continuation import Continuation
+from onefold.infer.generation.engine import generate
+from onefold.infer.generation.sampling import Sampling
 from onefold.models.recurrent import Recurrent, RecurrentConfig, RecurrentDropoutConfig
 from onefold.models.transformer import count_parameters
 

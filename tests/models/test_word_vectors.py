@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onefold.core.errors import UserError
-from onefold.infer.word_vectors import evaluate_analogies, evaluate_pairs, spearman
+from onefold.infer.evaluation.word_vectors import evaluate_analogies, evaluate_pairs, spearman
 from onefold.models import word_vectors
 from onefold.models.word_vectors import WordVectors
 

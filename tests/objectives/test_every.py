@@ -7,8 +7,8 @@ import pytest
 from onefold.core.batch import RolloutBatch, Seq2SeqBatch
 from onefold.core.errors import UserError
 from onefold.data.every import Prepared
-from onefold.data.text.labelled_text import LabelledTextData
-from onefold.data.text.preferences import PreferenceData
+from onefold.data.text.chat.preferences import PreferenceData
+from onefold.data.text.labelled.text import LabelledTextData
 from onefold.objectives.classification import Classification
 from onefold.objectives.every import AnyObjective, check_reads
 from onefold.objectives.fine_tuning import SpanSelection

@@ -7,7 +7,7 @@ import pytest
 import onefold
 from onefold import recipes
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.artifact import save_artifact
 from onefold.study.tune import TuneConfig
 from tests.infer.small_models import config, decoder

@@ -8,7 +8,7 @@ import torch
 import onefold
 from onefold import recipes
 from onefold.core.errors import UserError
-from onefold.infer.judge import judge_rows
+from onefold.infer.evaluation.judge import judge_rows
 from onefold.models.transformer import count_parameters
 from onefold.recipes import _encoders as encoders
 from onefold.recipes import bert, roberta

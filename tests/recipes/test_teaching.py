@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from onefold import recipes
-from onefold.data.text.chat_files import read_conversations
+from onefold.data.text.chat.files import read_conversations
 from onefold.recipes import _teaching as world
 from onefold.recipes import lima, orca2
 from onefold.training.run import Run

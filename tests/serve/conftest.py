@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from onefold.data.text.chat import with_chat
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.chat.messages import with_chat
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.infer.model import Model
 from onefold.interop.loaded import Loaded
 from onefold.models import families

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from onefold.data.text.tokenizer import ENCODER_TOKENS, Tokenizer
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, Tokenizer
 from onefold.infer.embedder import TextEmbedder
 from onefold.interop.loaded import Loaded
 from onefold.models import encoder_families as families

@@ -15,7 +15,7 @@ from onefold.serve.engine import About, Limits
 
 CHILD = """
 import sys, torch
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.infer.model import Model
 from onefold.interop.loaded import Loaded
 from onefold.models import families
@@ -120,8 +120,8 @@ def test_a_wide_address_wants_the_key_it_printed_and_ctrl_c_ends_everything_at_o
 
 
 def test_this_server_is_an_endpoint_that_classes_are_asked_of(serving):
-    from onefold.infer.endpoint import Endpoint, EndpointConfig
     from onefold.infer.label_words import LabelWordsConfig
+    from onefold.infer.teaching.endpoint import Endpoint, EndpointConfig
 
     asked = LabelWordsConfig(template="{text} is", words={"fr": "Paris", "de": "Hello"})
     with serving(script=lambda text: " Paris" if "France" in text else " Hello", key="k") as url:

@@ -102,7 +102,7 @@ def test_a_message_that_alone_is_too_long_is_a_clear_line_and_forgotten(make_mod
 
 
 def test_save_writes_what_training_reads(make_model, tmp_path):
-    from onefold.data.text.chat_files import read_conversations
+    from onefold.data.text.chat.files import read_conversations
 
     session = Session(make_model(), system="Be brief.")
     list(session.answer("Capital of France?"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from onefold.data.text.labels import Example
+from onefold.data.text.labelled.labels import Example
 from onefold.study import texts
 
 
@@ -16,8 +16,10 @@ class Said:
 @pytest.fixture
 def judged(monkeypatch):
     def made(task, said, labels, texts_of=None):
-        monkeypatch.setattr("onefold.infer.judge.task_of", lambda encoder: encoder.task)
-        monkeypatch.setattr("onefold.infer.judge._ask", lambda encoder, task, rows: [said[int(r.name)] for r in rows])
+        monkeypatch.setattr("onefold.infer.evaluation.judge.task_of", lambda encoder: encoder.task)
+        monkeypatch.setattr(
+            "onefold.infer.evaluation.judge._ask", lambda encoder, task, rows: [said[int(r.name)] for r in rows]
+        )
         classes = ("O", "B-X", "I-X") if task == "token" else ("a", "b")
         examples = [Example(str(i), (texts_of or labels)[i], "", label) for i, label in enumerate(labels)]
         return texts.text_results(Said(task, said, classes), examples)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from onefold.infer.alignment import Alignment
+from onefold.infer.evaluation.alignment import Alignment
 from onefold.study.report import write_report
 from onefold.study.results import write_results
 from onefold.study.translations import alignment_chart, translation_results, translation_sections

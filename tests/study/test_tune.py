@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.infer.label_words import WordScorer, label_loss
 from onefold.infer.model import load
 from onefold.interop.artifact import save_artifact

@@ -11,7 +11,7 @@ from tests.infer.service import serving
 
 @pytest.fixture
 def service(monkeypatch):
-    monkeypatch.setattr("onefold.infer.endpoint.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("onefold.infer.teaching.endpoint.FIRST_WAIT", 0.001)
     with serving() as service:
         yield service
 

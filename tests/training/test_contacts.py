@@ -4,7 +4,7 @@ import torch
 
 from onefold.core.errors import UserError
 from onefold.data.proteins.alphabet import AMINO_ACIDS, AminoAcids
-from onefold.infer.contact_precision import precision
+from onefold.infer.evaluation.contact_precision import precision
 from onefold.infer.proteins import contact_maps
 from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.loaded import Loaded

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onefold.data.text.tokenizer import ENCODER_TOKENS
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS
 from onefold.models.encoder_families import albert
 from onefold.training.parallel import Unit
 from onefold.training.run import Run, train

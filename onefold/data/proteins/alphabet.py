@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 from onefold.core.config import Config
-from onefold.data.text.tokenizer import Tokenizer
-from onefold.data.text.tokenizer_files import one_letter_each
+from onefold.data.text.tokenizers.files import one_letter_each
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 
 AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"  # the twenty of the genetic code, the frequent ones first
 LETTERS = AMINO_ACIDS + "XBUZO.-"  # unknown, D or N, selenocysteine, E or Q, pyrrolysine, and two signs for a gap

@@ -24,7 +24,7 @@ from onefold.data.text.dataset import Dataset
 from onefold.data.text.documents import LoadTokenizer
 from onefold.data.text.masked import MaskedDataset, MaskedTextData
 from onefold.data.text.plan import Plan, plan_evaluation
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 
 CROP = 3  # stream of draws; masking has 1 and 2
 

@@ -17,7 +17,7 @@ from onefold.data.prepared import SPLITS, Split
 from onefold.data.records import Column, Records, RecordsWriter
 from onefold.data.sources import Document
 from onefold.data.text.plan import Plan, plan_evaluation, plan_mixture, plan_rows
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.data.text.windows import gather
 
 

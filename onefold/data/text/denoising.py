@@ -25,9 +25,9 @@ from onefold.data.text.corruption.sequences import Sequences, framed, stacked
 from onefold.data.text.corruption.spans import Spans
 from onefold.data.text.dataset import Dataset
 from onefold.data.text.documents import LoadTokenizer, TextData, TrainBPE
+from onefold.data.text.pairs.seq2seq import Examples, fit_seq2seq, seq2seq_batch
 from onefold.data.text.plan import Plan, plan_evaluation
-from onefold.data.text.seq2seq import Examples, fit_seq2seq, seq2seq_batch
-from onefold.data.text.tokenizer import ENCODER_TOKENS, MASKS, T5_TOKENS
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, MASKS, T5_TOKENS
 
 EVALUATION = 0  # seed of the noise that all evaluations have
 

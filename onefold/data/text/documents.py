@@ -20,7 +20,7 @@ from onefold.data.prepared import LAYOUT, folder_name, prepared
 from onefold.data.sources import STDLIB, Document, Skipped, read, stamp
 from onefold.data.split import Split, choose, content_hash
 from onefold.data.text.dataset import Dataset, SplitWriter, is_text_store
-from onefold.data.text.tokenizer import BATCH_BYTES, CHAT_TOKENS, END_OF_TEXT, SENTINEL, Tokenizer
+from onefold.data.text.tokenizers.tokenizer import BATCH_BYTES, CHAT_TOKENS, END_OF_TEXT, SENTINEL, Tokenizer
 
 
 class TrainBPE(Config):

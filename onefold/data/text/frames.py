@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from onefold.data.text.tokenizer import FRAMED_TOGETHER, Tokenizer
+from onefold.data.text.tokenizers.tokenizer import FRAMED_TOGETHER, Tokenizer
 
 Place = tuple[int, int]  # characters [start, end) of a text
 

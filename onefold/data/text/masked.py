@@ -1,4 +1,4 @@
-"""Text of which some tokens are hidden, as training data for encoders: the documents of text.py, masked by the loader.
+"""Text of which some tokens are hidden, as training data for encoders: documents, masked by the loader.
 
 A document is cut into pieces, each of which stands between the tokens that begin and end a text, as it will when the
 encoder is used; short ones are packed into one row, where attention stays inside a piece.
@@ -28,7 +28,7 @@ from onefold.data.text.dataset import Dataset
 from onefold.data.text.documents import LoadTokenizer, TextData, TrainBPE
 from onefold.data.text.layout import Layout
 from onefold.data.text.plan import Plan
-from onefold.data.text.tokenizer import ENCODER_TOKENS, MASKS
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, MASKS
 
 EVALUATION = 0  # seed of the masks that all evaluations have
 CHOICE, FATE = 1, 2  # streams of draws

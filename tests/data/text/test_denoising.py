@@ -9,7 +9,7 @@ import torch
 from onefold.core.errors import UserError
 from onefold.data.text.denoising import DenoisingDataset, DenoisingTextData
 from onefold.data.text.documents import LoadTokenizer
-from onefold.data.text.tokenizer import ENCODER_TOKENS, T5_TOKENS
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, T5_TOKENS
 from onefold.models.families import gpt2
 from onefold.models.seq2seq_families import t5
 from onefold.training.optim import AdamWConfig

@@ -1,7 +1,7 @@
 import pytest
 
 from onefold.data.text.frames import first_pieces, frames
-from onefold.data.text.tokenizer import ENCODER_TOKENS, Tokenizer
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, Tokenizer
 from tests.data.conftest import prose
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

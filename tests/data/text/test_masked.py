@@ -9,7 +9,7 @@ import torch
 from onefold.core.errors import UserError
 from onefold.data.text.documents import LoadTokenizer, TrainBPE
 from onefold.data.text.masked import MaskedDataset, MaskedTextData
-from onefold.data.text.tokenizer import ENCODER_TOKENS
+from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS
 from onefold.models.encoder_families import bert
 from onefold.models.families import gpt2
 from onefold.objectives.language import MaskedAndNext, NextToken

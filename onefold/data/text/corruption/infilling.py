@@ -11,7 +11,7 @@ from onefold.core.errors import UserError
 from onefold.data.draws import Draws
 from onefold.data.text.corruption.sentences import Sentences, permute_sentences
 from onefold.data.text.corruption.sequences import Noise, Sequences
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 
 PERMUTED = 3  # stream of draws
 

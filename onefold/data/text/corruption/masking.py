@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 
 WORD_BEGINS = ("Ġ", "▁")  # how byte-level BPE and SentencePiece write a space in front
 WORD_GOES_ON = "##"  # WordPiece

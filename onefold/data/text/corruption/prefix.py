@@ -7,7 +7,7 @@ import numpy as np
 from onefold.core.config import Config
 from onefold.data.draws import Draws
 from onefold.data.text.corruption.sequences import Noise, Sequences, compact
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 
 
 class Prefix(Config):

@@ -8,7 +8,7 @@ import numpy as np
 from onefold.data.draws import Draws
 from onefold.data.text.corruption.masking import WORD_BEGINS
 from onefold.data.text.corruption.sequences import Sequences
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 
 STOPS, WIDE_STOPS = (".", "!", "?", "…"), ("。", "！", "？")  # the latter with no blank behind them
 CLOSERS = "\"')]}»”’*_ \t"  # what may stand between a full stop and the blank

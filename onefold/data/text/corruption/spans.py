@@ -16,7 +16,7 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.data.draws import Draws
 from onefold.data.text.corruption.sequences import Noise, Sequences, compact
-from onefold.data.text.tokenizer import Tokenizer
+from onefold.data.text.tokenizers.tokenizer import Tokenizer
 
 
 class Spans(Config):

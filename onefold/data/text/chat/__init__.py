@@ -1,0 +1,1 @@
+"""Conversations: files and templates, messages to ids, preferences among answers, prompts to be answered."""

@@ -1,0 +1,1 @@
+"""Models that write training data for others: loaded here, or reached as a service."""
