@@ -1,5 +1,6 @@
 """What `onefold.load` returns: a model with its tokenizer, ready to be asked."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -15,7 +16,9 @@ from onefold.infer.classify import Classifier
 from onefold.infer.embedder import TextEmbedder
 from onefold.infer.generation import engine
 from onefold.infer.generation.continuation import Continuation, Decodes
+from onefold.infer.generation.few_rows import for_decoding
 from onefold.infer.generation.sampling import Sampling, randomness
+from onefold.infer.generation.speculative import Draft, ModelDraft, NgramDraft, Speculation, shallow, takes_back
 from onefold.infer.seq2seq import Seq2SeqModel
 from onefold.infer.text_encoder import TextEncoder
 from onefold.infer.writer import Prompt, Writer
@@ -92,6 +95,29 @@ class Model(Writer):
             return limit
         (vectors,) = openings.adapters[self.adapter].parameters()  # [N, D] or [L, 2, Hkv, N, Dh]
         return min(limit, openings.room - vectors.shape[-2])
+
+    def speculate(self, draft: "str | Path | Model | None") -> None:
+        """Write single texts faster from now on, with the same distribution: see infer/generation/speculative.py.
+
+        draft: a smaller model with the same tokens, or where one lies; "ngram": what the text itself said before;
+        "first:N": the model's own first N layers; None: no draft. Raises UserError for one that does not go with it.
+        """
+        if draft is None:
+            self.speculation = None
+            return
+        takes_back(self.network)
+        own = re.fullmatch(r"first:(\d+)", draft) if isinstance(draft, str) else None
+        if draft == "ngram":
+            proposes: Draft = NgramDraft()
+        elif own:
+            proposes = ModelDraft(for_decoding(shallow(self.network, int(own[1]))), self.config.vocab, self.context)
+        else:
+            other = draft if isinstance(draft, Model) else load(draft, engine.device_of(self.network))
+            if not isinstance(other, Model) or other.tokenizer.vocabulary != self.tokenizer.vocabulary:
+                raise UserError(f"draft {draft} has other tokens than the model: a draft needs the same vocabulary")
+            takes_back(other.network)
+            proposes = ModelDraft(other._network(()), self.config.vocab, other.context)
+        self.speculation = Speculation(proposes)
 
     @torch.no_grad()
     def logits(self, ids: Int[Tensor, "B T"] | Sequence[Sequence[int]]) -> Float[Tensor, "B T V"]:

@@ -13,6 +13,7 @@ from onefold.infer.generation.beam import beam_search
 from onefold.infer.generation.continuation import Continuation
 from onefold.infer.generation.few_rows import for_decoding
 from onefold.infer.generation.sampling import Sampling
+from onefold.infer.generation.speculative import Speculation
 from onefold.infer.opened import OpenedText
 from onefold.interop.loaded import Loaded
 
@@ -34,6 +35,7 @@ class Writer(OpenedText, ABC):
         super().__init__(loaded)
         self.defaults: dict[str, Any] = {}
         self._fast = for_decoding(self.network)
+        self.speculation: Speculation | None = None  # a draft that single texts are written faster with
 
     @property
     @abstractmethod
@@ -93,10 +95,12 @@ class Writer(OpenedText, ABC):
         return rows
 
     def run(self, rows: Sequence[Continuation], sampling: Sampling) -> Iterator[None]:
-        """Write the rows, a token a step each; close the iterator to stop early."""
+        """Write the rows, a token a step each (with a draft several); close the iterator to stop early."""
         if sampling.beams > 1:
             self.finish(rows, sampling)
             return iter((None,))
+        if self.speculation is not None and self.speculation.serves(rows, sampling):
+            return self.speculation.generate(self._network(rows), rows[0], sampling)
         return engine.generate(self._network(rows), rows, sampling)
 
     def finish(self, rows: Sequence[Continuation], sampling: Sampling) -> None:
@@ -104,7 +108,7 @@ class Writer(OpenedText, ABC):
         if not rows:
             return
         if sampling.beams == 1:
-            for _ in engine.generate(self._network(rows), rows, sampling):
+            for _ in self.run(rows, sampling):
                 pass
             return
         prompts, budgets = [row.prompt for row in rows], [row.budget for row in rows]

@@ -147,6 +147,21 @@ class DecoderState:
     def bytes(self) -> int:
         return sum(layer.bytes for layer in self.layers)
 
+    def reserve(self, columns: int) -> None:
+        """Before anything is read: make it possible to `forget` so many columns at a time.
+
+        Errors: UserError for a model whose layers cannot.
+        """
+        for layer in self.layers:
+            if not hasattr(layer, "reserve"):
+                raise UserError("this model remembers texts as a whole and cannot take tokens back, as drafts need it")
+            layer.reserve(columns)
+
+    def forget(self, columns: int) -> None:
+        """Take back the newest columns, as if they had never been read: no more than were reserved, counted from the
+        furthest that was ever read."""
+        self.length -= columns
+
     def fork(self, beams: int) -> None:
         """Every row becomes so many, one beside the other, which go on sharing what cross-attention looks at."""
         rows = torch.arange(self.rows, device=self.layers[0].k.device).repeat_interleave(beams)

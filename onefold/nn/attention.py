@@ -158,6 +158,15 @@ class KVCache:
         k[:, :, :held], v[:, :, :held] = self.k, self.v
         self.k, self.v, self._spare = k, v, None
 
+    def reserve(self, columns: int) -> None:
+        """Make it possible to take back so many of the newest columns: a ring, still empty, becomes larger by them."""
+        if self.rolling:
+            batch, heads, held, width = self.k.shape
+            self.capacity = held + columns
+            self.k, self.v = (x.new_zeros((batch, heads, self.capacity, width)) for x in (self.k, self.v))
+            self.by_channel = False
+            self._lay(batch)
+
     def reorder(self, rows: Int[Tensor, " B"]) -> None:
         """Row i becomes what row rows[i] was (beams).
 
