@@ -140,7 +140,7 @@ def test_what_is_wrong_is_one_line_that_says_where(tmp_path, data, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("data", [gzip.compress(TEXT)[:-9], TEXT])
+@pytest.mark.parametrize("data", [gzip.compress(TEXT)[:-9], TEXT], ids=["cut off", "not compressed"])
 def test_a_damaged_archive_is_told(tmp_path, data):
     with pytest.raises(UserError, match=r"v\.gz could not be read"):
         load_vectors(written(tmp_path, data, "v.gz"))
