@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -24,10 +23,11 @@ from pydantic import Field
 from onefold.core.config import Config, differences
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write, make_folder
-from onefold.core.json_lines import growing, read_rows
-from onefold.core.progress import Progress, say
+from onefold.core.json_lines import read_rows
+from onefold.core.progress import say
 from onefold.data.text.chat.rouge import Known
 from onefold.infer.generation.sampling import Sampling
+from onefold.infer.teaching.journal import Journal
 from onefold.infer.teaching.teacher import Asked, Teacher
 
 Count = Annotated[int, Field(ge=1)]
@@ -84,39 +84,6 @@ class Task:
     classification: bool | None = None
 
 
-class Journal:
-    """What the teacher has said so far, by what it was asked."""
-
-    def __init__(self, teacher: Teacher, file: Path):
-        self.teacher, self.file = teacher, file
-        self.said = {}
-        for number, row in enumerate(read_rows(file), 1):
-            if not (isinstance(row.get("key"), str) and isinstance(row.get("text"), str)):
-                raise UserError(f"{file}:{number} is none of a teacher's answers; give another out=")
-            self.said[row["key"]] = row["text"]
-
-    def ask(self, step: str, asked: Sequence[Asked], sampling: Sampling) -> list[str]:
-        """The answers in order. Raises UserError when the teacher fails; what it said by then is kept."""
-        keys = [self._key(one, sampling) for one in asked]
-        left = {key: one for key, one in zip(keys, asked) if key not in self.said}
-        names = list(left)
-        if left:
-            with growing(self.file) as add, Progress(step, len(keys), "answers", len(keys) - len(left)) as bar:
-                try:
-                    for which, written in self.teacher.answer(list(left.values()), sampling):
-                        add({"step": step, "key": names[which], "text": written.text, "finish": written.finish})
-                        self.said[names[which]] = written.text
-                        bar.update()
-                except UserError as error:
-                    kept = f"{len(self.said):,} answers are kept in {self.file}; the same command goes on"
-                    raise UserError(f"{error}\n{kept}") from None
-        return [self.said[key] for key in keys]
-
-    def _key(self, asked: Asked, sampling: Sampling) -> str:
-        what = [self.teacher.name, list(asked.messages), asked.copy, sampling.to_dict()]
-        return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=12).hexdigest()
-
-
 def self_instruct(config: SelfInstructConfig, teacher: Teacher) -> dict[str, int]:
     """All four steps; how many instructions and instances had which fate, told line by line.
 
@@ -168,8 +135,8 @@ def invent(config: SelfInstructConfig, seeds: Sequence[Task], journal: Journal, 
             random.shuffle(shown)
             asked.append(Asked(_user(_more(shown)), number * config.round + slot))
         before = len(kept)
-        for text in journal.ask("instructions", asked, config.sampling()):
-            for instruction in listed(text):
+        for written in journal.ask("instructions", asked, config.sampling()):
+            for instruction in listed(written.text):
                 fate = unfit(instruction, config) or (
                     "like another one" * (known.nearest(instruction)[0] > config.likeness)
                 )
@@ -195,8 +162,8 @@ def classify(
     asked = [Asked(_user(_whether(examples, instruction))) for instruction in instructions]
     said = journal.ask("classification or not", asked, config.sampling(greedy=True))
     return [
-        Task(instruction, classification=text.strip().lower().startswith("yes"))
-        for instruction, text in zip(instructions, said)
+        Task(instruction, classification=written.text.strip().lower().startswith("yes"))
+        for instruction, written in zip(instructions, said)
     ]
 
 
@@ -212,8 +179,8 @@ def instances(
         asked.append(Asked(_user(_instance(shown, task))))
     found: list[Task] = []
     seen: dict[tuple[str, str], str] = {}
-    for task, text in zip(tasks, journal.ask("instances", asked, config.sampling(greedy=True))):
-        fields = fields_of(text)
+    for task, written in zip(tasks, journal.ask("instances", asked, config.sampling(greedy=True))):
+        fields = fields_of(written.text)
         one = replace(
             task, input=fields.get("input", ""), output=fields.get("label" if task.classification else "output", "")
         )

@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from onefold.core.progress import Progress, say
 from onefold.data.text.chat.messages import Message
 from onefold.data.text.chat.prompts import read_prompts
 from onefold.infer.generation.sampling import Sampling
+from onefold.infer.teaching.journal import asked_key
 from onefold.infer.teaching.teacher import Asked, Teacher
 
 KEY = "key"  # of a row in the file of answers: what was asked, of whom and how
@@ -54,7 +54,7 @@ def teach(
     sampling, out = Sampling.from_dict({"max_new_tokens": 512, **options}), Path(out)
     if Path(prompts).resolve() == out.resolve():
         raise UserError(f"the answers would overwrite the prompts in {prompts}; give another out=")
-    asked = {_key(teacher, one, sampling): one for one in _asked(prompts, system, sampling.greedy)}
+    asked = {asked_key(teacher, one, sampling): one for one in _asked(prompts, system, sampling.greedy)}
     kept = {"erase": erase or generic is not None, "generic": generic or None}
     rows, keys = 0, set()
     for number, row in enumerate(read_rows(out), 1):
@@ -111,8 +111,3 @@ def _without_system(messages: Sequence[Message]) -> list[Message]:
 
 def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
-
-
-def _key(teacher: Teacher, asked: Asked, sampling: Sampling) -> str:
-    what = [teacher.name, list(asked.messages), asked.copy, sampling.to_dict()]
-    return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=12).hexdigest()

@@ -7,8 +7,8 @@ import pytest
 
 from onefold.core.errors import UserError
 from onefold.data.text.chat.files import read_conversations
+from onefold.infer.teaching.journal import Journal
 from onefold.infer.teaching.self_instruct import (
-    Journal,
     SelfInstructConfig,
     fields_of,
     listed,
