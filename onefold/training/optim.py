@@ -15,21 +15,19 @@ moments are: an average of the weights after every update so far, in which where
 averages of batch norm are averaged in the same way: those of the newest weights are not what averaged weights meet.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import inf, prod
+from math import inf
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from onefold.core import dist
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.interop.table import own_buffers
-from onefold.training.adafactor import adafactor_step, memory, remember
+from onefold.training.adafactor import adafactor_step, remember
 from onefold.training.adaptive_clip import clip_units
 from onefold.training.groups import (
     MUON_IN_BLOCKS,
@@ -40,8 +38,10 @@ from onefold.training.groups import (
     layer_decay,
     settings,
 )
+from onefold.training.muon import muon_step
+from onefold.training.rules import adamw_step, kept, remembered, sgd_step
 from onefold.training.schedule import Schedule
-from onefold.training.shards import local, shard, whole
+from onefold.training.shards import local
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -207,7 +207,7 @@ class Optimizer(torch.optim.Optimizer):
                 step[group["rule"]](group, self.state)
             group["steps"] += 1
             if group["ema"]:
-                averages = [_state(self.state, p, ("average",))[0] for p in group["params"]]
+                averages = [kept(self.state, p, ("average",))[0] for p in group["params"]]
                 torch._foreach_lerp_(local(averages), local(group["params"]), 1 - group["ema"])
 
     def averages(self) -> dict[str, Tensor]:
@@ -258,7 +258,7 @@ class Optimizer(torch.optim.Optimizer):
         """Allocate what the first step would, so that a saved state has tensors to be copied into."""
         for group in self.param_groups:
             for parameter, rows in zip(group["params"], group["rows"]):
-                _state(self.state, parameter, remembered(group))
+                kept(self.state, parameter, remembered(group))
                 if group["rule"] == "adafactor":
                     remember(self.state[parameter], parameter, rows)
 
@@ -270,133 +270,9 @@ def _followed(buffers: dict[str, Tensor], ema: float | None) -> dict:
     return {"params": tensors, "names": names, "rows": [None] * len(names), "steps": 0, "ema": ema, **still}
 
 
-REMEMBERED = {"adamw": ("mean", "square"), "muon": ("momentum",), "sgd": ("momentum",), "adafactor": (), "none": ()}
-
-
-def remembered(group: dict) -> tuple[str, ...]:
-    """Names of the tensors, each of a parameter's size, that are kept for every parameter of a group."""
-    return REMEMBERED[group["rule"]] + (("average",) if group["ema"] else ())
-
-
-def memory_bytes(group: dict) -> int:
-    """All that is kept for the parameters of a group."""
-    own = sum(p.nbytes * len(remembered(group)) for p in group["params"])
-    shared = zip(group["params"], group["rows"]) if group["rule"] == "adafactor" else ()
-    return own + sum(p.element_size() * prod(shape) for p, rows in shared for shape in memory(p, rows).values())
-
-
 def moves(group: dict) -> bool:
     """Whether the next update moves a group's parameters."""
     return group["steps"] >= group["frozen_until"]
-
-
-def adamw_step(group: dict, state: dict) -> None:
-    """Algorithm 2 of arXiv 1711.05101, on the processes' own shards."""
-    parameters = [p for p in group["params"] if p.grad is not None]
-    if not parameters:
-        return
-    means, squares = zip(*(_state(state, p, REMEMBERED["adamw"]) for p in parameters))
-    gradients = [p.grad for p in parameters]
-    weights, gradients, means, squares = (local(ts) for ts in (parameters, gradients, means, squares))
-    (beta1, beta2), lr = group["betas"], group["lr"]
-    t = group["steps"] - group["frozen_until"] + 1  # moments begin with the first update that is theirs
-
-    torch._foreach_lerp_(means, gradients, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-    divisors = torch._foreach_sqrt(squares)
-    torch._foreach_div_(divisors, (1 - beta2**t) ** 0.5)
-    torch._foreach_add_(divisors, group["eps"])
-    if group["weight_decay"]:
-        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-    torch._foreach_addcdiv_(weights, means, divisors, -lr / (1 - beta1**t))
-
-
-def sgd_step(group: dict, state: dict) -> None:
-    """On the processes' own shards."""
-    parameters = [p for p in group["params"] if p.grad is not None]
-    if not parameters:
-        return
-    momenta = [_state(state, p, REMEMBERED["sgd"])[0] for p in parameters]
-    weights, gradients, momenta = (local(ts) for ts in (parameters, [p.grad for p in parameters], momenta))
-    if group["weight_decay"]:
-        gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
-    torch._foreach_mul_(momenta, group["momentum"])
-    torch._foreach_add_(momenta, gradients)
-    if group["nesterov"]:
-        updates = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
-    else:
-        updates = momenta
-    torch._foreach_add_(weights, updates, alpha=-group["lr"])
-
-
-def muon_step(group: dict, state: dict) -> None:
-    """Momentum on shards, Newton-Schulz on whole matrices, the update on shards again."""
-    rows, parameters = [], []
-    for p, parts in zip(group["params"], group["rows"]):
-        if p.grad is not None:
-            parameters.append(p)
-            rows.append(parts)
-    if not parameters:
-        return
-    momenta = [_state(state, p, REMEMBERED["muon"])[0] for p in parameters]
-    weights, gradients, own = (local(ts) for ts in (parameters, [p.grad for p in parameters], momenta))
-
-    torch._foreach_lerp_(own, gradients, 1 - group["momentum"])
-    directions = torch._foreach_lerp(gradients, own, group["momentum"]) if group["nesterov"] else list(own)
-    matrices = [whole(d, p) for d, p in zip(directions, parameters)]
-    updates = orthogonal_updates(matrices, rows, group, share=isinstance(parameters[0], DTensor))
-    updates = [shard(u, p) for u, p in zip(updates, parameters)]
-
-    if group["weight_decay"]:
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-    torch._foreach_add_(weights, updates, alpha=-group["lr"])
-
-
-def orthogonal_updates(directions: list[Tensor], rows: Iterable, group: dict, share: bool) -> list[Tensor]:
-    """Each direction with every matrix in it made orthogonal and scaled. `share`: each process does its part of them.
-
-    A parameter may hold several matrices: packed one below the other (`rows`: how many rows each has) or, in three
-    dimensions, stacked. Matrices of the same shape, or of its transpose, go through Newton-Schulz together.
-    """
-    updates = [torch.zeros_like(d) for d in directions]
-    buckets: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-    for direction, update, parts in zip(directions, updates, rows):
-        for source, target in zip(_matrices(direction, parts), _matrices(update, parts)):
-            shape = (min(source.shape), max(source.shape))
-            buckets.setdefault(shape, []).append((source, target))
-    processes, rank = (dist.world(), dist.rank()) if share else (1, 0)
-    for pairs in buckets.values():
-        pairs = pairs[rank::processes]
-        wide = [source if source.shape[0] <= source.shape[1] else source.mT for source, _ in pairs]
-        # One core gains nothing from a batch and loses the better blocking of single products (measured: 10-25%).
-        together = [torch.stack(wide)] if pairs and wide[0].is_cuda else wide
-        results = [matrix for batch in together for matrix in _each(newton_schulz(batch, group["iterations"]))]
-        for result, (source, target) in zip(results, pairs):
-            m, n = source.shape
-            scale = 0.2 * max(m, n) ** 0.5 if group["scale"] == "rms" else max(1.0, m / n) ** 0.5
-            target.copy_((result if m <= n else result.mT) * scale)
-    if processes > 1:  # zeros from all but the process that did a matrix: the sum is exact
-        flat = dist.all_sum(torch.cat([u.flatten() for u in updates]))
-        updates = [part.view_as(u) for part, u in zip(flat.split([u.numel() for u in updates]), updates)]
-    return updates
-
-
-def newton_schulz(x: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest orthogonal matrix, roughly: singular values of x [..., m, n], m ≤ n, go to about 0.7 to 1.2.
-
-    A quintic iteration with its slope at zero made as steep as it goes (Jordan 2024); bfloat16 suffices on a GPU.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    add_product = torch.baddbmm if x.ndim == 3 else torch.addmm
-    dtype = x.dtype
-    if x.is_cuda:
-        x = x.bfloat16()
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # Frobenius norm 1 bounds the largest singular value by 1
-    for _ in range(iterations):
-        square = x @ x.mT
-        x = add_product(x, add_product(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x.to(dtype)
 
 
 def local_gradients(optimizer: Optimizer) -> list[Tensor]:
@@ -412,21 +288,3 @@ def _packed_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
         for path, module in model.named_modules()
         for name, rows in getattr(module, "packed", {}).items()
     }
-
-
-def _matrices(tensor: Tensor, rows: tuple[int, ...] | None) -> list[Tensor]:
-    if tensor.ndim > 2:  # a stack of matrices; further dimensions (of a convolution) count as columns
-        return list(tensor.flatten(2)) if tensor.ndim == 3 else [tensor.flatten(1)]
-    return list(tensor.split(rows)) if rows else [tensor]
-
-
-def _each(tensor: Tensor) -> Iterable[Tensor]:
-    return tensor.unbind() if tensor.ndim == 3 else [tensor]
-
-
-def _state(state: dict, parameter: Tensor, names: tuple[str, ...]) -> tuple[Tensor, ...]:
-    mine = state[parameter]
-    for name in names:
-        if name not in mine:
-            mine[name] = torch.zeros_like(parameter)
-    return tuple(mine[name] for name in names)

@@ -6,15 +6,9 @@ import torch
 from torch import nn
 
 from onefold.core.errors import UserError
-from onefold.training.optim import (
-    AdafactorConfig,
-    AdamWConfig,
-    Group,
-    MuonConfig,
-    SGDConfig,
-    memory_bytes,
-    newton_schulz,
-)
+from onefold.training.muon import newton_schulz
+from onefold.training.optim import AdafactorConfig, AdamWConfig, Group, MuonConfig, SGDConfig
+from onefold.training.rules import memory_bytes
 
 
 class Tiny(nn.Module):
