@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from onefold.cli_common import Device, Settings, example, read_settings
+from onefold.cli_common import Device, ServiceKey, Settings, example, read_settings
 from onefold.core.errors import UserError
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -24,7 +24,7 @@ def tune(
         str, typer.Argument(metavar="MODEL|URL", help="A model that continues text, or a service of /v1/completions")
     ],
     settings: Settings = None,
-    key: Annotated[str | None, typer.Option(help="Of the service; it is not saved", envvar="ONEFOLD_KEY")] = None,
+    key: ServiceKey = None,
     device: Device = "auto",
 ):
     """Search the prompt that makes a model classify best, without gradients and from few labelled texts.

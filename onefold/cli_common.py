@@ -13,6 +13,10 @@ ModelPath = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run, a Hugging Face folder, a .gguf file, or org/name")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto")]
+# Not ONEFOLD_KEY, which is what `serve` wants from its clients: nobody else's service is to be told that.
+ServiceKey = Annotated[
+    str | None, typer.Option(help="What the service wants to be sent; it is not saved", envvar="ONEFOLD_SERVICE_KEY")
+]
 
 Adapters = Annotated[
     list[str] | None,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from onefold.cli_common import Device, Settings, example, read_settings
+from onefold.cli_common import Device, ServiceKey, Settings, example, read_settings
 from onefold.core.errors import UserError
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -12,7 +12,6 @@ app = typer.Typer(rich_markup_mode="rich")
 TeacherName = Annotated[
     str, typer.Argument(metavar="TEACHER", help="A model that chats, or the address of an OpenAI-compatible service")
 ]
-Key = Annotated[str | None, typer.Option(help="Of the service; it is not saved", envvar="ONEFOLD_KEY")]
 
 
 @app.command(
@@ -29,7 +28,7 @@ def teach(
     system: Annotated[str | None, typer.Option(help="What the teacher is told about how to answer")] = None,
     erase: Annotated[bool, typer.Option("--erase", help="Save nothing of what the system said to the teacher")] = False,
     generic: Annotated[str | None, typer.Option(help="What is saved in its place")] = None,
-    key: Key = None,
+    key: ServiceKey = None,
     device: Device = "auto",
 ):
     """Let a model answer a file of prompts, and save conversations that a smaller one can learn from.
@@ -85,7 +84,7 @@ def select(
         "onefold align small.gguf chat=runs/tasks/chat.jsonl",
     ),
 )
-def self_instruct(teacher: TeacherName, settings: Settings = None, key: Key = None, device: Device = "auto"):
+def self_instruct(teacher: TeacherName, settings: Settings = None, key: ServiceKey = None, device: Device = "auto"):
     """From a few tasks that people wrote to many by a model: instructions, instances, filters, conversations.
 
     [bold]seeds=[/bold] rows with instruction, input and output, and classification (true or false) where that is known;
@@ -104,3 +103,35 @@ def self_instruct(teacher: TeacherName, settings: Settings = None, key: Key = No
     other = {"batch"} if "://" not in teacher else {"model", "parallel", "per_minute", "timeout", "attempts"}
     asking = {name: given.pop(name) for name in list(given) if name in other}
     run(SelfInstructConfig.from_dict(given), open_teacher(teacher, key, str(pick(device)), **asking))
+
+
+@app.command(
+    epilog=example(
+        "onefold ghost model.gguf prompts=questions.txt instructions=rules.txt out=runs/ghost temperature=0.7",
+        "onefold ghost https://example.org/v1 prompts=dialogues.jsonl instructions=rules.jsonl model=large combine=2",
+        "onefold align small.gguf chat=runs/ghost/chat.jsonl data.learn=last",
+    )
+)
+def ghost(teacher: TeacherName, settings: Settings = None, key: Key = None, device: Device = "auto"):
+    """Write dialogues in which a rule given at the beginning holds to the end (ghost attention).
+
+    The rule is put before every user's message while the teacher answers, and kept once, to learn from.
+    [bold]prompts=[/bold] dialogues (rows with messages), or single prompts, joined to dialogues of
+    [bold]turns=[2,5][/bold]; [bold]instructions=[/bold] rules: a text a line, or rows with instruction, short and kind;
+    [bold]out=[/bold] a folder: given again, the command goes on. [bold]answers=[/bold] all, or last: the others are
+    those of the file; [bold]combine=[/bold] how many rules at most; [bold]shorten=[/bold] share kept in short;
+    [bold]place=[/bold] system or user; seed. Others are those of sampling, [bold]batch=[/bold] of a model, and
+    [bold]model= parallel= per_minute= timeout= attempts=[/bold] of a service.
+    """
+    from onefold.core.device import pick
+    from onefold.infer.generation.sampling import Sampling
+    from onefold.infer.teaching.ghost import GhostConfig
+    from onefold.infer.teaching.ghost import ghost as run
+    from onefold.infer.teaching.teacher import open_teacher
+
+    given = read_settings(settings)
+    if missing := [name for name in ("prompts", "instructions") if name not in given]:
+        raise UserError(f"ghost needs {missing[0]}=: onefold ghost {teacher} prompts=FILE instructions=FILE")
+    config = GhostConfig.from_dict({name: given.pop(name) for name in list(given) if name in GhostConfig.model_fields})
+    sampling = {name: given.pop(name) for name in list(given) if name in Sampling.model_fields}
+    run(config, open_teacher(teacher, key, str(pick(device)), **given), **sampling)

@@ -113,7 +113,8 @@ class Service:
             except urllib.error.HTTPError as error:
                 why = f"status {error.code}{_told(error)}"
                 if error.code not in AGAIN:
-                    hint = {401: "; give its key", 403: "; give its key", 404: "; is there a model of that name?"}
+                    key = "; give its key (--key, ONEFOLD_SERVICE_KEY)"
+                    hint = {401: key, 403: key, 404: "; is there a model of that name?"}
                     refusal = Refused if error.code in REFUSED else UserError
                     raise refusal(f"{url} refuses: {why}{hint.get(error.code, '')}") from None
                 after = error.headers.get("Retry-After", "")

@@ -90,7 +90,7 @@ def teach(
 def _asked(prompts: str | Path, system: str | None, greedy: bool) -> Iterable[Asked]:
     """What the teacher reads. Equal prompts are asked again where answers are drawn."""
     counts: Counter[str] = Counter()
-    for place, prompt, _ in read_prompts(prompts):
+    for place, prompt, *_ in read_prompts(prompts):
         messages: Sequence[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if system is not None:
             messages = [{"role": "system", "content": system}, *_without_system(messages)]

@@ -5,8 +5,10 @@ import re
 import time
 
 import pytest
+from typer.testing import CliRunner
 
 import onefold.infer.teaching.endpoint as endpoint
+from onefold.cli import app
 from onefold.core.errors import UserError
 from onefold.core.json_lines import growing, read_rows
 from onefold.data.text.chat.files import read_conversations
@@ -63,6 +65,13 @@ def test_answers_of_a_service_are_conversations(service, prompts, tmp_path):
         "model": "big",
         **{"max_tokens": 512, "temperature": 0.5, "seed": 3},
     }
+
+
+def test_a_service_gets_its_own_key_and_not_the_servers(service, prompts, tmp_path):
+    asked = ["teach", service.url, f"prompts={prompts}", f"out={tmp_path / 'out.jsonl'}"]
+    keys = {"ONEFOLD_KEY": "server", "ONEFOLD_SERVICE_KEY": "service"}
+    assert CliRunner().invoke(app, asked, env=keys).exit_code == 0
+    assert service.keys == {"Bearer service"}
 
 
 def test_what_the_teacher_was_told_is_erased(service, prompts, tmp_path):
