@@ -59,7 +59,7 @@ def test_tokens_that_are_new_to_the_model_are_named(file, tokenizer):
 
 def test_without_colours_marks_stand_around_what_is_learned(file, tokenizer):
     out = io.StringIO()
-    show(inspect_chat(ChatData(path=str(file), context=100, held_out=0), tokenizer), Console(file=out, width=100))
+    show(inspect_chat(ChatData(path=str(file), context=100, held_out=0), tokenizer), Console(file=out, width=300))
     said = out.getvalue()
     assert "«it reads<|end|>»" in said
     assert "3 with 4 answers" in said
