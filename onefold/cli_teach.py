@@ -103,35 +103,3 @@ def self_instruct(teacher: TeacherName, settings: Settings = None, key: ServiceK
     other = {"batch"} if "://" not in teacher else {"model", "parallel", "per_minute", "timeout", "attempts"}
     asking = {name: given.pop(name) for name in list(given) if name in other}
     run(SelfInstructConfig.from_dict(given), open_teacher(teacher, key, str(pick(device)), **asking))
-
-
-@app.command(
-    epilog=example(
-        "onefold ghost model.gguf prompts=questions.txt instructions=rules.txt out=runs/ghost temperature=0.7",
-        "onefold ghost https://example.org/v1 prompts=dialogues.jsonl instructions=rules.jsonl model=large combine=2",
-        "onefold align small.gguf chat=runs/ghost/chat.jsonl data.learn=last",
-    )
-)
-def ghost(teacher: TeacherName, settings: Settings = None, key: Key = None, device: Device = "auto"):
-    """Write dialogues in which a rule given at the beginning holds to the end (ghost attention).
-
-    The rule is put before every user's message while the teacher answers, and kept once, to learn from.
-    [bold]prompts=[/bold] dialogues (rows with messages), or single prompts, joined to dialogues of
-    [bold]turns=[2,5][/bold]; [bold]instructions=[/bold] rules: a text a line, or rows with instruction, short and kind;
-    [bold]out=[/bold] a folder: given again, the command goes on. [bold]answers=[/bold] all, or last: the others are
-    those of the file; [bold]combine=[/bold] how many rules at most; [bold]shorten=[/bold] share kept in short;
-    [bold]place=[/bold] system or user; seed. Others are those of sampling, [bold]batch=[/bold] of a model, and
-    [bold]model= parallel= per_minute= timeout= attempts=[/bold] of a service.
-    """
-    from onefold.core.device import pick
-    from onefold.infer.generation.sampling import Sampling
-    from onefold.infer.teaching.ghost import GhostConfig
-    from onefold.infer.teaching.ghost import ghost as run
-    from onefold.infer.teaching.teacher import open_teacher
-
-    given = read_settings(settings)
-    if missing := [name for name in ("prompts", "instructions") if name not in given]:
-        raise UserError(f"ghost needs {missing[0]}=: onefold ghost {teacher} prompts=FILE instructions=FILE")
-    config = GhostConfig.from_dict({name: given.pop(name) for name in list(given) if name in GhostConfig.model_fields})
-    sampling = {name: given.pop(name) for name in list(given) if name in Sampling.model_fields}
-    run(config, open_teacher(teacher, key, str(pick(device)), **given), **sampling)
