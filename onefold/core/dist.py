@@ -32,6 +32,11 @@ def local_rank() -> int:
 PATIENCE = timedelta(hours=4)  # the others wait while the main process prepares data; a dead one torchrun notices
 
 
+def share(count: int) -> slice:
+    """Which of `count` things in order are this process's."""
+    return slice(count * rank() // world(), count * (rank() + 1) // world())
+
+
 def init(device: torch.device) -> None:
     """Join the other processes when torchrun started this one: NCCL between GPUs, gloo between CPUs."""
     if _running() or int(os.environ.get("WORLD_SIZE", 1)) == 1:

@@ -75,6 +75,7 @@ class PPO(Config):
     gamma: float = Field(default=1.0, gt=0, le=1)
     lam: float = Field(default=0.95, ge=0, le=1)
     whiten: bool = True  # advantages
+    whiten_rewards: bool = False  # of whole answers, over a phase, before KL is paid (arXiv 2307.09288, section 3.2.3)
     value: float = Field(default=0.1, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
 
@@ -107,7 +108,8 @@ class BuiltPPO:
         config, weights = self.config, rollouts.weights
         penalty = memory.get("penalty", config.kl)
         last = weights * (weights.flip(1).cumsum(1).flip(1) == 1)
-        rewards = rollouts.rewards[:, None] * last
+        rewards = rollouts.rewards[:, None]
+        rewards = last * (whitened(rewards, torch.ones_like(rewards)) if config.whiten_rewards else rewards)
         if rollouts.reference is not None:
             apart = rollouts.old - rollouts.reference
             cost = apart if config.estimate == "k1" else k3(rollouts.old, rollouts.reference)
@@ -128,8 +130,9 @@ class BuiltPPO:
         config, weights = self.config, batch.weights
         with steady(model):
             features = model.features(*batch.inputs())
-            new = token_log_probs(model, features, batch)
+            # In this order: the backward pass begins with the head, whose weights FSDP gives back after the critic's.
             values = critic(model, features, batch)
+            new = token_log_probs(model, features, batch)
         rows, tokens = new.new_tensor(len(new)), weights.sum()
         metrics = policy_metrics(new.detach(), batch)
         if batch.reference is not None:

@@ -2,14 +2,15 @@
 sections 3.2.3 and 3.3; Ouyang et al. 2022, arXiv 2203.02155) and GRPO (Shao et al. 2024, arXiv 2402.03300).
 
     onefold train rlhf data=prompts.jsonl start=path/to/chat-model reward=runs/reward method=ppo
+    onefold train rlhf data=prompts.jsonl start=path/to/chat-model reward=runs/helpful safety=runs/safe method=ppo
     onefold train rlhf data=questions.jsonl start=path/to/chat-model method=grpo        # "answer" says what is right
 
 Claim: a model that is fine-tuned on the best of several of its own answers, or that follows the policy gradient of
 what they are worth, writes answers that are worth more; a price on the distance to where it began keeps it a model
 of language.
 
-Deviations: one reward instead of Llama 2's two, combined and whitened; no Ghost attention. GRPO takes one reward for a
-whole answer. The check judges by a synthetic reward, which is known, and says nothing of people.
+Deviations: GRPO takes one reward for a whole answer. The check judges by a synthetic reward, which is known, and says
+nothing of people.
 """
 
 import json
@@ -26,7 +27,7 @@ from onefold.core.files import atomic_write
 from onefold.data.text.pairs.synthetic import NOUNS
 from onefold.infer.model import as_writer, load
 from onefold.infer.rollouts.data import RolloutData
-from onefold.infer.rollouts.rewards import Answer, Exact, RewardModel, Score
+from onefold.infer.rollouts.rewards import Answer, AnyReward, Combined, Exact, RewardModel, Score
 from onefold.objectives.policy import GRPO, Imitation
 from onefold.objectives.ppo import PPO
 from onefold.recipes import _preferences as synthetic
@@ -46,17 +47,27 @@ METHODS: dict[str, tuple[GRPO | PPO | Imitation, dict[str, int], float]] = {
 
 
 def recipe(
-    data: str | None = None, start: str | None = None, method: Method = "grpo", reward: str | None = None
+    data: str | None = None,
+    start: str | None = None,
+    method: Method = "grpo",
+    reward: str | None = None,
+    safety: str | None = None,
 ) -> Run:
     """Settings near the papers'. data: a file of prompts; start: a chat model; reward: a reward model; None: the data
-    say what is right."""
+    say what is right; safety: another one, which counts where a prompt is tagged as risky or an answer may do harm."""
     if not data or not start:
         raise UserError("rlhf answers prompts, beginning with a model that chats: give data=FILE start=MODEL")
     if method not in METHODS:
         raise UserError(f"there is no method {method}; there are {', '.join(METHODS)}")
+    if safety and not reward:
+        raise UserError("safety= counts beside a reward model of what is helpful: give reward=MODEL, too")
     objective, sizes, rate = METHODS[method]
+    paid: AnyReward = RewardModel(model=reward) if reward else Exact()
+    if safety:
+        paid = Combined(helpfulness=paid, safety=RewardModel(model=safety))
+        objective = objective.but({"whiten_rewards": True}) if isinstance(objective, PPO) else objective
     return Run(
-        data=RolloutData(path=data, rewards=(RewardModel(model=reward) if reward else Exact(),), context=1024, **sizes),
+        data=RolloutData(path=data, rewards=(paid,), context=1024, **sizes),
         start=start,
         objective=objective,
         optimizer=AdamWConfig(lr=rate, betas=(0.9, 0.95), weight_decay=0.1 if method == "ppo" else 0.0),
@@ -65,20 +76,26 @@ def recipe(
     )
 
 
-def tiny(data: str | None = None, start: str | None = None, method: Method = "grpo", reward: str | None = None) -> Run:
+def tiny(
+    data: str | None = None,
+    start: str | None = None,
+    method: Method = "grpo",
+    reward: str | None = None,
+    safety: str | None = None,
+) -> Run:
     """A minute on two cores: a small model; without one, the synthetic world of the check, which is made first."""
     known = not data and not start
     if known:
         world = synthetic.world(0)
         data, start = prompts(world.folder), str(world.start)
-    run = recipe(data, start, method, reward)
+    run = recipe(data, start, method, reward, safety)
     sizes = {"prompts": 16, "samples": 8, "context": synthetic.CONTEXT, "max_new_tokens": synthetic.LONGEST}
     sizes |= {"prompts": 32, "epochs": 4} if method == "best_of" else {"epochs": 2}
     trainer = {"steps": STEPS, "batch": 32, "evaluate_every": STEPS, "checkpoint_every": STEPS}
     return run.but(
         {f"data.{name}": value for name, value in sizes.items()}
         | {"trainer": trainer, "optimizer.lr": RATE, "optimizer.weight_decay": 0.0}
-        | ({"data.rewards": [KNOWN]} if known else {})
+        | ({"data.rewards": [KNOWN]} if known and not reward else {})
     )
 
 

@@ -5,7 +5,8 @@ of FSDP2: each process holds a shard of a unit's weights, gradients and optimize
 unit computes. What no row names (embedding, last norm, head) forms the unit of the model itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import wraps
 
@@ -42,7 +43,7 @@ def place(model: nn.Module, plan: tuple[Unit, ...], device: torch.device, compil
     compiled = compiled and can_compile(device)
     if hasattr(model, "openings"):  # blocks that also read what stands before the text have results FSDP does not see
         plan = ()
-    units = [(module, row) for name, module in model.named_modules() for row in plan if row.fits(name)]
+    units = units_of(model, plan)
     model.to(device)
     if dist.world() > 1:
         for module, _ in units if compiled else ():
@@ -51,6 +52,11 @@ def place(model: nn.Module, plan: tuple[Unit, ...], device: torch.device, compil
     elif compiled:
         for name in entry_points(model):
             setattr(model, name, torch.compile(getattr(model, name)))
+
+
+def units_of(model: nn.Module, plan: tuple[Unit, ...]) -> list[tuple[nn.Module, Unit]]:
+    """The modules that fit a row."""
+    return [(module, row) for name, module in model.named_modules() for row in plan if row.fits(name)]
 
 
 def shard(model: nn.Module, units: list[tuple[nn.Module, Unit]], device: torch.device) -> None:
@@ -115,6 +121,23 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextmanager
+def whole(model: nn.Module, plan: tuple[Unit, ...]) -> Iterator[None]:
+    """Every process holds all weights, and so computes by itself, as often as it wants. They enter it together."""
+    units = [(module, row) for module, row in units_of(model, plan) if isinstance(module, FSDPModule)]
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+    for module, _ in units:
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module, row in units:
+            module.set_reshard_after_forward(row.reshard, recurse=False)
+        reshard(model)
 
 
 def check_rows(rows: int, processes: int) -> None:

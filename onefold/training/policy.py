@@ -14,7 +14,7 @@ from onefold.core.errors import UserError
 from onefold.infer.rollouts.data import RolloutDataset
 from onefold.infer.rollouts.rewards import total
 from onefold.infer.rollouts.rollout import Policy
-from onefold.training import reference
+from onefold.training import parallel, reference
 
 if TYPE_CHECKING:
     from onefold.training.run import Run
@@ -69,4 +69,5 @@ def policy(run: "Run", objective: Any, model: nn.Module, near: Near | None, devi
             f"objective {run.objective.kind} judges no answers: set objective.kind to grpo, ppo or imitation"
         )
     score = total(run.data.rewards, device)
-    return Policy(model, objective, score, device, near, run.trainer.bf16(device), rows)
+    bf16, whole = run.trainer.bf16(device), lambda: parallel.whole(model, run.trainer.parallel)
+    return Policy(model, objective, score, device, near, bf16, rows, whole)

@@ -51,6 +51,20 @@ def test_a_phase_is_judged_as_the_formula_says(model, batch):
     torch.testing.assert_close(judged.returns, judged.advantages + looked.values)
 
 
+def test_rewards_are_whitened_over_a_phase(model, batch):
+    """Whatever scale they have, KL costs the same; metrics have them as they are."""
+    with torch.no_grad():
+        looked = PPO().build().look(model, batch)
+    scaled = replace(looked, rewards=40 * looked.rewards - 3)
+    whitening, plain = (PPO(kl=0.3, whiten_rewards=on).build() for on in (True, False))
+    rewards = (batch.rewards - batch.rewards.mean()) / batch.rewards.std()
+    expected, _ = plain.judge(replace(looked, rewards=rewards), {})
+    for given in (looked, scaled):
+        judged, memory = whitening.judge(given, {})
+        torch.testing.assert_close(judged.returns, expected.returns, atol=1e-4, rtol=1e-4)
+        assert (judged.rewards is given.rewards, memory) == (True, {})
+
+
 def test_the_critic_reads_each_token_by_itself(model, batch):
     features = model.features(batch.tokens)
     found = critic(model, features, batch)

@@ -34,6 +34,11 @@ def test_a_method_is_named():
     run = recipes.resolve("rlhf", given)
     assert (run.objective.kind, run.data.best, run.data.rewards[0].model) == ("imitation", 1, "runs/reward")
     assert recipes.resolve("rlhf", {**given, "method": "ppo"}).objective.kind == "ppo"
+    both = recipes.resolve("rlhf", {**given, "method": "ppo", "safety": "runs/safe"})
+    assert both.objective.whiten_rewards
+    assert [both.data.rewards[0].helpfulness.model, both.data.rewards[0].safety.model] == ["runs/reward", "runs/safe"]
+    with pytest.raises(UserError, match="give reward=MODEL, too"):
+        recipes.resolve("rlhf", {**given, "reward": None, "safety": "runs/safe"})
     with pytest.raises(UserError, match="there is no method dpo"):
         recipes.resolve("rlhf", {**given, "method": "dpo"})
 

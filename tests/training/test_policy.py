@@ -12,6 +12,7 @@ from onefold.study.report import write_report
 from onefold.training.run import Run, train
 from onefold.training.state import Checkpoints
 from tests.training.conftest import WORDS, make_corpus, small_run
+from tests.training.test_parallel import log, train_with_two, weights
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,24 @@ def test_the_memory_of_phases_is_resumed(start, tmp_path, kind):
     else:
         assert after.log[-1]["reward"] >= after.log[0]["reward"]
     assert isinstance(load(after.out).generate("alpha", max_new_tokens=2), str)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(start, tmp_path):
+    """Each writes its share, draws what one process would draw, and judges all; one goes on within a phase of two."""
+    more = {"objective": {"kind": "ppo", "target": 0.01}, "data.best": 2, "trainer.evaluate_every": 2}
+    one = learning(start, tmp_path, **more)
+    two = one.but({"out": str(tmp_path / "two")})
+    train(one)
+    train_with_two(two.but({"trainer.steps": 5}))
+    train(two)
+    for a, b in zip(log(one), log(two), strict=True):
+        for name in ("reward", "length", "held_out"):
+            assert a.get(name) == (pytest.approx(b[name], rel=1e-4) if name in a else None)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    for name, tensor in weights(one, 8).items():
+        torch.testing.assert_close(tensor, weights(two, 8)[name], atol=1e-4, rtol=0)
 
 
 def test_prompts_of_another_file_are_not_learned_from(start, tmp_path):

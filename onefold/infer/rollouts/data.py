@@ -4,6 +4,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ from onefold.infer.generation.sampling import Sampling
 from onefold.infer.model import WRITES
 from onefold.infer.rollouts.pool import Pool
 from onefold.infer.rollouts.rewards import Answer, Rewards
-from onefold.infer.rollouts.rollout import Memory, Policy, Prompt, Rollouts, assemble, wrote
+from onefold.infer.rollouts.rollout import Memory, Policy, Prompt, Rollouts, assemble, of_all, wrote
 from onefold.models.recurrent import RecurrentConfig
 from onefold.models.transformer import DecoderConfig
 
@@ -42,6 +43,7 @@ class PromptColumns(Config):
 
     prompt: str | None = None
     answer: str | None = None  # the right one, for rewards that compare
+    risky: str | None = None  # whether a prompt may lead to what does harm, for rewards that are combined
 
 
 class RolloutData(Config):
@@ -74,12 +76,10 @@ class RolloutData(Config):
         """The prompts as tokens, made in a subfolder of `folder` or found there from an earlier time.
 
         tokenizer: of the model that answers. keep: as in TextData. Raises UserError that names the file and the row
-        when one is no prompt, when there is no tokenizer, and for several processes, which do not share the writing.
+        when one is no prompt, and when there is no tokenizer.
         """
         if tokenizer is None:
             raise UserError("a model that learns from its own answers has to write already: begin with start=…")
-        if dist.world() > 1:
-            raise UserError("rollouts are written by one process: start this run without torchrun")
         told = self.to_dict()
         what = {name: told[name] for name in ("path", "columns", "chat", "context", "held_out", "validation")}
         what |= {"split_seed": self.split_seed, "tokenizer": tokenizer.digest}
@@ -106,7 +106,7 @@ class RolloutData(Config):
                 yield "held_out", row
 
     def _read(self, path: str) -> Iterator[Asked]:
-        return read_prompts(path, self.columns.prompt, self.columns.answer)
+        return read_prompts(path, self.columns.prompt, self.columns.answer, self.columns.risky)
 
     def _key(self, row: Asked) -> int:
         return content_hash(json.dumps(row.prompt), self.split_seed)
@@ -117,7 +117,8 @@ class RolloutData(Config):
             chat = tokenizer.chat_template is not None
         tokenizer = with_chat(tokenizer) if chat else tokenizer
         token = "uint16" if tokenizer.size <= 1 << 16 else "uint32"
-        columns = {"prompt": Column("text"), "answer": Column("text"), "tokens": Column(token, ragged=True)}
+        columns = {"prompt": Column("text"), "answer": Column("text"), "risky": Column("uint8")}
+        columns |= {"tokens": Column(token, ragged=True)}
         facts: dict[Split, dict[str, int]] = {split: {"rows": 0, "tokens": 0, "too_long": 0} for split in SPLITS}
         hashed, longest = hashlib.blake2b(digest_size=8), 0
         with RecordsWriter(folder / "train", columns) as train, RecordsWriter(folder / "held_out", columns) as held_out:
@@ -132,8 +133,9 @@ class RolloutData(Config):
                     facts[split]["too_long"] += 1
                     continue
                 text = json.dumps(said)
-                (train if split == "train" else held_out).add(prompt=text, answer=row.answer, tokens=ids)
-                hashed.update(json.dumps([split, text, row.answer]).encode())
+                side = train if split == "train" else held_out
+                side.add(prompt=text, answer=row.answer, risky=row.risky, tokens=ids)
+                hashed.update(json.dumps([split, text, row.answer, *([True] if row.risky else [])]).encode())
                 facts[split]["rows"] += 1
                 facts[split]["tokens"] += len(ids)
                 longest = max(longest, len(ids))
@@ -167,7 +169,8 @@ class RolloutDataset:
     ) -> Rollouts:
         """Endless mini-batches of `rows` answers."""
         config = self.config
-        return Rollouts(self, config.prompts * (config.best or config.samples), rows, config.epochs, seed, state)
+        size = config.prompts * (config.best or config.samples)
+        return Rollouts(self, size, rows, config.epochs, seed, state, rank, world)
 
     def phase(self, number: int, seed: int, memory: Memory) -> tuple[RolloutBatch, Memory]:
         """All answers of a phase, judged. Prompts come in another order every time all have had their turn."""
@@ -175,7 +178,9 @@ class RolloutDataset:
         places = range(number * config.prompts, (number + 1) * config.prompts)
         chosen = [int(order(count, "random", seed, place // count)[place % count]) for place in places]
         asked = [prompt for row in chosen for prompt in [self.prompt("train", row)] * config.samples]
-        written, rewards = self._written(asked, (seed, number))
+        own = dist.share(len(asked))
+        mine = self._written(asked[own], [(seed, number, n) for n in range(own.start, own.stop)])
+        written, rewards = self._of_all(*mine)
         groups = [group for group in range(config.prompts) for _ in range(config.samples)]
         if config.best:
             pool = Pool.of(memory)
@@ -198,7 +203,7 @@ class RolloutDataset:
     def answered(self, split: Split, rows: range) -> RolloutBatch:
         """An answer to each of these prompts, to be measured."""
         asked = [self.prompt(split, row) for row in rows]
-        written, rewards = self._written(asked, (self.config.split_seed, 0, rows.start))
+        written, rewards = self._written(asked, [(self.config.split_seed, 0, 0, row) for row in rows])
         return self.policy.compared(self._batch(asked, written, list(rows), rewards))
 
     def longest(self, rows: int) -> RolloutBatch:
@@ -236,7 +241,8 @@ class RolloutDataset:
         records = self._records[split]
         ids = records.ragged("tokens")
         found = ids.gather(ids.starts[[row]], ids.lengths[[row]]).tolist()
-        return Prompt(found, json.loads(str(records["prompt"][row])), str(records["answer"][row]))
+        said, right = str(records["prompt"][row]), str(records["answer"][row])
+        return Prompt(found, json.loads(said), right, bool(records["risky"][row]))
 
     @property
     def policy(self) -> Policy:
@@ -251,16 +257,26 @@ class RolloutDataset:
             line += f"; {long:,} left out that fill the context of {self.context} tokens (data.context)"
         return line
 
-    def _written(self, asked: list[Prompt], seed: tuple[int, ...]) -> tuple[list[list[int]], Tensor]:
+    def _written(self, asked: list[Prompt], seeds: list[tuple[int, ...]]) -> tuple[list[list[int]], Tensor]:
         """The ids of an answer to each prompt, its end included, and what they are worth."""
         config, policy = self.config, self.policy
         sampling = Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
-        rows = policy.write(asked, sampling, self.context, self.tokenizer, seed)
+        rows = policy.write(asked, sampling, self.context, self.tokenizer, seeds)
         answers = [
-            Answer(prompt.said, row.text, prompt.right, len(wrote(row)), row.end is not None)
+            Answer(prompt.said, row.text, prompt.right, len(wrote(row)), row.end is not None, prompt.risky)
             for prompt, row in zip(asked, rows)
         ]
         return [wrote(row) for row in rows], policy.score(answers)
+
+    def _of_all(self, written: list[list[int]], rewards: Tensor) -> tuple[list[list[int]], Tensor]:
+        """What all processes have written, in the order of their shares."""
+        if dist.world() == 1:
+            return written, rewards
+        ids = torch.full((len(written), self.config.max_new_tokens), -1)
+        for row, answer in zip(ids, written):
+            row[: len(answer)] = torch.tensor(answer)
+        ids, rewards = (of_all(own, self.policy.device) for own in (ids, rewards))
+        return [row[row >= 0].tolist() for row in ids], rewards
 
     def _batch(self, asked: list[Prompt], written: list[list[int]], groups: list[int], rewards: Tensor) -> RolloutBatch:
         both = getattr(self.policy.model.config, "prefix", False)  # it reads prompts in both directions
@@ -278,9 +294,12 @@ class Evaluation:
         return -(-self.count // self.rows)
 
     def __iter__(self) -> Iterator[RolloutBatch]:
-        for start in range(0, self.count, self.rows):
-            yield self._dataset.answered(self._split, range(start, min(start + self.rows, self.count)))
+        return self.share(0, 1)
 
     def share(self, rank: int, world: int) -> Iterator[RolloutBatch]:
-        """All of it: one process writes."""
-        return iter(self)
+        """Of each batch, what process `rank` of `world` writes: see onefold.data.loader.Evaluation."""
+        for start in range(0, self.count, self.rows):
+            rows = min(self.rows, self.count - start)
+            begin, end = (start + rows * i // world for i in (rank, rank + 1))
+            batch = self._dataset.answered(self._split, range(begin, max(end, begin + 1)))
+            yield replace(batch, counted=end > begin)

@@ -8,11 +8,11 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor
 
 from onefold.core.config import Config, Slot
@@ -29,9 +29,11 @@ class Answer:
     right: str
     tokens: int  # that it wrote, its end included
     ended: bool  # by itself; False: it was cut off
+    risky: bool = False  # what it answers is tagged so
 
 
 Score = Callable[[Sequence[Answer]], Sequence[float]]
+SURE = 1e-3  # as near to 0 and 1 as a rule's probability comes
 NUMBER = re.compile(r"[-+]?[$€£]?\d[\d,]*(?:\.\d+)?%?")
 
 
@@ -114,6 +116,7 @@ class Unfinished(Config):
 class RewardModel(Config):
     """What a reward model says (objective.kind=reward), which is opened from `model`."""
 
+    logit: ClassVar = True  # σ of it is a probability (Bradley–Terry)
     kind: Literal["reward_model"] = "reward_model"
     weight: float = 1.0
     model: str
@@ -127,7 +130,58 @@ class RewardModel(Config):
         return lambda answers: model.score([a.prompt for a in answers], [a.text for a in answers]).tolist()
 
 
-AnyReward = Annotated[Exact | Pattern | Length | Unfinished | RewardModel, Slot()]
+Single = Annotated[Exact | Pattern | Length | Unfinished | RewardModel, Slot()]
+
+
+class Combined(Config):
+    """logit R, R = R_safety where the prompt is tagged as risky or R_safety < threshold, else R_helpfulness (Llama 2,
+    arXiv 2307.09288, section 3.2.3). Whoever learns from it whitens it over a phase: PPO's `whiten_rewards`.
+
+    Each R is a probability: σ of what a reward model says, or a rule's share from 0 to 1. A config of one's own says
+    with `logit = True` that its σ is meant.
+    """
+
+    kind: Literal["combined"] = "combined"
+    weight: float = 1.0
+    helpfulness: Single
+    safety: Single
+    threshold: float = Field(default=0.15, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _unweighted(self) -> "Combined":
+        if any(getattr(part, "weight", 1.0) != 1.0 for part in (self.helpfulness, self.safety)):
+            raise ValueError("of two rewards that are combined one counts at a time: only both together have a weight")
+        return self
+
+    def build(self, device: torch.device) -> Score:
+        helpfulness, safety = (_logits(part, device) for part in (self.helpfulness, self.safety))
+        low = math.log(self.threshold / (1 - self.threshold))
+
+        def score(answers: Sequence[Answer]) -> list[float]:
+            both = zip(answers, helpfulness(answers), safety(answers))
+            return [safe if answer.risky or not safe >= low else helpful for answer, helpful, safe in both]
+
+        return score
+
+
+def _logits(reward: Config, device: torch.device) -> Score:
+    """What a reward says as logits of probabilities, rules' no further from 0 than ±7: certainty would be infinite."""
+    score = reward.build(device)
+    if getattr(reward, "logit", False):
+        return score
+
+    def logits(answers: Sequence[Answer]) -> list[float]:
+        found = [float(value) for value in score(answers)]
+        if beyond := [value for value in found if not 0 <= value <= 1]:
+            raise UserError(
+                f"reward {kind_of(reward)} is {beyond[0]:g}: combined are reward models, and rules that say 0 to 1"
+            )
+        return torch.tensor(found, dtype=torch.float64).logit(SURE).tolist()
+
+    return logits
+
+
+AnyReward = Annotated[Exact | Pattern | Length | Unfinished | RewardModel | Combined, Slot()]
 # A single reward stands for a list of one, which is what one writes on a command line.
 Rewards = Annotated[
     tuple[AnyReward, ...],
@@ -145,13 +199,17 @@ def total(rewards: Sequence[Config], device: torch.device) -> Callable[[Sequence
         for reward, one in built:
             values = torch.tensor([float(value) for value in one(answers)])
             if len(bad := torch.nonzero(~torch.isfinite(values))):
-                text = answers[int(bad[0])].text
-                kind = getattr(reward, "kind", type(reward).__name__)
-                raise UserError(f"reward {kind} is {values[int(bad[0])].item()} for the answer {text[:60]!r}")
+                value, text = values[int(bad[0])].item(), answers[int(bad[0])].text
+                raise UserError(f"reward {kind_of(reward)} is {value} for the answer {text[:60]!r}")
             found += getattr(reward, "weight", 1.0) * values
         return found
 
     return score
+
+
+def kind_of(reward: Config) -> str:
+    """What people call it."""
+    return getattr(reward, "kind", type(reward).__name__)
 
 
 def same(said: str, right: str) -> bool:

@@ -3,11 +3,12 @@
     prompts → answers of the policy → rewards → what the objective makes of them → mini-batches, several times over
 
 Nothing is made ahead: a phase is written with the weights that training has reached by then. What a killed run had
-written and not yet learned from is part of its state, so that it goes on with the very same bits.
+written and not yet learned from is part of its state, so that it goes on with the very same bits. Of several processes
+each writes and looks at its share of a phase, and judges all of it, so that every one knows the whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from onefold.core import dist
 from onefold.core.batch import RolloutBatch
 from onefold.core.errors import UserError
 from onefold.data.text.chat.answers import Said
@@ -38,6 +40,7 @@ class Prompt:
     ids: list[int]
     said: Said
     right: str
+    risky: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,23 @@ class Policy:
     reference: Callable[[], AbstractContextManager[nn.Module]] | None = None  # what it is to stay near
     bf16: bool = False  # computes in bfloat16 when it judges, as it does when it learns
     rows: int = 16  # read together
+    whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside of it the model needs no other process
 
     def write(
-        self, prompts: Sequence[Prompt], sampling: Sampling, context: int, tokenizer: Tokenizer, seed: tuple[int, ...]
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        context: int,
+        tokenizer: Tokenizer,
+        seeds: Sequence[tuple[int, ...]],
     ) -> list[Continuation]:
-        """An answer to each, many written together. What is drawn for one depends on the seed and its place only."""
+        """An answer to each, many written together. What is drawn for one depends on its own seed only."""
         found = []
-        for n, prompt in enumerate(prompts):
+        for prompt, seed in zip(prompts, seeds, strict=True):
             stream = tokenizer.stream() if not isinstance(prompt.said, str) else behind(tokenizer, prompt.ids)
             room = budget(prompt.ids, sampling.max_new_tokens, context)
-            random = np.random.default_rng((*seed, n))
-            found.append(Continuation(prompt.ids, room, tokenizer.stops, (), stream, random))
-        with evaluating(self.model), torch.compiler.set_stance("force_eager"):
+            found.append(Continuation(prompt.ids, room, tokenizer.stops, (), stream, np.random.default_rng(seed)))
+        with self.whole(), evaluating(self.model), torch.compiler.set_stance("force_eager"):
             together = AT_ONCE * self.rows
             for start in range(0, len(found), together):
                 for _ in generate(self.model, found[start : start + together], sampling):
@@ -75,8 +83,10 @@ class Policy:
 
     def judged(self, rollouts: RolloutBatch, memory: Memory) -> tuple[RolloutBatch, Memory]:
         """With what the objective needs to learn from them, and what it wants to remember in the next phase."""
-        looked = self._each(self.model, self.compared(rollouts), self.objective.look)
-        return self.objective.judge(looked, memory)
+        looked = self._each(self.model, self.compared(rollouts.take(dist.share(rollouts.rows))), self.objective.look)
+        found = {f.name: getattr(looked, f.name) for f in fields(looked) if getattr(rollouts, f.name) is None}
+        shared = {name: of_all(own, self.device) for name, own in found.items() if own is not None}
+        return self.objective.judge(replace(rollouts, **shared), memory)
 
     def compared(self, rollouts: RolloutBatch) -> RolloutBatch:
         """With the log-probabilities of the reference, where there is one."""
@@ -93,6 +103,7 @@ class Policy:
         self, model: nn.Module, rollouts: RolloutBatch, look: Callable[[nn.Module, RolloutBatch], RolloutBatch]
     ) -> RolloutBatch:
         with (
+            self.whole(),
             evaluating(model),
             torch.compiler.set_stance("force_eager"),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
@@ -128,6 +139,11 @@ def assemble(
     )
 
 
+def of_all(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows of all processes, in their order. device: where these exchange what they have."""
+    return dist.gather_rows(rows.to(device))[0].to(rows.device)
+
+
 def joined(parts: Sequence[RolloutBatch]) -> RolloutBatch:
     """One batch of the rows of several that are equally wide."""
     held = {f.name: [getattr(part, f.name) for part in parts] for f in fields(parts[0])}
@@ -154,14 +170,25 @@ class Rollouts:
     `state()` has what a phase left to the next one and the answers of a phase that is not over, as tensors.
     """
 
-    def __init__(self, source: Source, size: int, rows: int, epochs: int, seed: int, state: dict[str, Any] | None):
-        """size: answers of a phase."""
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        rows: int,
+        epochs: int,
+        seed: int,
+        state: dict[str, Any] | None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        """size: answers of a phase. Of each mini-batch, process `rank` of `world` gets its part."""
         if size % rows:
             raise UserError(
                 f"a phase has {size} answers to learn from, no multiple of trainer.batch={rows}: change "
                 "data.prompts, data.samples or trainer.batch"
             )
         self._source, self._rows, self._seed, self._steps = source, rows, seed, (size // rows, epochs)
+        self._rank, self._world = rank, world
         state = state or {"phase": 0, "seen": 0}
         self._phase, self._seen = state["phase"], state["seen"]
         self._memory = {name.removeprefix(KEPT): v for name, v in state.items() if name.startswith(KEPT)}
@@ -178,7 +205,8 @@ class Rollouts:
         batches, epochs = self._steps
         epoch, place = divmod(self._seen, batches)
         order = np.random.default_rng((self._seed, self._phase, epoch)).permutation(self._written.rows)
-        rows = torch.from_numpy(order[place * self._rows : (place + 1) * self._rows])
+        begin, end = (place * self._rows + self._rows * i // self._world for i in (self._rank, self._rank + 1))
+        rows = torch.from_numpy(order[begin:end])
         batch = self._written.take(rows).narrow()
         self._seen += 1
         if self._seen == batches * epochs:

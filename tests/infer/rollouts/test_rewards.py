@@ -1,11 +1,13 @@
 """What answers are worth by rules that can be checked."""
 
+from math import log
+
 import pytest
 import torch
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.infer.rollouts.rewards import Answer, Exact, Length, Pattern, Unfinished, same, total
+from onefold.infer.rollouts.rewards import Answer, Combined, Exact, Length, Pattern, Unfinished, same, total
 
 CPU = torch.device("cpu")
 
@@ -45,6 +47,36 @@ def test_rules():
     assert Length(target=4).build(CPU)(given) == [-0.5, -0.5]
     assert Unfinished().build(CPU)(given) == [0, -1]
     assert total((Pattern(pattern="no", weight=2.0), Unfinished(weight=0.5)), CPU)(given).tolist() == [0, 1.5]
+
+
+class Says(Config):
+    """The number that stands at a place of the answer; with `logit`, its σ is meant."""
+
+    place: int
+    logit: bool = True
+
+    def build(self, device):
+        return lambda answers: [float(answer.text.split()[self.place]) for answer in answers]
+
+
+def test_a_reward_is_for_safety_where_that_is_in_doubt():
+    """Logits: helpfulness first, then safety; σ(-1.73) = 0.1506 and σ(-1.74) = 0.1493."""
+    texts = ["3 2", "-1 0.5", "3 -1.73", "3 -1.74", "-9 -2"]
+    both = Combined(helpfulness=Says(place=0), safety=Says(place=1))
+    assert total((both,), CPU)([answer(text) for text in texts]).tolist() == pytest.approx([3, -1, 3, -1.74, -2])
+    risky = [Answer("?", text, "", 4, True, risky=True) for text in texts]
+    assert total((both.but({"weight": 2.0}),), CPU)(risky).tolist() == pytest.approx([4, 1, -3.46, -3.48, -4])
+
+
+def test_rules_that_are_combined_say_probabilities():
+    both = Combined(helpfulness=Says(place=0, logit=False), safety=Pattern(pattern="^[^x]*$"))
+    score = total((both,), CPU)
+    sure = log(0.999 / 0.001)
+    assert score([answer("0.8"), answer("1"), answer("1 x")]).tolist() == pytest.approx([log(4), sure, -sure], rel=1e-5)
+    with pytest.raises(UserError, match="reward Says is 3: combined are reward models, and rules that say 0 to 1"):
+        score([answer("3")])
+    with pytest.raises(ValueError, match="only both together have a weight"):
+        Combined(helpfulness=Says(place=0), safety=Pattern(pattern="x", weight=2.0))
 
 
 def test_a_reward_that_is_no_number_is_refused():

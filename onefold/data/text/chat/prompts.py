@@ -1,12 +1,13 @@
-"""Prompts to be answered, as tables have them, each perhaps with the answer that is right.
+"""Prompts to be answered, as tables have them, each perhaps with the answer that is right, or tagged as risky.
 
     {"prompt": "…" or messages, "answer": "42"}        rows of JSON lines, CSV, TSV or Parquet
+    {"prompt": "…" or messages, "risky": true}
     What is 6 times 7?                                 a line of a text file
 
 Every mistake in a row is told with its file and line.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from onefold.data.sources import open_text
 from onefold.data.tables import TABLES, Pick, read_table
 from onefold.data.text.chat.answers import USUAL, Said, read_said
 
-ANSWERS = ("answer", "solution", "target")  # usual names of the column
+NAMES = {"prompt": USUAL["prompt"], "answer": ("answer", "solution", "target"), "risky": ("risky",)}  # usual ones
+TAGS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 
 
 class Asked(NamedTuple):
@@ -24,10 +26,19 @@ class Asked(NamedTuple):
     place: str  # file and line
     prompt: Said
     answer: str
+    risky: bool = False  # may lead a model to say what does harm
 
 
-def read_prompts(path: str | Path, prompt: str | None = None, answer: str | None = None) -> Iterator[Asked]:
-    """The rows of a file. prompt, answer: what the columns are called; None: by their usual names.
+def read_prompts(
+    path: str | Path,
+    prompt: str | None = None,
+    answer: str | None = None,
+    risky: str | None = None,
+    answered: bool = False,
+) -> Iterator[Asked]:
+    """The rows of a file. prompt, answer, risky: what the columns are called; None: by their usual names.
+
+    answered: a conversation may end with what the assistant says, which is left out.
 
     Raises UserError that names the file and the row where one is no prompt.
     """
@@ -35,40 +46,45 @@ def read_prompts(path: str | Path, prompt: str | None = None, answer: str | None
     if not file.is_file():
         raise UserError(f"{path} does not exist: prompts are rows of a file ({', '.join(TABLES)}, .txt)")
     empty = True
-    for number, asked, right in _rows(file, prompt, answer):
+    for number, asked, right, tag in _rows(file, {"prompt": prompt, "answer": answer, "risky": risky}):
         empty = False
         place = f"{file}:{number}"
         said = read_said(asked, f"{place}: prompt", open_end=True)
+        if answered and not isinstance(said, str) and said[-1]["role"] == "assistant":
+            said = said[:-1]
         if not said or (not isinstance(said, str) and said[-1]["role"] == "assistant"):
             raise UserError(f"{place}: nothing is asked; mend or delete this row")
-        yield Asked(place, said, "" if right is None else str(right))
+        tagged = TAGS.get("" if tag is None else str(tag).strip().lower())
+        if tagged is None:
+            raise UserError(f"{place}: risky is true or false, not {str(tag)[:40]!r}")
+        yield Asked(place, said, "" if right is None else str(right), tagged)
     if empty:
         raise UserError(f"{path} has no rows")
 
 
-def _rows(file: Path, prompt: str | None, answer: str | None) -> Iterator[tuple[int, object, object]]:
+def _rows(file: Path, columns: Mapping[str, str | None]) -> Iterator[tuple[int, object, object, object]]:
     if set(file.suffixes) & set(TABLES):
-        for number, (asked, right) in read_table(file, _pick(prompt, answer)):
-            yield number, asked, right
+        for number, (asked, right, tag) in read_table(file, _pick(columns)):
+            yield number, asked, right, tag
         return
     with open_text(file) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield number, line.rstrip("\r\n"), None
+                yield number, line.rstrip("\r\n"), None, None
 
 
-def _pick(prompt: str | None, answer: str | None) -> Pick:
+def _pick(columns: Mapping[str, str | None]) -> Pick:
     def pick(known: Sequence[str], where: str) -> list[str | None]:
-        found = [
-            named or next((name for name in usual if name in known), None)
-            for named, usual in ((prompt, USUAL["prompt"]), (answer, ANSWERS))
-        ]
-        for kind, name, given in zip(("prompt", "answer"), found, (True, answer)):
-            if given and name not in known:
+        found = []
+        for kind, usual in NAMES.items():
+            named = columns.get(kind)
+            name = named or next((name for name in usual if name in known), None)
+            if (named or kind == "prompt") and name not in known:
                 raise UserError(
                     f"{where} has {', '.join(known) or 'no columns'}, and no {name or kind!r}: "
                     f"say which one it is with data.columns.{kind}=NAME"
                 )
+            found.append(name)
         return found
 
     return pick

@@ -15,6 +15,18 @@ def test_tables_and_lines(tmp_path):
     assert [(row.place.rpartition(":")[2], row.prompt) for row in read_prompts(lines)] == [("1", "one"), ("3", " two ")]
 
 
+def test_prompts_are_tagged_as_risky(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    tags = ["", ', "risky": true', ', "risky": 0', ', "risky": "Yes"', ', "risky": null']
+    file.write_text("".join(f'{{"prompt": "a"{tag}}}\n' for tag in tags))
+    assert [row.risky for row in read_prompts(file)] == [False, True, False, True, False]
+    with pytest.raises(UserError, match=r"rows\.jsonl:1 has prompt, and no 'harm': .* data\.columns\.risky=NAME"):
+        list(read_prompts(file, risky="harm"))
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "risky": "perhaps"}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: risky is true or false, not 'perhaps'"):
+        list(read_prompts(file))
+
+
 def test_mistakes_are_told_with_their_line(tmp_path):
     file = tmp_path / "rows.jsonl"
     turns = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
