@@ -57,10 +57,19 @@ def _conv_backward(
 
 def parameter_bytes(model: Config, optimizer: Config, steps: Sequence[AnyAdapt] = ()) -> int:
     """Weights, and of those that train gradients and the optimizer's memory, before processes share them."""
+    return sum(_bytes(model, optimizer, steps))
+
+
+def _bytes(model: Config, optimizer: Config, steps: Sequence[AnyAdapt]) -> tuple[int, int]:
+    """As `parameter_bytes`: on the device, and on the host where the optimizer's memory is kept there."""
     built = _outline(model, steps)
-    memory = sum(map(memory_bytes, optimizer.build(built).param_groups))
-    kept = [*built.parameters(), *built.buffers()]
-    return memory + sum(tensor.nbytes * (2 if tensor.requires_grad else 1) for tensor in kept)
+    updates = optimizer.build(built)
+    weights = sum(
+        tensor.nbytes * (2 if tensor.requires_grad else 1) for tensor in (*built.parameters(), *built.buffers())
+    )
+    if updates.offload:
+        return weights + updates.offload.device_bytes, updates.offload.host_bytes
+    return weights + sum(map(memory_bytes, updates.param_groups)), 0
 
 
 def _outline(model: Config, steps: Sequence[AnyAdapt]) -> nn.Module:
@@ -72,15 +81,24 @@ def _outline(model: Config, steps: Sequence[AnyAdapt]) -> nn.Module:
 def check_memory(
     model: Config, optimizer: Config, device: torch.device, steps: Sequence[AnyAdapt] = ()
 ) -> tuple[int, int]:
-    """Bytes that the parameters of these configs need in this process, and bytes that are free on `device`.
+    """Bytes that the parameters of these configs need in this process on `device`, and bytes that are free there.
 
-    Errors: UserError when the first are more than the second.
+    Errors: UserError when the first are more than the second, or when the host has not enough for what it is to keep.
     """
-    needed, free = parameter_bytes(model, optimizer, steps) // dist.world(), free_bytes(device)
+    needed, kept = (size // dist.world() for size in _bytes(model, optimizer, steps))
+    if device.type == "cpu":
+        needed, kept = needed + kept, 0
+    free, there = free_bytes(device), free_bytes(torch.device("cpu"))
     if needed > free:
+        other = "" if optimizer.offload or device.type == "cpu" else ", or optimizer.offload=true"
         raise UserError(
             f"weights, gradients and optimizer need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free here; "
-            "take a smaller model or more processes"
+            f"take a smaller model or more processes{other}"
+        )
+    if kept > there:
+        raise UserError(
+            f"optimizer.offload needs {kept / 1e9:.1f} GB of the host's memory, and {there / 1e9:.1f} GB are free; "
+            "take a smaller model or more machines"
         )
     return needed, free
 

@@ -21,6 +21,7 @@ FREE_OF_TRAINER = {
     *("log_every", "tensorboard", "split", "metric", "evaluate_every", "evaluate_batches"),
     *("checkpoint_every", "keep", "history"),
 }
+FREE_OF_OPTIMIZER = {"offload"}
 PLACES = {"path", "validation"}  # in the data's settings: the data's content is compared instead
 
 
@@ -28,6 +29,8 @@ def identity(run: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run as plain values, what makes it this run and no other."""
     kept = {name: value for name, value in run.items() if name not in FREE}
     kept["trainer"] = {name: value for name, value in run["trainer"].items() if name not in FREE_OF_TRAINER}
+    if "optimizer" in run:
+        kept["optimizer"] = {name: value for name, value in run["optimizer"].items() if name not in FREE_OF_OPTIMIZER}
     return kept | {"data": _without_places(run["data"])}
 
 

@@ -39,9 +39,10 @@ from onefold.training.groups import (
     settings,
 )
 from onefold.training.muon import muon_step
-from onefold.training.rules import adamw_step, kept, remembered, sgd_step
+from onefold.training.offload import Offload
+from onefold.training.rules import State, adamw_step, kept, moves, remembered, sgd_step
 from onefold.training.schedule import Schedule
-from onefold.training.shards import local
+from onefold.training.shards import Held, held, local, put
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -58,12 +59,13 @@ class AdamWConfig(Config):
     adaptive_clip: Positive | None = None  # largest gradient of a unit, relative to its weights: adaptive_clip.py
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # lr · layer_decay^(layers above the parameter)
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of a moving average of the weights
+    offload: bool = False  # keep moments and averages in the host's memory, not the GPU's: offload.py
     groups: tuple[Group, ...] = ()
 
     def build(self, model: nn.Module) -> "Optimizer":
         adamw = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         table = (*self.groups, *VECTORS_DO_NOT_DECAY)
-        return Optimizer(model, table, {"adamw": adamw}, self.adaptive_clip, self.layer_decay, self.ema)
+        return Optimizer(model, table, {"adamw": adamw}, self)
 
 
 class MuonConfig(Config):
@@ -84,9 +86,10 @@ class MuonConfig(Config):
     adamw_lr: Positive | None = None  # for all that is not a matrix inside a block; None: the same
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Positive = 1e-8
-    adaptive_clip: Positive | None = None  # these three as in AdamWConfig
+    adaptive_clip: Positive | None = None  # these four as in AdamWConfig
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    offload: bool = False
     groups: tuple[Group, ...] = ()
 
     def build(self, model: nn.Module) -> "Optimizer":
@@ -96,7 +99,7 @@ class MuonConfig(Config):
         adamw = {"lr": lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         table = (*self.groups, *MUON_IN_BLOCKS, *VECTORS_DO_NOT_DECAY)
         rules: dict[Rule, dict] = {"adamw": adamw, "muon": muon}
-        return Optimizer(model, table, rules, self.adaptive_clip, self.layer_decay, self.ema)
+        return Optimizer(model, table, rules, self)
 
 
 class SGDConfig(Config):
@@ -107,15 +110,16 @@ class SGDConfig(Config):
     momentum: Share = 0.9
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    adaptive_clip: Positive | None = None  # these three as in AdamWConfig
+    adaptive_clip: Positive | None = None  # these four as in AdamWConfig
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    offload: bool = False
     groups: tuple[Group, ...] = ()
 
     def build(self, model: nn.Module) -> "Optimizer":
         sgd = {name: getattr(self, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
         table = (*self.groups, Group(rule="sgd"), *VECTORS_DO_NOT_DECAY)
-        return Optimizer(model, table, {"sgd": sgd}, self.adaptive_clip, self.layer_decay, self.ema)
+        return Optimizer(model, table, {"sgd": sgd}, self)
 
 
 class AdafactorConfig(Config):
@@ -131,15 +135,16 @@ class AdafactorConfig(Config):
     clip: Positive = 1.0
     eps: tuple[Positive, Positive] = (1e-30, 1e-3)  # added to squares; the least size of weights
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    adaptive_clip: Positive | None = None  # these three as in AdamWConfig
+    adaptive_clip: Positive | None = None  # these four as in AdamWConfig
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    offload: bool = False
     groups: tuple[Group, ...] = ()
 
     def build(self, model: nn.Module) -> "Optimizer":
         adafactor = {name: getattr(self, name) for name in ("lr", "power", "clip", "eps", "weight_decay")}
         table = (*self.groups, Group(rule="adafactor"), *VECTORS_DO_NOT_DECAY)
-        return Optimizer(model, table, {"adafactor": adafactor}, self.adaptive_clip, self.layer_decay, self.ema)
+        return Optimizer(model, table, {"adafactor": adafactor}, self)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -154,9 +159,7 @@ class Optimizer(torch.optim.Optimizer):
         model: nn.Module,
         table: tuple[Group, ...],
         rules: dict[Rule, dict],
-        adaptive_clip: float | None = None,
-        decay_by_layer: float | None = None,
-        ema: float | None = None,
+        config: "AdamWConfig | MuonConfig | SGDConfig | AdafactorConfig",
     ):
         packed = _packed_rows(model)
         groups: dict[tuple, dict] = {}
@@ -164,24 +167,25 @@ class Optimizer(torch.optim.Optimizer):
             if not parameter.requires_grad:
                 continue
             told = settings(name, parameter, table)
-            lr = told.lr * layer_decay(model, name, decay_by_layer)
-            limit = (adaptive_clip or 0.0) * told.adaptive_clip
+            lr = told.lr * layer_decay(model, name, config.layer_decay)
+            limit = (config.adaptive_clip or 0.0) * told.adaptive_clip
             key = (told.rule, lr, told.decay, limit, told.schedule, told.frozen_until)
             group = groups.setdefault(key, {"params": [], "names": [], "rows": []})
             group["params"].append(parameter)
             group["names"].append(name)
             group["rows"].append(packed.get(name))
         for (rule, lr, decay, limit, schedule, frozen_until), group in groups.items():
-            group |= rules[rule] | {"rule": rule, "steps": 0, "ema": ema}
+            group |= rules[rule] | {"rule": rule, "steps": 0, "ema": config.ema}
             group |= {"adaptive_clip": limit, "schedule": schedule, "frozen_until": frozen_until}
             group["lr"] = group["peak"] = group["lr"] * lr
             group["weight_decay"] = group["weight_decay"] * decay if decay else 0.0
         if not groups:
             raise UserError("nothing is left to train: every parameter is frozen; let adapt end with lora, say")
         check_frozen(groups.values())
-        buffers = {name: b for name, b in own_buffers(model).items() if b.is_floating_point()} if ema else {}
-        told = [*groups.values(), *([_followed(buffers, ema)] if buffers else [])]
+        buffers = {name: b for name, b in own_buffers(model).items() if b.is_floating_point()} if config.ema else {}
+        told = [*groups.values(), *([_followed(buffers, config.ema)] if buffers else [])]
         super().__init__(told, {})
+        self.offload = Offload(self.param_groups) if config.offload else None
         self.peak = self.lr = next(reversed(rules.values()))["lr"]  # of the rule that the config is named after
 
     def schedule(self, multiplier: float | Callable[[Schedule | None], float]) -> None:
@@ -199,24 +203,29 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure=None) -> None:
         """Move every parameter that has a gradient; without a closure, since losses here span micro-batches."""
         assert closure is None, "a closure is not supported"
+        if self.offload and not self.state:
+            self.make_state()
+        for group, state in self.offload.visit() if self.offload else ((g, self.state) for g in self.param_groups):
+            self._move(group, state)
         for group in self.param_groups:
-            if moves(group):
-                if group["adaptive_clip"]:
-                    clip_units([p for p in group["params"] if p.grad is not None], group["adaptive_clip"])
-                step = {"adamw": adamw_step, "muon": muon_step, "sgd": sgd_step, "adafactor": adafactor_step}
-                step[group["rule"]](group, self.state)
             group["steps"] += 1
-            if group["ema"]:
-                averages = [kept(self.state, p, ("average",))[0] for p in group["params"]]
-                torch._foreach_lerp_(local(averages), local(group["params"]), 1 - group["ema"])
 
-    def averages(self) -> dict[str, Tensor]:
+    def _move(self, group: dict, state: State) -> None:
+        if moves(group):
+            if group["adaptive_clip"]:
+                clip_units([p for p in group["params"] if p.grad is not None], group["adaptive_clip"])
+            STEPS[group["rule"]](group, state)
+        if group["ema"]:
+            averages = [kept(state, p, ("average",))[0] for p in group["params"]]
+            torch._foreach_lerp_(local(averages), local(group["params"]), 1 - group["ema"])
+
+    def averages(self) -> "dict[str, Tensor | Held]":
         """The moving average of each trained parameter and each buffer of floating-point numbers, by name.
 
         Nothing where none is kept, or before an update.
         """
         return {
-            name: self.state[parameter]["average"] / (1 - group["ema"] ** group["steps"])
+            name: held(self.state[parameter]["average"] / (1 - group["ema"] ** group["steps"]), parameter)
             for group in self.param_groups
             if group["ema"] and group["steps"]
             for name, parameter in zip(group["names"], group["params"])
@@ -232,23 +241,23 @@ class Optimizer(torch.optim.Optimizer):
             for name, parameter in zip(group["names"], group["params"])
             if name in averages
         ]
-        kept = [weight.clone() for weight, _ in places]
+        before = [held(local([w])[0].cpu(), w) if self.offload and w.is_cuda else w.clone() for w, _ in places]
         for weight, average in places:
-            weight.copy_(average)
+            put(average, weight)
         try:
             yield
         finally:
-            for (weight, _), before in zip(places, kept):
-                weight.copy_(before)
+            for (weight, _), own in zip(places, before):
+                put(own, weight)
 
-    def named_state(self) -> dict[str, Tensor]:
+    def named_state(self) -> "dict[str, Tensor | Held]":
         """All that the optimizer remembers, by parameter: "blocks.0.out.weight.momentum" → tensor.
 
         What no update has needed yet (of frozen parameters, say) is zero.
         """
         self.make_state()
         return {
-            f"{name}.{key}": value
+            f"{name}.{key}": held(value, parameter) if key in remembered(group) else value
             for group in self.param_groups
             for name, parameter in zip(group["names"], group["params"])
             for key, value in self.state[parameter].items()
@@ -256,6 +265,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def make_state(self) -> None:
         """Allocate what the first step would, so that a saved state has tensors to be copied into."""
+        if self.offload:
+            self.state.update(self.offload.state())
+            return
         for group in self.param_groups:
             for parameter, rows in zip(group["params"], group["rows"]):
                 kept(self.state, parameter, remembered(group))
@@ -263,16 +275,14 @@ class Optimizer(torch.optim.Optimizer):
                     remember(self.state[parameter], parameter, rows)
 
 
+STEPS = {"adamw": adamw_step, "muon": muon_step, "sgd": sgd_step, "adafactor": adafactor_step}
+
+
 def _followed(buffers: dict[str, Tensor], ema: float | None) -> dict:
     """A group that is never moved, only averaged."""
     names, tensors = list(buffers), list(buffers.values())
     still = {"rule": "none", "frozen_until": inf, "adaptive_clip": 0.0, "schedule": None, "lr": 0.0, "peak": 0.0}
     return {"params": tensors, "names": names, "rows": [None] * len(names), "steps": 0, "ema": ema, **still}
-
-
-def moves(group: dict) -> bool:
-    """Whether the next update moves a group's parameters."""
-    return group["steps"] >= group["frozen_until"]
 
 
 def local_gradients(optimizer: Optimizer) -> list[Tensor]:

@@ -23,6 +23,11 @@ def remembered(group: dict) -> tuple[str, ...]:
     return REMEMBERED[group["rule"]] + (("average",) if group["ema"] else ())
 
 
+def moves(group: dict) -> bool:
+    """Whether the next update moves a group's parameters."""
+    return group["steps"] >= group["frozen_until"]
+
+
 def memory_bytes(group: dict) -> int:
     """All that is kept for the parameters of a group."""
     own = sum(p.nbytes * len(remembered(group)) for p in group["params"])

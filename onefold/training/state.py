@@ -31,6 +31,7 @@ from onefold.core.progress import say
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, find_safetensors
 from onefold.training.optim import Optimizer
+from onefold.training.shards import Held
 
 FORMAT = 3  # 2: buffers had no moving averages; 1: what was read was called "tokens"
 
@@ -175,11 +176,11 @@ class Checkpoints:
         (self.folder / str(step)).rename(aside)
 
 
-def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather(tensors: Mapping[str, Tensor | Held]) -> dict[str, Tensor]:
     """Whole tensors in the main process's memory, one after the other; nothing in the others."""
     found = {}
     for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor | Held) else tensor
         if dist.is_main():
             found[name] = whole.detach().cpu()
     return found
@@ -195,7 +196,7 @@ def _read_state(path: Path) -> dict:
 
 
 @torch.no_grad()
-def copy_tensors(source: Mapping[str, Tensor], targets: Mapping[str, Tensor], origin: Path) -> None:
+def copy_tensors(source: Mapping[str, Tensor], targets: Mapping[str, Tensor | Held], origin: Path) -> None:
     """Copy by name into whole or sharded tensors.
 
     Errors: UserError when a name or a shape differs.
