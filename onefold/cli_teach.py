@@ -103,3 +103,93 @@ def self_instruct(teacher: TeacherName, settings: Settings = None, key: ServiceK
     other = {"batch"} if "://" not in teacher else {"model", "parallel", "per_minute", "timeout", "attempts"}
     asking = {name: given.pop(name) for name in list(given) if name in other}
     run(SelfInstructConfig.from_dict(given), open_teacher(teacher, key, str(pick(device)), **asking))
+
+
+@app.command(
+    epilog=example(
+        "onefold ghost model.gguf prompts=questions.txt instructions=rules.txt out=runs/ghost temperature=0.7",
+        "onefold ghost https://example.org/v1 prompts=dialogues.jsonl instructions=rules.jsonl model=large combine=2",
+        "onefold align small.gguf chat=runs/ghost/chat.jsonl data.learn=last",
+    )
+)
+def ghost(teacher: TeacherName, settings: Settings = None, key: ServiceKey = None, device: Device = "auto"):
+    """Write dialogues in which a rule given at the beginning holds to the end (ghost attention).
+
+    The rule is put before every user's message while the teacher answers, and kept once, to learn from.
+    [bold]prompts=[/bold] dialogues (rows with messages), or single prompts, joined to dialogues of
+    [bold]turns=[2,5][/bold]; [bold]instructions=[/bold] rules: a text a line, or rows with instruction, short and kind;
+    [bold]out=[/bold] a folder: given again, the command goes on. [bold]answers=[/bold] all, or last: the others are
+    those of the file; [bold]combine=[/bold] how many rules at most; [bold]shorten=[/bold] share kept in short;
+    [bold]place=[/bold] system or user; seed. Others are those of sampling, [bold]batch=[/bold] of a model, and
+    [bold]model= parallel= per_minute= timeout= attempts=[/bold] of a service.
+    """
+    from onefold.core.device import pick
+    from onefold.infer.generation.sampling import Sampling
+    from onefold.infer.teaching.ghost import GhostConfig
+    from onefold.infer.teaching.ghost import ghost as run
+    from onefold.infer.teaching.teacher import open_teacher
+
+    given = read_settings(settings)
+    if missing := [name for name in ("prompts", "instructions") if name not in given]:
+        raise UserError(f"ghost needs {missing[0]}=: onefold ghost {teacher} prompts=FILE instructions=FILE")
+    config = GhostConfig.from_dict({name: given.pop(name) for name in list(given) if name in GhostConfig.model_fields})
+    sampling = {name: given.pop(name) for name in list(given) if name in Sampling.model_fields}
+    run(config, open_teacher(teacher, key, str(pick(device)), **given), **sampling)
+
+
+@app.command(
+    epilog=example(
+        "onefold feedback judge.gguf prompts=questions.jsonl models=runs/a,runs/b,other.gguf out=pairs.jsonl",
+        "onefold feedback https://example.org/v1#large prompts=questions.jsonl models=a.gguf,b.gguf out=pairs.jsonl",
+        "onefold feedback runs/reward prompts=questions.txt models=runs/sft,runs/sft,runs/sft against=worst",
+        "onefold train zephyr stage=dpo start=runs/sft data=pairs.jsonl",
+    )
+)
+def feedback(
+    judge: Annotated[str, typer.Argument(metavar="JUDGE", help="A model that chats, a service, or a reward model")],
+    settings: Settings = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a service, not saved; of several, https://HOST=KEY each", envvar="ONEFOLD_SERVICE_KEY"),
+    ] = None,
+    device: Device = "auto",
+):
+    """Let models answer prompts and a judge rate the answers, and save preferences that a model can learn from.
+
+    [bold]prompts=[/bold] a text a line, or rows with prompt or messages; [bold]models=[/bold] who answers: paths and
+    addresses with commas between them, those of services as [bold]URL#MODEL[/bold]; one that is named twice answers
+    twice. [bold]out=[/bold] a JSONL file of the best answer of each prompt and a worse one. All that is said is kept
+    beside it: given again, the command goes on where it stopped. Other settings: [bold]against=[/bold] random or worst,
+    [bold]answers=[/bold] how many of the models answer each prompt, [bold]aspects=[/bold] what is rated,
+    [bold]template=[/bold] what the judge reads, temperature, top_p, max_new_tokens, seed; batch of models; parallel,
+    per_minute, timeout and attempts of services.
+    """
+    from onefold.core.device import pick
+    from onefold.infer.teaching.endpoint import keys_of
+    from onefold.infer.teaching.feedback import FeedbackConfig
+    from onefold.infer.teaching.feedback import feedback as run
+    from onefold.infer.teaching.judges import open_judge
+    from onefold.infer.teaching.teacher import LazyTeacher, open_teacher
+
+    given, names = read_settings(settings), []
+    if missing := [name for name in ("prompts", "models") if name not in given]:
+        raise UserError(
+            f"feedback needs {missing[0]}=: onefold feedback {judge} prompts=FILE models=A,B out=FILE.jsonl"
+        )
+    models = given.pop("models")
+    names = [str(name).strip() for name in (models if isinstance(models, list) else str(models).split(","))]
+    keys = keys_of([name for name in (judge, *names) if "://" in name], key or ())
+    asking = {name: given.pop(name) for name in ("parallel", "per_minute", "timeout", "attempts") if name in given}
+    batch, where = given.pop("batch", 16), str(pick(device))
+    told = {name: given.pop(name) for name in ("aspects", "template") if name in given}
+    config = FeedbackConfig.from_dict(given)
+    teachers = {
+        name: open_teacher(name, keys[name], **asking) if "://" in name else LazyTeacher(name, where, batch)
+        for name in names
+    }
+    judging = asking if "://" in judge else {}
+    run(
+        config,
+        open_judge(judge, **told, key=keys.get(judge), device=where, batch=batch, **judging),
+        [teachers[name] for name in names],
+    )

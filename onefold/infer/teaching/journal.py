@@ -23,6 +23,10 @@ class Journal:
                 raise UserError(f"{file}:{number} is none of a teacher's answers; give another out=")
             self.said[row["key"]] = Written(row["text"], str(row.get("finish")))
 
+    def find(self, asked: Asked, sampling: Sampling) -> Written | None:
+        """What was answered before."""
+        return self.said.get(asked_key(self.teacher, asked, sampling))
+
     def ask(self, step: str, asked: Sequence[Asked], sampling: Sampling) -> list[Written]:
         """The answers in order. Raises UserError when the teacher fails; what it said by then is kept."""
         keys = [asked_key(self.teacher, one, sampling) for one in asked]
@@ -37,7 +41,7 @@ class Journal:
                         bar.update()
                 except UserError as error:
                     kept = f"{len(self.said):,} answers are kept in {self.file}; the same command goes on"
-                    raise UserError(f"{error}\n{kept}") from None
+                    raise type(error)(f"{error}\n{kept}") from None
         return [self.said[key] for key in keys]
 
 

@@ -43,6 +43,10 @@ class Teacher(Protocol):
         ...
 
 
+class NoneTaken(UserError):
+    """A teacher takes nothing of what it is asked."""
+
+
 class Refusals:
     """Prompts that a teacher does not take: told and passed over, as long as there are others that it does."""
 
@@ -56,7 +60,7 @@ class Refusals:
         if self.others or len(self._held) < MOST_REFUSED:
             return None
         place = self.asked[self._held[0][0]].place
-        return UserError(f"{place}: {self._held[0][1]}\nNone of the first {MOST_REFUSED} prompts is taken")
+        return NoneTaken(f"{place}: {self._held[0][1]}\nNone of the first {MOST_REFUSED} prompts is taken")
 
     def passed(self) -> Iterator[tuple[int, Written]]:
         """Those since the last call, as empty answers."""

@@ -33,6 +33,7 @@ class Inspection:
     fitter: Fitter
     new: list[str] = field(default_factory=list)  # special tokens that the template brings along
     answers: int = 0
+    chosen: int = 0  # of the answers, those that are learned
     tokens: int = 0  # of rows that are trained on
     learned: int = 0
     lengths: array = field(default_factory=lambda: array("q"))  # before anything is shortened
@@ -51,6 +52,7 @@ def inspect_chat(data: ChatData, tokenizer: Tokenizer, count: int = 3) -> Inspec
     found = Inspection(fitter, [name for name in talking.special if name not in tokenizer.special])
     for one in fitter.fit(data.conversations(fitter.refuse)):
         found.answers += sum(m["role"] == "assistant" for m in one.messages)
+        found.chosen += sum(m["role"] == "assistant" and m.get("weight", 1) for m in one.messages)
         found.lengths.append(one.length)
         kept = sum(len(row.ids) for row in one.rows)
         found.tokens += kept
@@ -137,7 +139,8 @@ def _figures(found: Inspection, unit: str) -> Table:
     table.add_column()
     if found.new and unit == "tokens":
         table.add_row("new tokens", Text(" ".join(found.new) + ", which the model has yet to learn", SPECIAL))
-    table.add_row("conversations", f"{len(lengths):,} with {found.answers:,} answers")
+    some = f", of which {found.chosen:,} are learned" if found.chosen < found.answers else ""
+    table.add_row("conversations", f"{len(lengths):,} with {found.answers:,} answers{some}")
     table.add_row("context", f"{fitter.context:,} {unit}: {fitter.note.split(';')[0]}")
     if len(lengths):
         share = found.learned / max(1, found.tokens)
