@@ -160,9 +160,9 @@ class LoRALinear(nn.Module):
 
     @property
     def loras(self) -> "list[LoRA] | None":
-        """The active adapter's, in the order of their rows; None: it has none here."""
-        active = self.switch.active
-        return list(self.adapters[active].values()) if active in self.adapters else None
+        """The active adapter's, in the order of their rows; None: it has none here, or is a part of the weights."""
+        name = self.switch.beside
+        return None if name is None or name not in self.adapters else list(self.adapters[name].values())
 
     def dense(self) -> Float[Tensor, "outward inward"]:
         """The matrix that x is multiplied with, the active adapter merged into it."""

@@ -12,7 +12,8 @@ from dataclasses import replace as with_changes
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
@@ -84,11 +85,19 @@ class Switch:
         self.active: str | None = None
         self.steps: list[Config] = []  # surgery beneath the adapters
         self.whole: set[str] = set()  # parameters that were trained in full, as all adapters were
+        self.merged = False  # whether the active one is a part of the weights for now: merge.py
+        self.replaced: list[tuple[Tensor, Tensor]] = []  # those weights, and their numbers of before
+
+    @property
+    def beside(self) -> str | None:
+        """The adapter that matrices have to compute beside themselves."""
+        return None if self.merged else self.active
 
     def add(self, name: str) -> None:
         """Steps of one name make up one adapter. Raises UserError for what torch cannot call a module."""
         if not name or "." in name or hasattr(nn.ModuleDict(), name):
             raise UserError(f"an adapter cannot be called {name!r}: choose a name of letters, digits, - and _")
+        self.unmerge()
         self.names += [] if name in self.names else [name]
         self.active = name
 
@@ -96,7 +105,16 @@ class Switch:
         """Let this adapter work from now on, or none. Raises UserError naming those that there are."""
         if name is not None and name not in self.names:
             raise UserError(f"no adapter named {name!r}; there are {', '.join(self.names) or 'none'}")
+        if name != self.active:
+            self.unmerge()
         self.active = name
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Give weights that the active adapter was merged into their own numbers back, to the last bit."""
+        for weight, before in self.replaced:
+            weight.copy_(before)
+        self.merged, self.replaced = False, []
 
 
 def switch_of(model: nn.Module) -> Switch:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from onefold.adapt.merge import merge_active
 from onefold.adapt.surgery import switch_of
 from onefold.core.config import Config
 from onefold.core.errors import UserError
@@ -37,6 +38,18 @@ class Opened:
     def use(self, adapter: str | None) -> None:
         """Let this adapter work from now on, or none. Raises UserError naming those that there are."""
         switch_of(self.network).use(adapter)
+
+    def merge(self) -> None:
+        """Make the adapter at work a part of the weights, so that it costs nothing, until `unmerge` or `use`.
+
+        Memory: those weights once more, on the host. Models that write and have one adapter do it themselves where
+        that pays. Raises UserError where none is at work, and for weights of fewer bits.
+        """
+        merge_active(self.network)
+
+    def unmerge(self) -> None:
+        """Give the weights their own numbers back, to the last bit; the adapter works beside them again."""
+        switch_of(self.network).unmerge()
 
     @property
     def card(self) -> Mapping[str, Any]:

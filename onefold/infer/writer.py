@@ -7,17 +7,20 @@ from typing import Any, ClassVar, overload
 
 from torch import Tensor
 
+from onefold.adapt.merge import can_be_merged, merge_active
+from onefold.adapt.surgery import switch_of
 from onefold.core.errors import UserError
 from onefold.infer.generation import engine
 from onefold.infer.generation.beam import beam_search
 from onefold.infer.generation.continuation import Continuation
-from onefold.infer.generation.few_rows import for_decoding
+from onefold.infer.generation.few_rows import for_decoding, to_spare
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.generation.speculative import Speculation
 from onefold.infer.opened import OpenedText
 from onefold.interop.loaded import Loaded
 
 Prompt = str | Sequence[int]  # text, or ids as they are
+PAYS = 16  # tokens from which on merging an adapter costs less than having it beside the weights
 
 
 class Writer(OpenedText, ABC):
@@ -96,6 +99,7 @@ class Writer(OpenedText, ABC):
 
     def run(self, rows: Sequence[Continuation], sampling: Sampling) -> Iterator[None]:
         """Write the rows, a token a step each (with a draft several); close the iterator to stop early."""
+        self._settle(rows)
         if sampling.beams > 1:
             self.finish(rows, sampling)
             return iter((None,))
@@ -107,6 +111,7 @@ class Writer(OpenedText, ABC):
         """Write the rows to their ends."""
         if not rows:
             return
+        self._settle(rows)
         if sampling.beams == 1:
             for _ in self.run(rows, sampling):
                 pass
@@ -116,6 +121,14 @@ class Writer(OpenedText, ABC):
         found = beam_search(self._network(rows), prompts, budgets, sampling, rows[0].ends, counted)
         for row, (best, *_) in zip(rows, found):
             row.write(best.ids, best.finish)
+
+    def _settle(self, rows: Sequence[Continuation]) -> None:
+        """Take the only adapter into the weights, where so much is to be written that it pays."""
+        switch = switch_of(self.network)
+        if len(switch.names) != 1 or switch.beside is None or max((row.budget for row in rows), default=0) < PAYS:
+            return
+        if can_be_merged(self.network, to_spare()):
+            merge_active(self.network)
 
     @abstractmethod
     def _network(self, rows: Sequence[Continuation]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onefold.adapt.merge import is_adapted
+from onefold.adapt.surgery import switch_of
 from onefold.core.errors import UserError
 from onefold.interop.adapted import plain
 from onefold.interop.artifact import Picture, save_artifact
@@ -36,6 +37,7 @@ def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: A
     sentence-transformers. options: `dtype=` other than the model's; `kind="F16"` of a .gguf file. Raises
     UserError for a format that cannot hold the model. Adapters are merged into the weights, of which this is a copy.
     """
+    switch_of(loaded.model).unmerge()
     if format == "peft":
         save_peft(path, loaded)
         return

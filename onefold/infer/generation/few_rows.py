@@ -36,7 +36,7 @@ def for_decoding(model: nn.Module) -> nn.Module:
     usual = platform.machine().lower() not in ("x86_64", "amd64") or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if usual or any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
         return model
-    return _twin(model, sum(p.nbytes for p in model.parameters()) <= MEMORY_SHARE * _memory())
+    return _twin(model, sum(p.nbytes for p in model.parameters()) <= to_spare())
 
 
 def _twin(module: nn.Module, packs: bool) -> nn.Module:
@@ -104,6 +104,11 @@ class FewRowsNorm(nn.Module):
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         scale = torch.baddbmm(self._eps, x, x.mT, alpha=1 / x.shape[-1]).rsqrt_()
         return (x * scale).mul_(self.weight)
+
+
+def to_spare() -> float:
+    """Bytes that a second copy of weights may take on this machine."""
+    return MEMORY_SHARE * _memory()
 
 
 def _memory() -> int:
