@@ -27,15 +27,20 @@ CHUNK = 1024  # columns of a prompt read at once: bounds memory, and still fills
 def generate(model: nn.Module, rows: Sequence[Continuation], sampling: Sampling) -> Iterator[None]:
     """Continue all rows together; after each step every row that had not ended has one more token.
 
-    The rows are the result. Stop early by closing the iterator.
+    The rows are the result. Stop early by closing the iterator. A prompt that several rows have is read once.
     """
     if not rows:
         return
-    live = list(rows)
-    tokens, positions = left_pad([row.prompt for row in live], device_of(model))
+    live, places = list(rows), {}
+    reads = [places.setdefault(tuple(row.prompt) if row.source is None else row, len(places)) for row in live]
+    tokens, positions = left_pad([live[reads.index(place)].prompt for place in range(len(places))], device_of(model))
     steps = max(row.budget for row in live)
-    state = model.init_state(len(live), tokens.shape[1] + steps - 1)
+    state = model.init_state(len(places), tokens.shape[1] + steps - 1)
     logits = model.head(read(model, tokens, positions, state))
+    if len(places) < len(live):
+        index = torch.tensor(reads, device=logits.device)
+        logits = logits[index]
+        state.reorder(index)
     prompts, randoms = [row.prompt for row in live], [row.random for row in live]
     ends = [row.ends for row in live]
     sampler = Sampler(prompts, randoms, sampling, steps, logits.shape[1], logits.device, ends)

@@ -24,6 +24,7 @@ from onefold.data.text.chat.answers import Said
 from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.infer.generation.continuation import Continuation
 from onefold.infer.generation.engine import budget, evaluating, generate
+from onefold.infer.generation.few_rows import for_decoding
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.model import behind
 from onefold.infer.rollouts.rewards import Answer
@@ -75,9 +76,10 @@ class Policy:
             room = budget(prompt.ids, sampling.max_new_tokens, context)
             found.append(Continuation(prompt.ids, room, tokenizer.stops, (), stream, np.random.default_rng(seed)))
         with self.whole(), evaluating(self.model), torch.compiler.set_stance("force_eager"):
-            together = AT_ONCE * self.rows
-            for start in range(0, len(found), together):
-                for _ in generate(self.model, found[start : start + together], sampling):
+            model = for_decoding(self.model) if dist.world() == 1 else self.model  # FSDP's modules cannot be copied
+            together, even = AT_ONCE * self.rows, sorted(found, key=lambda row: len(row.prompt))  # little is padded
+            for start in range(0, len(even), together):
+                for _ in generate(model, even[start : start + together], sampling):
                     pass
         return found
 

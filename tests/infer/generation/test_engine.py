@@ -1,5 +1,6 @@
 """The generate loop against the plain way: run the whole text through the model again for every token."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,30 @@ SETTINGS = [{}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 0.7, "repeti
 def test_a_batch_of_ragged_prompts_equals_each_alone_recomputed(model, settings):
     sampling = Sampling(max_new_tokens=20, seed=5, **settings)
     assert continued(model, PROMPTS, sampling) == [recomputed(model, p, sampling) for p in PROMPTS]
+
+
+def test_a_prompt_of_several_rows_is_read_once(model, monkeypatch):
+    """And each row goes on as if it had stood alone, wherever the others end."""
+    sampling = Sampling(max_new_tokens=12, temperature=1.5)
+    prompts = [PROMPTS[0], PROMPTS[3], PROMPTS[0], PROMPTS[3], PROMPTS[0]]
+
+    def written(places) -> list[list[int]]:
+        rows = [Continuation(prompts[n], 12, {9, 20}, random=np.random.default_rng(n)) for n in places]
+        for _ in generate(model, rows, sampling):
+            pass
+        return [row.ids for row in rows]
+
+    alone = [written([n])[0] for n in range(5)]
+    shapes, features = [], model.features
+
+    def seen(tokens, *rest, **more):
+        shapes.append(tokens.shape)
+        return features(tokens, *rest, **more)
+
+    monkeypatch.setattr(model, "features", seen)
+    assert written(range(5)) == alone
+    assert len({tuple(ids) for ids in alone}) == 5
+    assert shapes[:2] == [(2, 11), (5, 1)]
 
 
 @torch.no_grad()
