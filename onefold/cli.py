@@ -298,7 +298,7 @@ app.add_typer(protein_verbs, name="proteins")
 # How `onefold --help` groups them.
 PANELS = {
     "Train": ("quickstart", "train", "recipes", "show", "compare", "average", "check"),
-    "Adapt and teach": ("align", "merge", "tune", "teach", "self-instruct", "ghost", "select"),
+    "Adapt and teach": ("align", "merge", "tune", "teach", "self-instruct", "ghost", "select", "feedback"),
     "Write": ("generate", "chat", "translate", "serve"),
     "Understand": ("evaluate", "classify", "fill", "tag", "answer", "predict", "score", "embed"),
     "Data and formats": ("data", "words", "proteins", "export"),

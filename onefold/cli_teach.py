@@ -135,3 +135,61 @@ def ghost(teacher: TeacherName, settings: Settings = None, key: ServiceKey = Non
     config = GhostConfig.from_dict({name: given.pop(name) for name in list(given) if name in GhostConfig.model_fields})
     sampling = {name: given.pop(name) for name in list(given) if name in Sampling.model_fields}
     run(config, open_teacher(teacher, key, str(pick(device)), **given), **sampling)
+
+
+@app.command(
+    epilog=example(
+        "onefold feedback judge.gguf prompts=questions.jsonl models=runs/a,runs/b,other.gguf out=pairs.jsonl",
+        "onefold feedback https://example.org/v1#large prompts=questions.jsonl models=a.gguf,b.gguf out=pairs.jsonl",
+        "onefold feedback runs/reward prompts=questions.txt models=runs/sft,runs/sft,runs/sft against=worst",
+        "onefold train dpo data=pairs.jsonl start=runs/sft",
+    )
+)
+def feedback(
+    judge: Annotated[str, typer.Argument(metavar="JUDGE", help="A model that chats, a service, or a reward model")],
+    settings: Settings = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a service, not saved; of several, https://HOST=KEY each", envvar="ONEFOLD_SERVICE_KEY"),
+    ] = None,
+    device: Device = "auto",
+):
+    """Let models answer prompts and a judge rate the answers, and save preferences that a model can learn from.
+
+    [bold]prompts=[/bold] a text a line, or rows with prompt or messages; [bold]models=[/bold] who answers: paths and
+    addresses with commas between them, those of services as [bold]URL#MODEL[/bold]; one that is named twice answers
+    twice. [bold]out=[/bold] a JSONL file of the best answer of each prompt and a worse one. All that is said is kept
+    beside it: given again, the command goes on where it stopped. Other settings: [bold]against=[/bold] random or worst,
+    [bold]answers=[/bold] how many of the models answer each prompt, [bold]aspects=[/bold] what is rated,
+    [bold]template=[/bold] what the judge reads, temperature, top_p, max_new_tokens, seed; batch of models; parallel,
+    per_minute, timeout and attempts of services.
+    """
+    from onefold.core.device import pick
+    from onefold.infer.teaching.endpoint import keys_of
+    from onefold.infer.teaching.feedback import FeedbackConfig
+    from onefold.infer.teaching.feedback import feedback as run
+    from onefold.infer.teaching.judges import open_judge
+    from onefold.infer.teaching.teacher import LazyTeacher, open_teacher
+
+    given, names = read_settings(settings), []
+    if missing := [name for name in ("prompts", "models") if name not in given]:
+        raise UserError(
+            f"feedback needs {missing[0]}=: onefold feedback {judge} prompts=FILE models=A,B out=FILE.jsonl"
+        )
+    models = given.pop("models")
+    names = [str(name).strip() for name in (models if isinstance(models, list) else str(models).split(","))]
+    keys = keys_of([name for name in (judge, *names) if "://" in name], key or ())
+    asking = {name: given.pop(name) for name in ("parallel", "per_minute", "timeout", "attempts") if name in given}
+    batch, where = given.pop("batch", 16), str(pick(device))
+    told = {name: given.pop(name) for name in ("aspects", "template") if name in given}
+    config = FeedbackConfig.from_dict(given)
+    teachers = {
+        name: open_teacher(name, keys[name], **asking) if "://" in name else LazyTeacher(name, where, batch)
+        for name in names
+    }
+    judging = asking if "://" in judge else {}
+    run(
+        config,
+        open_judge(judge, **told, key=keys.get(judge), device=where, batch=batch, **judging),
+        [teachers[name] for name in names],
+    )

@@ -39,6 +39,11 @@ def growing(path: Path) -> Iterator[Add]:
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of such a file, none where there is no file. Raises UserError naming the line that is no JSON object."""
+    return (row for _, row in placed_rows(path))
+
+
+def placed_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same, each with the byte that it begins at."""
     if not path.exists():
         return
     try:
@@ -46,6 +51,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     with opened as file:
+        place = 0
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
@@ -55,7 +61,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 return  # cut off
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number} is no JSON object: mend or delete this line")
-            yield row
+            yield place, row
+            place += len(line)
 
 
 def valid_text(text: str) -> str:

@@ -9,8 +9,9 @@ import math
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -58,6 +59,29 @@ class EndpointConfig(Config):
     timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds for one
     attempts: Annotated[int, Field(ge=1)] = 6  # at one request, the waits between them growing from one second
     per_minute: Annotated[float, Field(gt=0)] | None = None  # requests begun in a minute, at most
+
+
+def keys_of(urls: Iterable[str], keys: Sequence[str]) -> dict[str, str | None]:
+    """The key of each address. A plain key is for the only service, or all that have none of their own, where these are
+    at one host; others are told apart as https://HOST=KEY. Raises UserError where a key might go to a stranger.
+    """
+    hosts, own, plain = {url: _host(url) for url in urls}, dict[str, str](), list[str]()
+    for key in keys:
+        address, equals, secret = key.partition("=")
+        if "://" not in address or not equals:
+            plain.append(key)
+        elif _host(address) in hosts.values():
+            own[_host(address)] = secret
+        else:
+            raise UserError(f"a key is given for {_host(address)}, and no service there is asked")
+    if plain and (len(plain) > 1 or len(set(hosts.values()) - set(own)) > 1):
+        raise UserError("with services at several hosts, say whose each key is: https://HOST=KEY")
+    return {url: own.get(host, plain[0] if plain else None) for url, host in hosts.items()}
+
+
+def _host(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 class Service:

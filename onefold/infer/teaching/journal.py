@@ -1,48 +1,78 @@
 """What a teacher has said so far, raw, by what it was asked: whatever is made of it goes on by replaying."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 from onefold.core.errors import UserError
-from onefold.core.json_lines import growing, read_rows
+from onefold.core.json_lines import Add, growing, placed_rows
 from onefold.core.progress import Progress
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.teaching.teacher import Asked, Teacher, Written
 
+TOGETHER = 4096  # questions that a teacher is given at once
+
 
 class Journal:
-    """The answers of one teacher, a row each in a file that grows."""
+    """The answers of one teacher, a row each in a file that grows, perhaps with those of others. They stay there: only
+    where each lies is in memory."""
 
     def __init__(self, teacher: Teacher, file: Path):
         self.teacher, self.file = teacher, file
-        self.said: dict[str, Written] = {}
-        for number, row in enumerate(read_rows(file), 1):
+        self._places: dict[str, int] = {}
+        for number, (place, row) in enumerate(placed_rows(file), 1):
             if not (isinstance(row.get("key"), str) and isinstance(row.get("text"), str)):
                 raise UserError(f"{file}:{number} is none of a teacher's answers; give another out=")
-            self.said[row["key"]] = Written(row["text"], str(row.get("finish")))
+            self._places[row["key"]] = place
+
+    def __getitem__(self, key: str) -> Written:
+        """What was answered before, by its `asked_key`, whoever said it."""
+        with self.file.open("rb") as file:
+            file.seek(self._places[key])
+            row = json.loads(file.readline())
+        return Written(row["text"], str(row.get("finish")))
 
     def find(self, asked: Asked, sampling: Sampling) -> Written | None:
         """What was answered before."""
-        return self.said.get(asked_key(self.teacher, asked, sampling))
+        key = asked_key(self.teacher, asked, sampling)
+        return self[key] if key in self._places else None
 
     def ask(self, step: str, asked: Sequence[Asked], sampling: Sampling) -> list[Written]:
         """The answers in order. Raises UserError when the teacher fails; what it said by then is kept."""
-        keys = [asked_key(self.teacher, one, sampling) for one in asked]
-        left = {key: one for key, one in zip(keys, asked) if key not in self.said}
+        return list(self.each(step, asked, len(asked), sampling))
+
+    def each(self, step: str, asked: Iterable[Asked], count: int, sampling: Sampling) -> Iterator[Written]:
+        """The same for `count` questions, of which few are in memory at a time."""
+        questions, known = iter(asked), 0
+        with ExitStack() as held:
+            writing: tuple[Add, Progress] | None = None
+            while some := list(islice(questions, TOGETHER)):
+                keys = [asked_key(self.teacher, one, sampling) for one in some]
+                left = {key: one for key, one in zip(keys, some) if key not in self._places}
+                known += len(keys) - len(left)
+                if left and writing is None:
+                    add = held.enter_context(growing(self.file))
+                    writing = add, held.enter_context(Progress(step, count, "answers", known))
+                elif writing is not None:
+                    writing[1].update(len(keys) - len(left))
+                if left and writing is not None:
+                    self._ask(step, left, sampling, *writing)
+                yield from (self[key] for key in keys)
+
+    def _ask(self, step: str, left: dict[str, Asked], sampling: Sampling, add: Add, bar: Progress) -> None:
         names = list(left)
-        if left:
-            with growing(self.file) as add, Progress(step, len(keys), "answers", len(keys) - len(left)) as bar:
-                try:
-                    for which, written in self.teacher.answer(list(left.values()), sampling):
-                        add({"step": step, "key": names[which], "text": written.text, "finish": written.finish})
-                        self.said[names[which]] = written
-                        bar.update()
-                except UserError as error:
-                    kept = f"{len(self.said):,} answers are kept in {self.file}; the same command goes on"
-                    raise type(error)(f"{error}\n{kept}") from None
-        return [self.said[key] for key in keys]
+        try:
+            for which, written in self.teacher.answer(list(left.values()), sampling):
+                place = self.file.stat().st_size
+                add({"step": step, "key": names[which], "text": written.text, "finish": written.finish})
+                self._places[names[which]] = place
+                bar.update()
+        except UserError as error:
+            kept = f"{len(self._places):,} answers are kept in {self.file}; the same command goes on"
+            raise type(error)(f"{error}\n{kept}") from None
 
 
 def asked_key(teacher: Teacher, asked: Asked, sampling: Sampling) -> str:

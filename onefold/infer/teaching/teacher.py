@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ from onefold.data.text.chat.messages import Message, chat_ids
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.model import Model, as_writer, load
 from onefold.infer.teaching.endpoint import EndpointConfig, Refused, Service
+from onefold.infer.writer import Writer
 
 SORTED_TOGETHER = 16  # batches that are sorted by length, so that little is padded
 MOST_REFUSED = 8  # prompts in the beginning, after which it is not the prompts
@@ -75,16 +77,37 @@ def open_teacher(
 ) -> "ModelTeacher | ServiceTeacher":
     """What `onefold.load` opens, or, of an address, the service there; `key` and `settings` (EndpointConfig) are its.
 
-    Raises UserError when it does not chat.
+    An address may end in # and the name of one of the service's models. Raises UserError when it does not chat.
     """
     if "://" in name:
-        return ServiceTeacher(EndpointConfig.from_dict({"url": name, **settings}), key)
+        url, _, model = name.partition("#")
+        named = {"model": model} if model else {}
+        return ServiceTeacher(EndpointConfig.from_dict({"url": url, **named, **settings}), key)
     if settings:
         raise UserError(f"{next(iter(settings))} is a setting of services, and {name} is a model")
-    model = as_writer(load(name, device), name)
+    return as_teacher(as_writer(load(name, device), name), name, batch)
+
+
+def as_teacher(model: Writer, name: str, batch: int = 16) -> "ModelTeacher":
+    """A model that was opened from `name`. Raises UserError when it does not chat."""
     if not isinstance(model, Model):
         raise UserError(f"{name} writes one text about another; a teacher is a model that chats")
     return ModelTeacher(model, name, batch)
+
+
+class LazyTeacher:
+    """A model that is opened when it is first asked, and again after it was closed."""
+
+    def __init__(self, name: str, device: str = "cpu", batch: int = 16):
+        self.name, self._open = name, partial(open_teacher, name, None, device, batch)
+        self._opened: Teacher | None = None
+
+    def answer(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+        self._opened = self._opened or self._open()
+        return self._opened.answer(asked, sampling)
+
+    def close(self) -> None:
+        self._opened = None
 
 
 class ModelTeacher:
