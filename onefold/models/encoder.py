@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config
+from onefold.core.errors import UserError
 from onefold.models.adopting import below
 from onefold.models.depths import depth_of
 from onefold.models.transformer import Block, BlockConfig, Embed, EmbedConfig, Norm, build_relative, with_new_tokens
@@ -59,8 +60,10 @@ class EncoderConfig(Config):
     def _fits(self) -> "EncoderConfig":
         if isinstance(self.block.mixer, AttentionConfig):
             self.block.mixer.widths(self.width)
-            if self.block.mixer.causal:
-                raise ValueError("an encoder looks both ways: block.mixer.causal must be false")
+        elif self.contacts:
+            raise ValueError("contacts are read from attention: block.mixer must be attention")
+        if getattr(self.block.mixer, "causal", False):
+            raise ValueError("an encoder looks both ways: block.mixer.causal must be false")
         if self.block.cross is not None:
             raise ValueError("an encoder has nothing to look at but its own text: block.cross must be null")
         if isinstance(self.embed.position, LearnedPositionConfig) and self.embed.position.context < self.context:
@@ -137,10 +140,10 @@ class Encoder(nn.Module):
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1)
-            elif name.endswith("_scale"):
+            elif name.endswith("_scale") or ".kernel." in name:
                 pass  # as its block made it
             elif fan_in and not name.startswith(("embed.position.", "embed.token_type.")):
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
             else:
                 parameter.normal_(std=0.02)
 
@@ -227,7 +230,12 @@ class Encoder(nn.Module):
         segments: Int[Tensor, "B T"] | None = None,
         types: Int[Tensor, "B T"] | None = None,
     ) -> Iterator[Float[Tensor, "B H T T"]]:
-        """Layer after layer, how much each token (third axis) takes from each (fourth)."""
+        """Layer after layer, how much each token (third axis) takes from each (fourth).
+
+        Errors: UserError where another mixer stands in its place.
+        """
+        if not isinstance(self.config.block.mixer, AttentionConfig):
+            raise UserError(f"this model has no attention to look at: its mixer is {self.config.block.mixer.kind}")
         layout = self._layout(tokens, positions, segments)
         x = self.embed(tokens, layout, types)
         for block in self.layers():

@@ -40,8 +40,8 @@ class MAEConfig(Config):
             raise ValueError("encoder.classes must be 0: a masked autoencoder has no classifier")
         if isinstance(self.block.mixer, AttentionConfig):
             self.block.mixer.widths(self.width)
-            if self.block.mixer.causal:
-                raise ValueError("squares of a picture have no order: block.mixer.causal must be false")
+        if getattr(self.block.mixer, "causal", False):
+            raise ValueError("squares of a picture have no order: block.mixer.causal must be false")
         if self.width % 4:
             raise ValueError(f"width ({self.width}) must be a multiple of 4")
         if not 0 < self.seen(self.encoder.grid**2) < self.encoder.grid**2:
@@ -93,7 +93,7 @@ class MAE(nn.Module):
     def init_weights(self) -> None:
         """Fresh weights of the decoder, as the encoder has made its own."""
         for name, parameter in self.named_parameters():
-            if name.startswith("encoder.") or name.endswith("_scale"):
+            if name.startswith("encoder.") or name.endswith("_scale") or ".kernel." in name:
                 pass
             elif name.endswith("bias"):
                 parameter.zero_()

@@ -26,6 +26,8 @@ from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
 from onefold.nn.position import LearnedPositionConfig, RelativeBias, RelativeBiasConfig, SinusoidalPositionConfig
+from onefold.nn.ssm import S4Config, S4DConfig
+from onefold.nn.state_spaces import Recurrence
 
 Norm = Annotated[LayerNormConfig | RMSNormConfig, Slot()]
 
@@ -60,9 +62,9 @@ class BlockConfig(Config):
     """
 
     norm: Norm = RMSNormConfig()
-    mixer: Annotated[AttentionConfig, Slot()]
+    mixer: Annotated[AttentionConfig | S4DConfig | S4Config, Slot()]
     cross: AttentionConfig | None = None  # looks at another text, all of it
-    ffn: Annotated[MLPConfig | GatedMLPConfig, Slot()]
+    ffn: Annotated[MLPConfig | GatedMLPConfig, Slot()] | None  # None: the mixer is all of the block
     residual: Literal["pre", "post", "parallel"] = "pre"
     dropout: float = 0.0  # of what each branch adds
     drop_path: float | None = None  # how often a branch is left out for a row in training (arXiv 1603.09382)
@@ -113,6 +115,8 @@ class DecoderConfig(Config):
                 block.mixer.widths(self.width)
         if len(blocks) > 1 and len({repr(relative_bias(block)) for block in blocks}) > 1:
             raise ValueError("relative biases are shared by all layers: a pattern cannot change them")
+        if self.prefix and not all(isinstance(block.mixer, AttentionConfig) for block in blocks):
+            raise ValueError("a prefix that is seen whole needs attention: other mixers read in one direction")
         learned = self.embed.position
         if isinstance(learned, LearnedPositionConfig) and learned.context < self.context:
             raise ValueError(f"context ({self.context}) exceeds the learned positions ({learned.context})")
@@ -133,9 +137,9 @@ class DecoderConfig(Config):
 
 
 class DecoderState:
-    """What a decoder remembers of the columns it has read: one cache a layer."""
+    """What a decoder remembers of the columns it has read: a cache, or a recurrence's state, for each layer."""
 
-    def __init__(self, layers: list[KVCache], capacity: int, prefix: bool = False):
+    def __init__(self, layers: list[KVCache | Recurrence], capacity: int, prefix: bool = False):
         """prefix: what is read first is seen whole by each of its tokens, so it must be read at once."""
         self.layers, self.capacity, self.prefix = layers, capacity, prefix
         self.length = 0  # columns read, padding included
@@ -164,7 +168,7 @@ class DecoderState:
 
     def fork(self, beams: int) -> None:
         """Every row becomes so many, one beside the other, which go on sharing what cross-attention looks at."""
-        rows = torch.arange(self.rows, device=self.layers[0].k.device).repeat_interleave(beams)
+        rows = torch.arange(self.rows, device=self.layers[0].device).repeat_interleave(beams)
         self._reorder(rows)
         self.beams *= beams
 
@@ -181,7 +185,7 @@ class DecoderState:
 
     @property
     def rows(self) -> int:
-        return len(self.layers[0].k)
+        return self.layers[0].rows
 
     def _reorder(self, rows: Tensor) -> None:
         for layer in self.layers:
@@ -210,31 +214,31 @@ class Block(nn.Module):
         self.mixer = config.mixer.build(width)
         self.cross_norm = config.norm.build(width) if config.cross else None
         self.cross = CrossAttention(config.cross, width) if config.cross else None
-        self.ffn_norm = config.norm.build(width)
-        self.ffn = config.ffn.build(width)
+        self.ffn_norm = config.norm.build(width) if config.ffn else None
+        self.ffn = config.ffn.build(width) if config.ffn else None
         self.dropout = nn.Dropout(config.dropout)
         self.drop_path = DropPath(config.drop_path) if config.drop_path else None
         scale = config.layer_scale
         self.mixer_scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
         self.cross_scale = None if scale is None or not config.cross else nn.Parameter(torch.full((width,), scale))
-        self.ffn_scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
+        self.ffn_scale = None if scale is None or not config.ffn else nn.Parameter(torch.full((width,), scale))
 
     def forward(
         self, x: Float[Tensor, "B T D"], layout: Layout, state: Any = None, memory: KeysValues | None = None
     ) -> Float[Tensor, "B T D"]:
         """`memory`: what cross-attention looks at where it is known already; else the layout's."""
         if self.residual == "parallel":
-            mixed = self.mixer(self.mixer_norm(x), layout, state)
-            return x + self._branch(mixed, self.mixer_scale) + self._branch(self.ffn(self.ffn_norm(x)), self.ffn_scale)
+            mixed = x + self._branch(self.mixer(self.mixer_norm(x), layout, state), self.mixer_scale)
+            return mixed if self.ffn is None else mixed + self._branch(self.ffn(self.ffn_norm(x)), self.ffn_scale)
         if self.residual == "post":
             x = self.mixer_norm(x + self._branch(self.mixer(x, layout, state), self.mixer_scale))
             if self.cross is not None:
                 x = self.cross_norm(x + self._branch(self.cross(x, layout, memory), self.cross_scale))
-            return self.ffn_norm(x + self._branch(self.ffn(x), self.ffn_scale))
+            return x if self.ffn is None else self.ffn_norm(x + self._branch(self.ffn(x), self.ffn_scale))
         x = x + self._branch(self.mixer(self.mixer_norm(x), layout, state), self.mixer_scale)
         if self.cross is not None:
             x = x + self._branch(self.cross(self.cross_norm(x), layout, memory), self.cross_scale)
-        return x + self._branch(self.ffn(self.ffn_norm(x)), self.ffn_scale)
+        return x if self.ffn is None else x + self._branch(self.ffn(self.ffn_norm(x)), self.ffn_scale)
 
     def _branch(self, y: Tensor, scale: Tensor | None) -> Tensor:
         """What a branch adds."""
@@ -341,7 +345,7 @@ class Decoder(nn.Module):
         """
         fan_in = self.config.init == "fan_in"
         for name, parameter in self.named_parameters():
-            if name.startswith(PREFIX):
+            if name.startswith(PREFIX) or ".kernel." in name:
                 pass  # as it made itself
             elif name.endswith("bias") or name.startswith("relative."):
                 parameter.zero_()

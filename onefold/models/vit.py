@@ -48,8 +48,8 @@ class ViTConfig(Config):
     def _fits(self) -> "ViTConfig":
         if isinstance(self.block.mixer, AttentionConfig):
             self.block.mixer.widths(self.width)
-            if self.block.mixer.causal:
-                raise ValueError("squares of a picture have no order: block.mixer.causal must be false")
+        if getattr(self.block.mixer, "causal", False):
+            raise ValueError("squares of a picture have no order: block.mixer.causal must be false")
         if self.image % self.patch:
             raise ValueError(f"image ({self.image}) must be a multiple of patch ({self.patch})")
         if self.pool == "class" and not self.class_token:
@@ -123,7 +123,7 @@ class ViT(nn.Module):
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1)
-            elif name.endswith("_scale"):
+            elif name.endswith("_scale") or ".kernel." in name:
                 pass  # as its block made it
             elif name == "embed.patch.linear.weight":
                 nn.init.trunc_normal_(parameter, std=1 / math.sqrt(parameter.shape[1]))

@@ -115,6 +115,14 @@ class KVCache:
             self.v = self.v.mT.contiguous().mT
 
     @property
+    def rows(self) -> int:
+        return len(self.k)
+
+    @property
+    def device(self) -> torch.device:
+        return self.k.device
+
+    @property
     def bytes(self) -> int:
         """What it takes once it is full."""
         batch, heads, _, width = self.k.shape
@@ -234,6 +242,11 @@ class AttentionConfig(Config):
 
     def build(self, width: int) -> "Attention":
         return Attention(self, width)
+
+    @property
+    def endless(self) -> bool:
+        """Whether texts may go on beyond the length trained on: nobody looks further back than in training."""
+        return self.window is not None or isinstance(self.position, AlibiConfig)
 
     def widths(self, width: int) -> tuple[int, int, int]:
         """(query heads, key-value heads, head width) in a model of this width."""

@@ -55,8 +55,16 @@ DEFAULTS = (
     Group(pattern="classifier*", adaptive_clip=0.0),
     Group(adaptive_clip=1.0, frozen_until=0),
 )
-VECTORS_DO_NOT_DECAY = (Group(matrices=True, decay=1.0), Group(rule="adamw", lr=1.0, decay=0.0))
-MUON_IN_BLOCKS = (Group(pattern="*blocks.*", matrices=True, rule="muon"),)
+# Of a state space only C, which weighs states, is a matrix; what else is in its kernel is numbers for each channel.
+VECTORS_DO_NOT_DECAY = (
+    Group(pattern="*.kernel.[!C]*", decay=0.0),
+    Group(matrices=True, decay=1.0),
+    Group(rule="adamw", lr=1.0, decay=0.0),
+)
+MUON_IN_BLOCKS = (
+    Group(pattern="*.kernel.*", rule="adamw"),
+    Group(pattern="*blocks.*", matrices=True, rule="muon"),
+)
 
 
 def settings(name: str, parameter: Tensor, table: Iterable[Group]) -> Settings:

@@ -31,6 +31,7 @@ MODELS = {
     "minilm": families.minilm().but(SMALL | {"classes": 5, "task": "token", "pooler": False}),
     "esm1b": families.esm1b().but(SMALL | {"embed.token_dropout.mask": MASK}),
 }
+MODELS["s4d"] = MODELS["bert"].but({"block.mixer": {"kind": "s4d", "states": 8, "causal": False}, "block.ffn": None})
 TRUNK, MASKED = {"masked": None, "classes": 0}, {"pooler": False, "classes": 0}
 COUNTS = [
     (families.bert().but(TRUNK), 109_482_240),
@@ -144,6 +145,10 @@ def test_token_dropout_ignores_which_token_was_masked_and_keeps_the_scale():
 
 @torch.no_grad()
 def test_attention_is_what_the_mixer_uses(model):
+    if not hasattr(model.blocks[0].mixer, "qkv"):
+        with pytest.raises(UserError, match="its mixer is s4d"):
+            next(model.attention(tokens(2, 9)))
+        return
     ids = tokens(2, 9)
     segments = torch.tensor([[0] * 9, [0] * 5 + [1] * 4])
     first = next(model.attention(ids, None, segments))

@@ -31,6 +31,11 @@ MODELS = {
         {**SMALL, "block.mixer.kv_heads": 2, "block.mixer.head_width": 10, "block.ffn.width": 40}
     ),
 }
+MODELS |= {
+    "s4d": MODELS["llama2"].but({"block.mixer": {"kind": "s4d", "states": 8}}),
+    "s4": MODELS["llama2"].but({"block.mixer": {"kind": "s4", "states": 8}, "block.ffn": None}),
+    "hybrid": MODELS["llama2"].but({"pattern": [{}, {"mixer": {"kind": "s4d", "states": 8}}]}),
+}
 
 
 @pytest.fixture(params=MODELS, ids=list(MODELS))

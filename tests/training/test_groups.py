@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from onefold.core.errors import UserError
+from onefold.models import families
 from onefold.training.groups import Group
 from onefold.training.optim import AdamWConfig, MuonConfig, Optimizer, local_gradients
 from onefold.training.schedule import Constant, Linear
@@ -129,3 +130,17 @@ def test_configs_from_before_these_columns_say_the_same():
     groups = config.build(Tower()).param_groups
     assert len(groups) == 4  # matrices and vectors, of the stem and of the rest: no column split them further
     assert not any(group["adaptive_clip"] or group["ema"] or group["frozen_until"] for group in groups)
+
+
+def test_of_a_state_space_only_what_weighs_its_states_decays_and_nothing_follows_muon():
+    model = families.llama2().but({"vocab": 9, "width": 8, "depth": 1, "block.mixer.heads": 2, "block.ffn": None})
+    model = model.but({"block.mixer": {"kind": "s4", "states": 4}}).build()
+    for config in (AdamWConfig(weight_decay=0.1), MuonConfig(weight_decay=0.1)):
+        found = {name: group for group in config.build(model).param_groups for name in group["names"]}
+        kernel = {name.removeprefix("blocks.0.mixer.kernel."): g for name, g in found.items() if ".kernel." in name}
+        assert {name: group["weight_decay"] for name, group in kernel.items()} == {
+            **dict.fromkeys(("log_dt", "log_A_real", "A_imag", "B", "P", "D"), 0.0),
+            "C": 0.1,
+        }
+        assert {group["rule"] for group in kernel.values()} == {"adamw"}
+    assert found["blocks.0.mixer.out.weight"]["rule"] == "muon"

@@ -18,7 +18,7 @@ from onefold.infer.generation.continuation import Continuation
 from onefold.infer.generation.padding import padded
 from onefold.infer.generation.sampling import Sampler, Sampling
 from onefold.models.recurrent import RecurrentConfig
-from onefold.nn.position import AlibiConfig, LearnedPositionConfig
+from onefold.nn.position import LearnedPositionConfig
 
 CHUNK = 1024  # columns of a prompt read at once: bounds memory, and still fills the machine
 
@@ -95,17 +95,15 @@ def reach(config: Config) -> int | None:
 
     Learned positions end with their table, and attention to everything means little beyond the context that it was
     trained on. A model whose layers all have a window, or ALiBi's penalty on distance, never looks further back than
-    it has learned to, so its texts have no end; nor have those of a recurrence.
+    it has learned to, so its texts have no end; nor have those of state spaces and of a recurrence.
     """
     if isinstance(config, RecurrentConfig):
         return None
     context = getattr(config, "context", None)
     if context is None or isinstance(config.embed.position, LearnedPositionConfig):
         return context
-    bounded = all(
-        block.mixer.window is not None or isinstance(block.mixer.position, AlibiConfig) for block in config.blocks()
-    )
-    return None if bounded and config.embed.position is None else context
+    endless = all(getattr(block.mixer, "endless", False) for block in config.blocks())
+    return None if endless and config.embed.position is None else context
 
 
 def budget(prompt: Sequence[int], wanted: int, limit: int | None) -> int:

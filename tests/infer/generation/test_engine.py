@@ -149,6 +149,8 @@ def test_where_texts_end():
     assert reach(config("mistral")) is None
     assert reach(config("llama2", **{"block.mixer.position": {"kind": "alibi"}})) is None
     assert reach(config("llama2", **{"pattern": [{}, {"mixer.window": 4}]})) == 64
+    assert reach(config("llama2").but({"block.mixer": {"kind": "s4d"}})) is None
+    assert reach(config("llama2").but({"pattern": [{}, {"mixer": {"kind": "s4d"}}]})) == 64
     assert reach(config("mistral", **{"embed.position": {"kind": "sinusoidal"}, "block.mixer.position": None})) == 64
 
 
