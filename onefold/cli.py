@@ -12,6 +12,7 @@ from onefold.cli_blackbox import app as blackbox_verbs
 from onefold.cli_common import (
     Adapters,
     Device,
+    Draft,
     ModelPath,
     Settings,
     example,
@@ -96,6 +97,7 @@ def show(
     epilog=example(
         "onefold generate runs/quickstart 'def main('",
         "onefold generate model.gguf prompts.jsonl --out answers.jsonl temperature=0.8 max_new_tokens=100",
+        "onefold generate model.gguf 'def main(' --draft ngram",
     )
 )
 def generate(
@@ -105,12 +107,13 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="Where answers to a JSONL go (default: printed)")] = None,
     batch: Annotated[int, typer.Option(help="Prompts answered at once")] = 16,
     adapter: Adapters = None,
+    draft: Draft = None,
     device: Device = "auto",
 ):
     """Continue a text, write one about it (T5, BART, translation), or answer a file of prompts."""
     from onefold.infer.prompts import answer_file
 
-    loaded, sampling = open_writer(model, device, adapter), read_settings(settings)
+    loaded, sampling = open_writer(model, device, adapter, draft), read_settings(settings)
     if prompt.endswith(".jsonl"):
         answer_file(loaded, Path(prompt), out, batch=batch, **sampling)
         return
@@ -123,11 +126,17 @@ def generate(
 
 
 @app.command(epilog=example("onefold chat runs/quickstart", "onefold chat model.gguf temperature=0.5"))
-def chat(model: ModelPath, settings: Settings = None, adapter: Adapters = None, device: Device = "auto"):
+def chat(
+    model: ModelPath,
+    settings: Settings = None,
+    adapter: Adapters = None,
+    draft: Draft = None,
+    device: Device = "auto",
+):
     """Talk to a model in the terminal."""
     from onefold.serve.terminal import chat as talk
 
-    talk(open_writer(model, device, adapter), **read_settings(settings))
+    talk(open_writer(model, device, adapter, draft), **read_settings(settings))
 
 
 @app.command(
@@ -145,12 +154,13 @@ def serve(
         str | None, typer.Option(help="What clients must send; made up when needed", envvar="ONEFOLD_KEY")
     ] = None,
     adapter: Adapters = None,
+    draft: Draft = None,
     device: Device = "auto",
 ):
     """A chat page and an OpenAI-compatible API at /v1. Adapters are further models that a request may name."""
     from onefold.serve.server import serve as run
 
-    run(model, host=host, port=port, key=key, device=device, adapters=read_adapters(adapter))
+    run(model, host=host, port=port, key=key, device=device, adapters=read_adapters(adapter), draft=draft)
 
 
 @app.command(

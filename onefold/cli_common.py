@@ -23,6 +23,14 @@ Adapters = Annotated[
     typer.Option("--adapter", metavar="NAME=PATH", help="A run that adapted this model, or a PEFT folder; repeatable"),
 ]
 
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="Proposes tokens, which makes one text at a time faster and no other: a smaller model of the same "
+        "tokens, ngram (what the text said before), or first:N (the model's own first N layers)"
+    ),
+]
+
 
 def example(*lines: str) -> str:
     """What stands below a verb's help."""
@@ -37,11 +45,14 @@ def open_model_at(path: str, device: str, adapter: list[str] | None = None):
     return load(path, device=pick(device), adapters=read_adapters(adapter))
 
 
-def open_writer(path: str, device: str, adapter: list[str] | None = None):
-    """The same for verbs that only a model that writes text can do."""
+def open_writer(path: str, device: str, adapter: list[str] | None = None, draft: str | None = None):
+    """The same for verbs that only a model that writes text can do, perhaps with a draft."""
     from onefold.infer.model import as_writer
 
-    return as_writer(open_model_at(path, device, adapter), path)
+    writer = as_writer(open_model_at(path, device, adapter), path)
+    if draft is not None:
+        writer.speculate(draft)
+    return writer
 
 
 def read_adapters(given: list[str] | None) -> dict[str, str]:

@@ -85,6 +85,10 @@ class Writer(OpenedText, ABC):
             defaults.pop("beams", None)
         return Sampling.from_dict(defaults | options)
 
+    def speculate(self, draft: Any) -> None:
+        """Write single texts faster with a draft. Raises UserError where nothing but a continuation can be drafted."""
+        raise UserError("only models that continue a text take a draft")
+
     # The parts of `generate`, for those who schedule rows themselves (servers, roll-outs).
 
     def begin_all(self, prompts: Iterable[Prompt], sampling: Sampling) -> list[Continuation]:

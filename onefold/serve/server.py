@@ -25,12 +25,13 @@ def serve(
     device: str = "auto",
     limits: Limits | None = None,
     adapters: Mapping[str, str | Path] | None = None,
+    draft: str | None = None,
 ) -> None:
     """Serve a model until Ctrl-C: OpenAI-compatible API under /v1; of a model that writes, a chat page at /.
 
     `model` is a path (anything that `onefold.load` takes) or a loaded model. `adapters`, name → where it lies, are
-    further models that requests may name. `port` 0 takes any free one. On loopback
-    no key is needed unless one is given; on a wider `host` one is made and printed when none is given.
+    further models that requests may name. `draft`: what makes answers faster, see Model.speculate. `port` 0 takes any
+    free one. On loopback no key is needed unless one is given; on a wider `host` one is made and printed when none is.
     """
     uvicorn = _uvicorn()
     key, made = choose_key(host, key)
@@ -50,7 +51,9 @@ def serve(
             if adapters:  # asking for the model by its own name asks for none of them
                 loaded.use(next((name for name in loaded.adapters if name not in adapters), None))
             reads = isinstance(loaded, TextEmbedder | TextEncoder)
-            model = (as_embedder if reads else as_writer)(loaded, model)
+            model = (as_embedder if reads and draft is None else as_writer)(loaded, model)
+            if draft is not None:
+                model.speculate(draft)
         engine = (Vectors if isinstance(model, TextEmbedder) else Queue)(model, name or "onefold", limits)
         try:
             run(engine, listener, host, key, made, uvicorn)
