@@ -1,6 +1,10 @@
 """Runs whose model learns from what it writes: rollouts, rewards, resuming in the middle of a phase."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from onefold.study.report import write_report
 from onefold.training.run import Run, train
 from onefold.training.state import Checkpoints
 from tests.training.conftest import WORDS, make_corpus, small_run
-from tests.training.test_parallel import log, train_with_two, weights
+from tests.training.test_parallel import CHILD, ROOT, log, train_with_two, weights
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,27 @@ def test_the_memory_of_phases_is_resumed(start, tmp_path, kind):
     else:
         assert after.log[-1]["reward"] >= after.log[0]["reward"]
     assert isinstance(load(after.out).generate("alpha", max_new_tokens=2), str)
+
+
+@pytest.mark.slow
+def test_a_kill_within_a_phase_changes_nothing(start, tmp_path):
+    """Weights, the optimizer's memory and what was written in the last phase, which is not over, are the same bytes."""
+    more = {"objective": {"kind": "ppo", "target": 0.01}, "trainer.steps": 22, "trainer.checkpoint_every": 5}
+    run = learning(start, tmp_path, **more)
+    whole = train(run.but({"out": str(tmp_path / "whole")}))
+    config, environment = tmp_path / "run.json", os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    config.write_text(run.to_json())
+    killed = subprocess.Popen([sys.executable, "-c", CHILD, config], env=environment, cwd=ROOT)
+    while not (run.out / "checkpoints" / "5").is_dir() or len(log(run)) < 7:
+        assert killed.poll() is None
+        time.sleep(0.001)
+    killed.kill()
+    killed.wait()
+    checkpoints = Checkpoints(run.out / "checkpoints")
+    assert "tokens" in checkpoints.stand(checkpoints.newest_good()).loader  # it was within a phase
+    after = train(run)
+    for file in ("model.safetensors", "state/optimizer.safetensors", "state/loader.safetensors"):
+        assert (after.checkpoint / file).read_bytes() == (whole.checkpoint / file).read_bytes()
 
 
 @pytest.mark.slow
