@@ -22,6 +22,7 @@ from onefold.models.text_head import PREFIX, TextHeadConfig, adopt_head
 from onefold.nn.attention import AttentionConfig, KVCache, Layout
 from onefold.nn.cross import CrossAttention, KeysValues
 from onefold.nn.drop_path import DropPath
+from onefold.nn.experts import ExpertsConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
@@ -64,7 +65,7 @@ class BlockConfig(Config):
     norm: Norm = RMSNormConfig()
     mixer: Annotated[AttentionConfig | S4DConfig | S4Config, Slot()]
     cross: AttentionConfig | None = None  # looks at another text, all of it
-    ffn: Annotated[MLPConfig | GatedMLPConfig, Slot()] | None  # None: the mixer is all of the block
+    ffn: Annotated[MLPConfig | GatedMLPConfig | ExpertsConfig, Slot()] | None  # None: the mixer is all of the block
     residual: Literal["pre", "post", "parallel"] = "pre"
     dropout: float = 0.0  # of what each branch adds
     drop_path: float | None = None  # how often a branch is left out for a row in training (arXiv 1603.09382)
@@ -360,7 +361,7 @@ class Decoder(nn.Module):
             elif name.endswith("out.weight"):
                 parameter.zero_() if fan_in else parameter.normal_(std=0.02 / math.sqrt(2 * self.config.depth))
             else:
-                parameter.normal_(std=1 / math.sqrt(parameter.shape[1]) if fan_in else 0.02)
+                parameter.normal_(std=1 / math.sqrt(parameter.shape[-1]) if fan_in else 0.02)
 
     def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of another decoder as this one takes them: tokens it adds begin as the mean of the others.

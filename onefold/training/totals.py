@@ -15,14 +15,15 @@ class Totals:
     """The global sum and count of each term and metric of a loss."""
 
     def __init__(self, device: torch.device):
-        self.pairs: dict[str, Tensor] = {}  # (sum, count), of this process until they are collected
+        self.pairs: dict[str, Tensor] = {}  # (sum, count), each a number or a row; this process's until collected
         self.weights: dict[str, float] = {}  # of the terms; metrics have none
         self.where = {"device": device, "dtype": torch.float32 if device.type == "mps" else torch.float64}
 
     def add(self, loss: Loss, share: float = 1.0) -> None:
         """Add a micro-batch's. `share` 0 makes it count for nothing (a process that had no row of its own)."""
         for name, term in {**loss.terms, **loss.metrics}.items():
-            pair = torch.stack((term.sum.detach(), term.count)).to(**self.where) * share
+            total = term.sum.detach()
+            pair = torch.stack((total, term.count.expand_as(total))).to(**self.where) * share
             self.pairs[name] = self.pairs[name] + pair if name in self.pairs else pair
         self.weights |= {name: term.weight for name, term in loss.terms.items()}
 
@@ -30,20 +31,21 @@ class Totals:
         """Add everything up over all processes, and `further` numbers with it, which are returned: one exchange."""
         numbers = torch.stack([torch.as_tensor(x, **self.where) for x in further]) if further else torch.empty(0)
         pairs = [pair for _, pair in sorted(self.pairs.items())]
-        values = dist.all_sum(torch.cat([*pairs, numbers.to(**self.where)])).tolist()
-        for i, name in enumerate(sorted(self.pairs)):
-            self.pairs[name] = torch.tensor(values[2 * i : 2 * i + 2], dtype=torch.float64)
-        return values[2 * len(pairs) :]
+        values = dist.all_sum(torch.cat([*map(torch.flatten, pairs), numbers.to(**self.where)])).cpu().double()
+        *parts, rest = values.split([*map(torch.numel, pairs), len(further)])
+        self.pairs = {name: part.view_as(self.pairs[name]) for name, part in zip(sorted(self.pairs), parts)}
+        return rest.tolist()
 
-    def average(self, name: str) -> float:
-        total, count = self.pairs[name].tolist()
-        return total / (count or 1)
+    def average(self, name: str) -> Any:
+        """A number, or a list of them."""
+        total, count = self.pairs[name]
+        return (total / torch.where(count == 0, 1, count)).tolist()
 
     def loss(self) -> float:
         """The weighted sum of the terms' averages: what is minimised."""
         return sum(weight * self.average(name) for name, weight in self.weights.items())
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, Any]:
         """The loss, its terms where it has several, and the metrics."""
         parts = {name: self.average(name) for name in self.pairs if name not in self.weights or len(self.weights) > 1}
         return {"loss": self.loss(), **parts}

@@ -25,6 +25,7 @@ from onefold.core.batch import Batch
 from onefold.core.config import Config, Slot
 from onefold.core.progress import Progress, say
 from onefold.data.prepared import Split
+from onefold.nn.own_losses import listening
 from onefold.objectives.base import Loss
 from onefold.training.buffers import Buffers
 from onefold.training.interrupt import Interrupt
@@ -212,14 +213,16 @@ class Trainer:
         for i, micro in enumerate(micros, 1):
             synchronise(self.model, i == len(micros))
             loss = self.loss(micro)
-            shares = [term.weight / counts.get(name, 1) * term.sum for name, term in loss.terms.items()]
+            first = counts.get(next(iter(loss.terms)), 1)  # also the count of what modules add
+            shares = [term.weight / counts.get(name, first) * term.sum for name, term in loss.terms.items()]
             torch.stack(shares).sum().backward()
             totals.add(loss)
         return totals, bool(counts)
 
     def loss(self, batch: Batch) -> Loss:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16(self.device)):
-            return self.objective(self.model, batch, self.state.step)
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16(self.device))
+        with bf16, listening(self.model) as told:
+            return self.objective(self.model, batch, self.state.step).heard(told)
 
     def multiplier(self, own: Schedule | None = None) -> float:
         """Of the learning rate in the step to come, by the run's schedule or a group's own."""
@@ -264,7 +267,7 @@ class Trainer:
             reshard(self.model)
         self.model.train()
         totals.collect()
-        sums = {name: pair[0].item() for name, pair in totals.pairs.items()}
+        sums = {name: pair[0].tolist() for name, pair in totals.pairs.items()}
         found = totals.figures() | self.dataset.figures(config.split, sums, read / len(batches))
         figures[config.split], metric = found, config.metric
         if metric not in found:  # too late to refuse: steps would be lost

@@ -1,0 +1,123 @@
+"""A feed-forward layer of many experts, of which each token sees few (arXiv 1701.06538, 2101.03961, 2401.04088).
+
+    tokens → router → sorted by expert → each expert's own matrices → weighed and added up per token
+
+Parameters grow with the number of experts, arithmetic does not.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from onefold.core.config import Config, Slot
+from onefold.nn.feedforward import GatedMLPConfig, MLPConfig, activation
+from onefold.nn.grouped import gather, grouped_linear, spread
+from onefold.nn.own_losses import Told
+from onefold.nn.routing import AnyRouter, ExpertChoiceConfig, Routes, TopKConfig
+
+MLPs = MLPConfig | GatedMLPConfig
+
+
+class ExpertsConfig(Config):
+    """`experts` copies of `expert`; a layer of dense ones beside others of experts is the decoder's `pattern`.
+
+    `shared` reads every token, and what it makes is added (arXiv 2401.06066); with `mixed` the two are weighed by a
+    softmax that the token decides (Residual-MoE, DeepSpeed-MoE, arXiv 2201.05596, section 4.1.2).
+
+    `capacity` limits what an expert reads in training: so many times its even share of the assignments, over all
+    tokens of a micro-batch; what is left over is dropped, and the log tells how much. Elsewhere nothing is dropped, so
+    that what a model says of a text does not depend on what is read beside it.
+    """
+
+    kind: Literal["experts"] = "experts"
+    experts: Annotated[int, Field(ge=1)]
+    expert: Annotated[MLPs, Slot()]
+    router: Annotated[AnyRouter, Slot()] = TopKConfig()
+    capacity: Annotated[float, Field(gt=0)] | None = None  # None: nothing is ever dropped
+    shared: Annotated[MLPs, Slot()] | None = None
+    mixed: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ExpertsConfig":
+        if getattr(self.router, "needs", lambda: 1)() > self.experts:
+            raise ValueError(f"a token cannot see {self.router.needs()} of {self.experts} experts")
+        if self.experts > 1 and isinstance(self.router, TopKConfig) and self.router.normalise and self.router.k == 1:
+            raise ValueError("one expert of weight 1 teaches the router nothing: set router.normalise=false")
+        if isinstance(self.router, ExpertChoiceConfig) and self.capacity is not None:
+            raise ValueError("experts that choose have no capacity: router.each says how much they take")
+        if self.mixed and self.shared is None:
+            raise ValueError("mixed weighs experts and `shared`, which is missing")
+        return self
+
+    def build(self, width: int) -> "Experts":
+        return Experts(self, width)
+
+
+class GroupedLinear(nn.Module):
+    """A matrix, and perhaps a bias, for each expert."""
+
+    def __init__(self, experts: int, inward: int, outward: int, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, outward, inward).normal_(std=inward**-0.5))
+        self.bias = nn.Parameter(torch.zeros(experts, outward)) if bias else None
+
+    def forward(self, x: Float[Tensor, "M inward"], ends: Tensor) -> Float[Tensor, "M outward"]:
+        return grouped_linear(x, self.weight, self.bias, ends)
+
+
+class GroupedMLP(nn.Module):
+    """An MLP, gated or not, for each expert; names as in feedforward.py."""
+
+    def __init__(self, config: MLPs, experts: int, width: int):
+        super().__init__()
+        self.gated = isinstance(config, GatedMLPConfig)
+        inner = GroupedLinear(experts, width, (1 + self.gated) * config.width, config.bias)
+        self.add_module("gate_up" if self.gated else "up", inner)
+        self.activation = activation(config.activation)
+        self.out = GroupedLinear(experts, config.width, width, config.bias)
+
+    def forward(self, x: Float[Tensor, "M D"], ends: Tensor) -> Float[Tensor, "M D"]:
+        if self.gated:
+            gate, up = self.gate_up(x, ends).chunk(2, dim=-1)
+            return self.out(self.activation(gate) * up, ends)
+        return self.out(self.activation(self.up(x, ends)), ends)
+
+
+class Experts(nn.Module):
+    """What it tells while somebody listens (own_losses.py): its router's losses, loads, and what was dropped."""
+
+    def __init__(self, config: ExpertsConfig, width: int):
+        super().__init__()
+        self.capacity = config.capacity
+        self.router = config.router.build(width, config.experts)
+        self.experts = GroupedMLP(config.expert, config.experts, width)
+        self.shared = config.shared.build(width) if config.shared else None
+        self.mix = nn.Linear(width, 2) if config.mixed else None
+        self.told: list[Told] | None = None
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        rows = x.flatten(0, -2)
+        routes, losses = self.router(rows, self.capacity if self.training else None)
+        if self.told is not None:
+            learns = self.training and torch.is_grad_enabled()
+            self.told.append(Told(len(rows), losses if learns else {}, self._figures(routes)))
+        y = self.experts(spread(rows, routes.tokens, routes.places), routes.ends)
+        y = y * routes.weights[:, None].to(y.dtype)
+        y = gather(y, routes.tokens, routes.places, len(rows)).view_as(x)
+        if self.shared is None:
+            return y
+        if self.mix is None:
+            return y + self.shared(x)
+        share = self.mix(x).float().softmax(-1).to(y.dtype)
+        return y * share[..., :1] + self.shared(x) * share[..., 1:]
+
+    def _figures(self, routes: Routes) -> dict[str, Tensor]:
+        """Share of what was dropped; in training how much more than its even share the busiest expert was given, and
+        the share of experts that were given nothing; elsewhere each expert's share of all."""
+        if not self.training:
+            return {"dropped": routes.dropped, "load": routes.load}
+        load = routes.load
+        return {"dropped": routes.dropped, "busiest": load.max() * len(load), "idle": (load == 0).float().mean()}

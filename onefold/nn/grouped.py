@@ -1,0 +1,139 @@
+"""Products of many matrices, each with rows of its own: rows up to ends[0] meet the first matrix, and so on.
+
+Tokens are sorted by expert and nothing is padded or dropped for it, as in MegaBlocks (arXiv 2211.15841); its sparse
+blocks are a grouped matrix product here.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def grouped_linear(
+    x: Float[Tensor, "M inward"],
+    weight: Float[Tensor, "E outward inward"],
+    bias: Float[Tensor, "E outward"] | None,
+    ends: Int[Tensor, " E"],
+) -> Float[Tensor, "M outward"]:
+    """x·W_eᵀ + b_e for the rows of each e, in the order of e; zeros in rows from ends[-1] on."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight = x.to(dtype), weight.to(dtype)
+    y = _by_kernel(x, weight, ends) if _has_kernel(x, weight) else _one_by_one(x, weight, ends)
+    if bias is None:
+        return y
+    rows = torch.arange(len(x), device=x.device)
+    owner = torch.searchsorted(ends, rows, right=True)
+    return y + F.pad(bias, (0, 0, 0, 1)).to(y.dtype)[owner]
+
+
+def spread(x: Float[Tensor, "N D"], tokens: Int[Tensor, " M"], places: Tensor | None) -> Float[Tensor, "M D"]:
+    """The rows `tokens` of x; `places` as in routing.Routes."""
+    return _Spread.apply(x, tokens, places)
+
+
+def gather(
+    y: Float[Tensor, "M D"], tokens: Int[Tensor, " M"], places: Tensor | None, rows: int
+) -> Float[Tensor, "N D"]:
+    """What `spread` did, transposed: the sum of a token's rows."""
+    return _Gather.apply(y, tokens, places, rows)
+
+
+def _has_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether this device multiplies groups at once; elsewhere they are multiplied one by one."""
+    wide = x.shape[-1] % 8 == weight.shape[1] % 8 == 0  # rows begin at multiples of 16 bytes
+    if not (x.is_cuda and x.dtype == weight.dtype == torch.bfloat16 and wide and hasattr(F, "grouped_mm")):
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (9, 0)
+
+
+def _by_kernel(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    y = F.grouped_mm(x, weight.mT, offs=ends)
+    read = torch.arange(len(x), device=x.device) < ends[-1]
+    return torch.where(read[:, None], y, 0)  # what it leaves unread is undefined
+
+
+@torch.compiler.disable  # how many rows each matrix has is known in Python
+def _one_by_one(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return _Grouped.apply(x, weight, ends)
+
+
+class _Grouped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, ends):
+        ctx.meta = x.is_meta
+        ctx.save_for_backward(x, weight)
+        ctx.ends = None if ctx.meta else [0, *ends.tolist()]
+        if ctx.meta:  # shapes, and as many operations
+            return x @ weight[0].T
+        y = x.new_empty(len(x), weight.shape[1])
+        for matrix, rows in zip(weight, _slices(ctx.ends)):
+            torch.mm(x[rows], matrix.T, out=y[rows])
+        y[ctx.ends[-1] :] = 0
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        if ctx.meta:
+            d_x = gradient @ weight[0] if wants_x else None
+            return d_x, (gradient.T @ x).expand_as(weight) if wants_weight else None, None
+        gradient = gradient.contiguous()
+        d_x = x.new_empty(x.shape) if wants_x else None
+        d_weight = weight.new_empty(weight.shape) if wants_weight else None
+        for e, rows in enumerate(_slices(ctx.ends)):
+            if wants_x:
+                torch.mm(gradient[rows], weight[e], out=d_x[rows])
+            if wants_weight:
+                torch.mm(gradient[rows].T, x[rows], out=d_weight[e])
+        if wants_x:
+            d_x[ctx.ends[-1] :] = 0
+        return d_x, d_weight, None
+
+
+def _slices(ends: list[int]) -> list[slice]:
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
+class _Spread(torch.autograd.Function):
+    """Its gradient is a sum of gathered rows, in a fixed order, where that of indexing adds up in any."""
+
+    @staticmethod
+    def forward(ctx, x, tokens, places):
+        ctx.save_for_backward(tokens, places)
+        ctx.rows = len(x)
+        return x.index_select(0, tokens)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return _summed(gradient, *ctx.saved_tensors, ctx.rows), None, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, tokens, places, rows):
+        ctx.save_for_backward(tokens)
+        return _summed(y, tokens, places, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return gradient.index_select(0, *ctx.saved_tensors), None, None, None
+
+
+def _summed(y: Tensor, tokens: Tensor, places: Tensor | None, rows: int) -> Tensor:
+    if places is None:
+        return y.new_zeros(rows, y.shape[1]).index_add_(0, tokens, y)
+    first, *others = places
+    total = y.index_select(0, first)
+    for place in others:
+        total += y.index_select(0, place)
+    return total

@@ -1,0 +1,132 @@
+"""Losses that modules add to whatever their model is trained for: a mixture of experts in the loop."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from onefold.nn.own_losses import Told, listening
+from onefold.objectives.base import Loss, Term
+from onefold.training.log import read_log
+from onefold.training.run import train
+from tests.training.test_parallel import log, train_with_two, weights
+
+GATED = {"kind": "gated", "width": 20}
+ROUTER = {"kind": "top_k", "k": 2, "balance": 0.05, "z_loss": 0.01}
+EXPERTS = {
+    "model.block.ffn": {"kind": "experts", "experts": 4, "expert": GATED, "router": ROUTER},
+    "model.block.dropout": 0.0,
+    "optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.0},
+}
+
+
+def test_the_loop_adds_them_as_a_plain_one_would(make_run):
+    """Unequal micro-batches (3 + 3 + 2 rows), each with a balance of its own that weighs as its tokens do."""
+    changes = {"trainer.micro_batch": 3, "trainer.steps": 4, "trainer.clip": None, "trainer.skip": None}
+    run = make_run({**EXPERTS, **changes, "trainer.schedule": "constant", "trainer.evaluate_every": 4})
+    result = train(run)
+
+    dataset = run.data.prepare(run.out / "data")
+    torch.manual_seed(run.seed)
+    model = run.model.build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
+    with dataset.loader("train", 8, run.seed) as loader:
+        for record, batch in zip(result.log, loader, strict=False):
+            total, sums, rate = batch.weights.sum(), {"ce": 0.0, "balance": 0.0, "router_z": 0.0}, record["lr"]
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
+            for micro in batch.split(3):
+                with listening(model) as told:
+                    logits = model(micro.tokens, micro.positions, micro.segments)
+                nll = F.cross_entropy(logits.flatten(0, 1), micro.targets.flatten(), reduction="none")
+                ce = (nll * micro.weights.flatten()).sum() / total
+                share = micro.weights.sum() / total
+                own = {n: share * sum(c[0].losses[n][0] for c in told.values()) for n in ("balance", "router_z")}
+                (ce + 0.05 * own["balance"] + 0.01 * own["router_z"]).backward()
+                sums["ce"] += ce.item()
+                for name, value in own.items():
+                    sums[name] += value.item()
+            optimizer.step()
+            assert record["ce"] == pytest.approx(sums["ce"], abs=2e-5)
+            assert record["balance"] == pytest.approx(sums["balance"] / 2, abs=2e-5)  # the mean of two layers
+            expected = sums["ce"] + 0.05 * sums["balance"] + 0.01 * sums["router_z"]
+            assert record["loss"] == pytest.approx(expected, abs=2e-5)
+            assert record["dropped"] == 0
+            assert record["busiest"] >= 1
+    for name, tensor in weights(run, 4).items():
+        torch.testing.assert_close(tensor, model.get_parameter(name).detach(), atol=2e-4, rtol=0)
+
+    held_out = result.log[-1]["held_out"]
+    assert not {"balance", "busiest"} & set(held_out)
+    loads = [held_out[f"load/blocks.{i}.ffn"] for i in range(2)]
+    assert [len(load) for load in loads] == [4, 4]
+    assert all(sum(load) == pytest.approx(1) for load in loads)
+
+
+def test_calls_are_averaged_by_what_they_read():
+    first = Term(torch.tensor(6.0), torch.tensor(3.0))
+    calls = [Told(units, {"balance": (torch.tensor(value), 0.5)}, {}) for units, value in ((10, 1.0), (30, 2.0))]
+    other = [Told(5, {"balance": (torch.tensor(4.0), 0.25)}, {"load": torch.tensor([1.0, 0.0])})]
+    heard = Loss({"ce": first}).heard({"a": calls, "b": other, "c": []})
+    term = heard.terms["balance"]
+    assert term.weight * term.sum / term.count == pytest.approx(0.5 * 1.75 + 0.25 * 4)
+    assert term.weight == pytest.approx(0.75)
+    assert heard.metrics["load/b"].sum.tolist() == [5, 0]
+
+
+def test_passes_that_are_repeated_tell_nothing_twice(make_run):
+    run = make_run(EXPERTS)
+    torch.manual_seed(0)
+    model, tokens = run.model.build(), torch.randint(0, 288, (2, 12))
+    gradients = []
+    for read in (model, lambda ids: checkpoint(model, ids, use_reentrant=False)):
+        model.zero_grad()
+        with listening(model) as told:
+            loss = Loss({"ce": Term(read(tokens).square().sum(), torch.tensor(24.0))}).heard(told)
+        sum(term.weight * term.sum / term.count for term in loss.terms.values()).backward()
+        assert [len(calls) for calls in told.values()] == [1, 1]
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for plain, repeated in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, repeated)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(make_run):
+    """FSDP, with the same rows read at once, whose experts are balanced together."""
+    changes = {**EXPERTS, "trainer.steps": 6, "trainer.micro_batch": 4, "trainer.evaluate_every": 3}
+    one, two = make_run(changes), make_run({**changes, "out": make_run().out.with_name("two")})
+    train(one)
+    train_with_two(two)
+    for a, b in zip(log(one), log(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["balance"] == pytest.approx(b["balance"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        if "held_out" in a:
+            assert a["held_out"]["load/blocks.1.ffn"] == pytest.approx(b["held_out"]["load/blocks.1.ffn"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_compiled_is_eager(make_run):
+    runs = [
+        make_run({**EXPERTS, "trainer.steps": 4, "trainer.compile": c, "out": make_run().out / str(c)})
+        for c in (False, True)
+    ]
+    script = "import sys; from onefold.training.run import Run, train; train(Run.from_json(sys.argv[1]))"
+    logs = []
+    for run in runs:
+        command = [sys.executable, "-c", script, run.to_json()]
+        ended = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=250)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        if "does not work here" in ended.stderr:
+            pytest.skip("no compiler here")
+        logs.append(read_log(run.out / "log.jsonl"))
+    for eager, compiled in zip(*logs, strict=True):
+        for name in ("loss", "balance", "router_z"):
+            assert math.isclose(eager[name], compiled[name], abs_tol=1e-4), json.dumps([eager, compiled])
