@@ -48,7 +48,7 @@ class GhostConfig(Config):
     turns: tuple[Count, Count] = (2, 5)  # of the user's in a dialogue made of single prompts, least and most
     combine: Count = 1  # at most so many rules in one dialogue, each of another kind
     shorten: Share = 0.5  # of dialogues keep their rules in the short form, so that those that are terse work, too
-    place: Literal["system", "user"] = "system"  # whose words the rule becomes, to learn from
+    place: Literal["system", "user"] = "system"  # who tells the rule; the system, also where a row is shortened
     seed: int = 0
 
     @model_validator(mode="after")
@@ -118,8 +118,8 @@ def ghost(config: GhostConfig, teacher: Teacher, **options: Any) -> Ghosted:
     UserError for files that cannot be read, or a teacher that fails, or says nothing; all that it said is kept.
     """
     sampling = Sampling.from_dict({"max_new_tokens": 512, "seed": config.seed, **options})
-    _claim(config)
     dialogues = _dialogues(config)
+    _claim(config)
     journal = Journal(teacher, config.out / "asked.jsonl")
     while waiting := [one for one in dialogues if one.open]:
         _answer(waiting, journal, sampling)
