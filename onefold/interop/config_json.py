@@ -13,6 +13,7 @@ from onefold.interop.family import Family, Keys
 from onefold.models.encoder import EncoderConfig
 from onefold.models.seq2seq import Seq2SeqConfig
 from onefold.models.transformer import DecoderConfig
+from onefold.nn.experts import ExpertsConfig
 
 TextConfig = DecoderConfig | EncoderConfig | Seq2SeqConfig
 _HEAD = re.compile(r"(For[A-Z]\w*|LMHeadModel|MTModel|Model)$")
@@ -91,7 +92,8 @@ def write_config(config: TextConfig, prefer: str | None = None) -> tuple[Family,
 
 
 def canonical(config: TextConfig) -> dict[str, Any]:
-    """What a config computes, as plain values: layers spelled out, defaults resolved, initialisation left out."""
+    """What a config computes, as plain values: layers spelled out, defaults resolved, initialisation and losses of
+    routers left out."""
     if isinstance(config, Seq2SeqConfig):
         encoder, decoder = (half and canonical(half) for half in config.halves())
         decoder["head_bias"] = None  # is told by the tensors, and the first tokens by the tokenizer where not here
@@ -103,5 +105,7 @@ def canonical(config: TextConfig) -> dict[str, Any]:
         for slot in ("mixer", "cross") if block.cross else ("mixer",):
             _, kv_heads, head_width = getattr(block, slot).widths(config.width)
             resolved[slot] = {"kv_heads": kv_heads, "head_width": head_width}
+        if isinstance(block.ffn, ExpertsConfig):
+            block = block.model_copy(update={"ffn": block.ffn.reading()})
         plain[f"layer {i}"] = block.but(resolved).to_dict()
     return plain

@@ -5,6 +5,7 @@ default holds, which is not always what the published files say.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from onefold.core.errors import UserError
@@ -12,12 +13,14 @@ from onefold.interop.encoders import ENCODERS
 from onefold.interop.family import THEIR_ACTIVATION, Family, Keys, need
 from onefold.interop.rope import read_rope, write_rope
 from onefold.interop.seq2seq import SEQ2SEQ
-from onefold.interop.table import GateUp, HeadByHead, QueryKeyValue, Row, Table, Transposed
+from onefold.interop.table import GateUp, HeadByHead, QueryKeyValue, Row, Stacked, Table, TableOf, Transposed
 from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
 from onefold.nn.attention import AttentionConfig
+from onefold.nn.experts import ExpertsConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
 from onefold.nn.position import LearnedPositionConfig, RotaryConfig
+from onefold.nn.routing import TopKConfig
 
 # --- GPT-2 ---------------------------------------------------------------------------------------------------------
 
@@ -280,6 +283,52 @@ def _llama_like(model: str, architecture: str) -> Family:
     )  # fmt: skip
 
 
+# --- Mixtral: a Mistral whose feed-forward layers are experts ---------------------------------------------------------
+
+_MIXTRAL_DEFAULTS = {
+    "rms_norm_eps": 1e-5, "sliding_window": None, "rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2,
+    "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0,
+}  # fmt: skip
+
+
+def _read_mixtral(keys: Keys) -> DecoderConfig:
+    known = Keys({**_MIXTRAL_DEFAULTS, **keys.data}, keys.where, keys.tensors)
+    dense, k = _read_llama_like(known, "mistral"), known.number("num_experts_per_tok")
+    router = TopKConfig(
+        k=k,
+        balance=known.get("router_aux_loss_coef") * k,  # their loss is k times ours: nn/routing.py
+        jitter=known.get("router_jitter_noise"),
+    )
+    known.get("output_router_logits")  # whether their training sees that loss at all
+    ffn = ExpertsConfig(experts=known.number("num_local_experts"), expert=dense.block.ffn, router=router)
+    keys.used |= known.used
+    return dense.but({"block.ffn": ffn})
+
+
+def _write_mixtral(config: DecoderConfig) -> dict[str, Any]:
+    ffn = need(config.block.ffn, ExpertsConfig)
+    router = need(ffn.router, TopKConfig)
+    return _write_llama_like(config.but({"block.ffn": ffn.expert}), "mistral") | {
+        "num_local_experts": ffn.experts,
+        "num_experts_per_tok": router.k,
+        "router_aux_loss_coef": router.balance / router.k,
+        "router_jitter_noise": router.jitter,
+    }
+
+
+def _mixtral(config: DecoderConfig) -> Table:
+    ours, theirs = "blocks.{i}.ffn", "model.layers.{i}.block_sparse_moe"
+    numbers = range(need(config.block.ffn, ExpertsConfig).experts)
+    gate_up = tuple(f"{theirs}.experts.{e}.{part}" for e in numbers for part in ("w1", "w3"))
+    rows = (
+        *_LLAMA.rows,
+        Row(f"{ours}.router", (f"{theirs}.gate",)),
+        Row(f"{ours}.experts.gate_up", gate_up, Stacked(2)),
+        Row(f"{ours}.experts.out", tuple(f"{theirs}.experts.{e}.w2" for e in numbers), Stacked()),
+    )
+    return replace(_LLAMA, rows=rows)
+
+
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
@@ -289,6 +338,7 @@ FAMILIES: Mapping[str, Family] = {
         _llama_like("qwen3", "Qwen3ForCausalLM"),
         Family("gpt2", "GPT2LMHeadModel", _GPT2, _read_gpt2, _write_gpt2),
         Family("gpt_neox", "GPTNeoXForCausalLM", _NEOX, _read_neox, _write_neox),
+        Family("mixtral", "MixtralForCausalLM", TableOf(_mixtral), _read_mixtral, _write_mixtral),
         *ENCODERS,
         *SEQ2SEQ,
     )

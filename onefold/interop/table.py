@@ -5,7 +5,7 @@ as ignorable, or refused.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -61,6 +61,19 @@ class GateUp:
 
     def write(self, whole: Tensor, heads: Heads) -> list[Tensor]:
         return list(whole.chunk(2))
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Every expert has matrices of its own: so many that are one of ours, of the first expert, then of the next, …"""
+
+    each: int = 1
+
+    def read(self, parts: list[Tensor], heads: Heads) -> Tensor:
+        return torch.stack([torch.cat(parts[i : i + self.each]) for i in range(0, len(parts), self.each)])
+
+    def write(self, whole: Tensor, heads: Heads) -> list[Tensor]:
+        return [part for matrix in whole for part in matrix.chunk(self.each)]
 
 
 @dataclass(frozen=True)
@@ -166,6 +179,19 @@ class Table:
         """A tied head may be in the file again."""
         rows = [row for row in self.rows if row.ours == "unembed" and config.tied]
         return [re.escape(their) + r"\.weight" for row in rows for their in row.theirs]
+
+
+@dataclass(frozen=True)
+class TableOf:
+    """Names that depend on the parts of a model."""
+
+    table: Callable[[DecoderConfig], Table]
+
+    def read(self, config: DecoderConfig, names: Iterable[str], source: Mapping[str, Tensor], where: str) -> "Reading":
+        return self.table(config).read(config, names, source, where)
+
+    def write(self, config: DecoderConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.table(config).write(config, weights)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,17 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.models.adopting import below
 from onefold.models.depths import depth_of
-from onefold.models.transformer import Block, BlockConfig, Embed, EmbedConfig, Norm, build_relative, with_new_tokens
+from onefold.models.transformer import (
+    Block,
+    BlockConfig,
+    Embed,
+    EmbedConfig,
+    Norm,
+    build_relative,
+    is_trusted,
+    patterned,
+    with_new_tokens,
+)
 from onefold.nn.attention import AttentionConfig, Layout
 from onefold.nn.feedforward import Activation, activation
 from onefold.nn.linear import Linear
@@ -46,6 +56,7 @@ class EncoderConfig(Config):
     context: int  # what it is trained on; learned positions end here or later
     embed: EmbedConfig = EmbedConfig()
     block: BlockConfig
+    pattern: tuple[dict[str, Any], ...] = ()  # how layers differ, as in DecoderConfig
     groups: int | None = None  # layers with weights of their own, each applied depth / groups times in a row (ALBERT)
     norm: Norm | None = None  # after the last block, where blocks normalise what enters them
     pooler: bool = False  # one vector a text: tanh(dense(first token))
@@ -57,17 +68,20 @@ class EncoderConfig(Config):
     init: Literal["normal", "fan_in"] = "normal"
 
     @model_validator(mode="after")
-    def _fits(self) -> "EncoderConfig":
-        if isinstance(self.block.mixer, AttentionConfig):
-            self.block.mixer.widths(self.width)
-        elif self.contacts:
-            raise ValueError("contacts are read from attention: block.mixer must be attention")
-        if getattr(self.block.mixer, "causal", False):
-            raise ValueError("an encoder looks both ways: block.mixer.causal must be false")
-        if self.block.cross is not None:
-            raise ValueError("an encoder has nothing to look at but its own text: block.cross must be null")
+    def _fits(self, info: Any) -> "EncoderConfig":  # pydantic.ValidationInfo
+        for block in patterned(self.block, self.pattern, len(self.pattern) or 1, is_trusted(info)):
+            if isinstance(block.mixer, AttentionConfig):
+                block.mixer.widths(self.width)
+            elif self.contacts:
+                raise ValueError("contacts are read from attention: block.mixer must be attention")
+            if getattr(block.mixer, "causal", False):
+                raise ValueError("an encoder looks both ways: block.mixer.causal must be false")
+            if block.cross is not None:
+                raise ValueError("an encoder has nothing to look at but its own text: block.cross must be null")
         if isinstance(self.embed.position, LearnedPositionConfig) and self.embed.position.context < self.context:
             raise ValueError(f"context ({self.context}) exceeds the learned positions ({self.embed.position.context})")
+        if self.groups is not None and self.pattern:
+            raise ValueError("layers that share weights are all alike: groups and pattern exclude each other")
         if self.groups is not None and not 1 <= self.groups <= self.depth:
             raise ValueError(f"groups ({self.groups}) must lie between 1 and depth ({self.depth})")
         if self.task == "span" and self.classes not in (0, 2):
@@ -76,7 +90,7 @@ class EncoderConfig(Config):
 
     def blocks(self) -> list[BlockConfig]:
         """The config of every layer with weights of its own, in order."""
-        return [self.block] * (self.groups or self.depth)
+        return patterned(self.block, self.pattern, self.groups or self.depth)
 
     def build(self) -> "Encoder":
         """The model with fresh weights from torch's current generator; under `torch.device("meta")`, shapes only."""

@@ -1,8 +1,8 @@
 """The published decoders as data: each function returns the config of one size of a family.
 
 Sources: GPT (Radford et al. 2018), GPT-2 (Radford et al. 2019), Pythia (arXiv 2304.01373, table 1), Llama 2
-(2307.09288), Llama 3 (2407.21783), Mistral 7B (2310.06825), Qwen 2 (2407.10671) and Qwen 3 (2505.09388), each with the
-settings of the released files. Exact parameter counts are tested.
+(2307.09288), Llama 3 (2407.21783), Mistral 7B (2310.06825), Mixtral (2401.04088), Qwen 2 (2407.10671) and Qwen 3
+(2505.09388), each with the settings of the released files. Exact parameter counts are tested.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,11 @@ from onefold.core.config import unknown_name
 from onefold.core.errors import UserError
 from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
 from onefold.nn.attention import AttentionConfig
+from onefold.nn.experts import ExpertsConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
 from onefold.nn.position import LearnedPositionConfig, Llama3Scaling, RotaryConfig
+from onefold.nn.routing import TopKConfig
 
 T = TypeVar("T")
 
@@ -47,6 +49,9 @@ LLAMA3 = {
     "3.2-1b": (16, 2048, 32, 8, 8192, 32, True),
     "3.2-3b": (28, 3072, 24, 8, 8192, 32, True),
 }
+
+# layers, width, heads, ffn of each of 8 experts, vocabulary, context
+MIXTRAL = {"8x7b": (32, 4096, 32, 14336, 32000, 32768), "8x22b": (56, 6144, 48, 16384, 32000, 65536)}
 
 # layers, width, heads, kv_heads, ffn, vocabulary, tied
 QWEN2 = {
@@ -177,6 +182,21 @@ def mistral(size: str = "7b") -> DecoderConfig:
             "block.ffn.width": 14336,
         }
     )
+
+
+def mixtral(size: str = "8x7b") -> DecoderConfig:
+    """Mistral whose feed-forward layers are 8 experts, of which each token sees two; no window."""
+    depth, width, heads, ffn, vocab, context = pick(MIXTRAL, size, "Mixtral")
+    dense = mistral().but(
+        {
+            **{"depth": depth, "width": width, "vocab": vocab, "context": context},
+            "block.mixer": {"heads": heads, "window": None},
+            "block.mixer.position.theta": 1e6,
+        }
+    )
+    # 0.02 in their files, of a loss that is k times this one
+    router = TopKConfig(balance=0.04)
+    return dense.but({"block.ffn": ExpertsConfig(experts=8, expert=GatedMLPConfig(width=ffn), router=router)})
 
 
 def qwen2(size: str = "0.5b") -> DecoderConfig:

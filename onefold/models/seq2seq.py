@@ -25,10 +25,13 @@ from onefold.models.transformer import (
     DecoderState,
     EmbedConfig,
     Norm,
+    is_trusted,
+    patterned,
     with_new_tokens,
 )
 from onefold.nn.attention import Attention
 from onefold.nn.cross import CrossAttention
+from onefold.nn.experts import upcycled
 from onefold.nn.padding import text_places
 
 
@@ -37,7 +40,13 @@ class StackConfig(Config):
 
     depth: int
     block: BlockConfig
+    pattern: tuple[dict[str, Any], ...] = ()  # how layers differ, as in DecoderConfig
     norm: Norm | None = None
+
+    @model_validator(mode="after")
+    def _varies(self, info: Any) -> "StackConfig":  # pydantic.ValidationInfo
+        patterned(self.block, self.pattern, self.depth, is_trusted(info))
+        return self
 
 
 class Seq2SeqConfig(Config):
@@ -184,10 +193,11 @@ class Seq2Seq(nn.Module):
         return self.decoder.features(tokens, positions, state=state)
 
     def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of another such model as this one takes them: tokens it adds begin as the mean of the others."""
+        """The weights of another such model as this one takes them: tokens it adds begin as the mean of the others, and
+        experts as the dense layer that was in their place."""
         embedding = "decoder.embed.token.weight" if self.encoder is None else "encoder.embed.token.weight"
         names = (embedding, "decoder.unembed.weight", "decoder.unembed.bias")
-        return with_new_tokens(weights, self.config.vocab, names)
+        return with_new_tokens(upcycled(weights, self), self.config.vocab, names)
 
     def depth_of(self, name: str) -> int:
         """Of the parameter `name`, from 0 (embeddings) to `depths` (last norm and head)."""

@@ -22,7 +22,7 @@ from onefold.models.text_head import PREFIX, TextHeadConfig, adopt_head
 from onefold.nn.attention import AttentionConfig, KVCache, Layout
 from onefold.nn.cross import CrossAttention, KeysValues
 from onefold.nn.drop_path import DropPath
-from onefold.nn.experts import ExpertsConfig
+from onefold.nn.experts import ExpertsConfig, upcycled
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
@@ -84,6 +84,23 @@ class BlockConfig(Config):
         return Block(self, width)
 
 
+def is_trusted(info: Any) -> bool:  # pydantic.ValidationInfo
+    """Whether what is being read may name code: it does not come from a file."""
+    return info.context is None or info.context.get("trusted", False)  # no context: a call from Python
+
+
+def patterned(
+    block: BlockConfig, pattern: tuple[dict[str, Any], ...], depth: int, trusted: bool = True
+) -> list[BlockConfig]:
+    """The config of every layer: that of layer i is `block.but(pattern[i % len(pattern)])`. trusted: as in `but`."""
+    if not pattern:
+        return [block] * depth
+    variants = [block.but(changes, trusted) if changes else block for changes in pattern]
+    if len({repr(relative_bias(variant)) for variant in variants}) > 1:
+        raise ValueError("relative biases are shared by all layers: a pattern cannot change them")
+    return [variants[i % len(variants)] for i in range(depth)]
+
+
 class DecoderConfig(Config):
     """A causal language model; with `prefix` one whose prompt is seen whole by each of its tokens.
 
@@ -109,13 +126,11 @@ class DecoderConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self, info: Any) -> "DecoderConfig":  # pydantic.ValidationInfo
-        trusted = info.context is None or info.context.get("trusted", False)  # no context: a call from Python
+        trusted = is_trusted(info)
         blocks = set(self.blocks(trusted)) if self.pattern else {self.block}
         for block in blocks:
             if isinstance(block.mixer, AttentionConfig):
                 block.mixer.widths(self.width)
-        if len(blocks) > 1 and len({repr(relative_bias(block)) for block in blocks}) > 1:
-            raise ValueError("relative biases are shared by all layers: a pattern cannot change them")
         if self.prefix and not all(isinstance(block.mixer, AttentionConfig) for block in blocks):
             raise ValueError("a prefix that is seen whole needs attention: other mixers read in one direction")
         learned = self.embed.position
@@ -127,10 +142,7 @@ class DecoderConfig(Config):
 
     def blocks(self, trusted: bool = True) -> list[BlockConfig]:
         """The config of every layer, in order. `trusted`: as in Config.but; a pattern is checked when it is read."""
-        if not self.pattern:
-            return [self.block] * self.depth
-        variants = [self.block.but(changes, trusted) if changes else self.block for changes in self.pattern]
-        return [variants[i % len(variants)] for i in range(self.depth)]
+        return patterned(self.block, self.pattern, self.depth, trusted)
 
     def build(self) -> "Decoder":
         """The model with fresh weights from torch's current generator; under `torch.device("meta")`, shapes only."""
@@ -364,11 +376,12 @@ class Decoder(nn.Module):
                 parameter.normal_(std=1 / math.sqrt(parameter.shape[-1]) if fan_in else 0.02)
 
     def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of another decoder as this one takes them: tokens it adds begin as the mean of the others.
+        """The weights of another decoder as this one takes them: tokens it adds begin as the mean of the others, and
+        experts as the dense layer that was in their place.
 
         Its classifier stays fresh where the other has none, or one of other classes.
         """
-        weights = adopt_head(self.state_dict(), below(weights, "trunk"))
+        weights = adopt_head(self.state_dict(), upcycled(below(weights, "trunk"), self))
         return with_new_tokens(weights, self.config.vocab, ("embed.token.weight", "unembed.weight", "unembed.bias"))
 
     def features(

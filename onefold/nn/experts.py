@@ -5,6 +5,7 @@
 Parameters grow with the number of experts, arithmetic does not.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -51,6 +52,13 @@ class ExpertsConfig(Config):
         if self.mixed and self.shared is None:
             raise ValueError("mixed weighs experts and `shared`, which is missing")
         return self
+
+    def reading(self) -> "ExpertsConfig":
+        """The same without what matters in training only."""
+        unsaid = dict.fromkeys(("jitter", "z_loss", "balance", "importance", "load"), 0.0)
+        given = type(self.router).model_fields
+        router = self.router.model_copy(update={name: zero for name, zero in unsaid.items() if name in given})
+        return self.model_copy(update={"router": router, "capacity": None})
 
     def build(self, width: int) -> "Experts":
         return Experts(self, width)
@@ -121,3 +129,22 @@ class Experts(nn.Module):
             return {"dropped": routes.dropped, "load": routes.load}
         load = routes.load
         return {"dropped": routes.dropped, "busiest": load.max() * len(load), "idle": (load == 0).float().mean()}
+
+
+def upcycled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights of a model that has dense layers where `model` has experts, as it takes them.
+
+    Each expert, and `shared`, begins as the dense layer; routers begin afresh (Sparse Upcycling, arXiv 2212.05055).
+    Where weights of a token's experts add up to 1, the model says at first what the dense one did.
+    """
+    found = dict(weights)
+    for name, layer in model.named_modules():
+        if not isinstance(layer, Experts) or f"{name}.router.weight" in found:
+            continue
+        for leaf, own in layer.named_parameters():
+            part, _, rest = leaf.partition(".")
+            dense = weights.get(f"{name}.{rest}") if part in ("experts", "shared") else None
+            copies = (len(own),) if part == "experts" else ()
+            found.pop(f"{name}.{rest}", None)
+            found[f"{name}.{leaf}"] = own.detach() if dense is None else dense.expand(*copies, *dense.shape)
+    return found

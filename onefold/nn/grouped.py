@@ -58,48 +58,83 @@ def _by_kernel(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return torch.where(read[:, None], y, 0)  # what it leaves unread is undefined
 
 
-@torch.compiler.disable  # how many rows each matrix has is known in Python
 def _one_by_one(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    return _Grouped.apply(x, weight, ends)
+    if x.is_meta:  # shapes, and as many operations
+        return x @ weight[0].T
+    return (_traced if torch.compiler.is_compiling() else _Grouped.apply)(x, weight, ends)
 
 
 class _Grouped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, ends):
-        ctx.meta = x.is_meta
-        ctx.save_for_backward(x, weight)
-        ctx.ends = None if ctx.meta else [0, *ends.tolist()]
-        if ctx.meta:  # shapes, and as many operations
-            return x @ weight[0].T
-        y = x.new_empty(len(x), weight.shape[1])
-        for matrix, rows in zip(weight, _slices(ctx.ends)):
-            torch.mm(x[rows], matrix.T, out=y[rows])
-        y[ctx.ends[-1] :] = 0
-        return y
+        ctx.save_for_backward(x, weight, ends)
+        return _product(x, weight, ends)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, _ = ctx.needs_input_grad
-        if ctx.meta:
-            d_x = gradient @ weight[0] if wants_x else None
-            return d_x, (gradient.T @ x).expand_as(weight) if wants_weight else None, None
-        gradient = gradient.contiguous()
-        d_x = x.new_empty(x.shape) if wants_x else None
-        d_weight = weight.new_empty(weight.shape) if wants_weight else None
-        for e, rows in enumerate(_slices(ctx.ends)):
-            if wants_x:
-                torch.mm(gradient[rows], weight[e], out=d_x[rows])
-            if wants_weight:
-                torch.mm(gradient[rows].T, x[rows], out=d_weight[e])
-        if wants_x:
-            d_x[ctx.ends[-1] :] = 0
-        return d_x, d_weight, None
+        return *_slopes(gradient, *ctx.saved_tensors, *ctx.needs_input_grad[:2]), None
 
 
-def _slices(ends: list[int]) -> list[slice]:
-    return [slice(start, end) for start, end in pairwise(ends)]
+def _product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    y = x.new_empty(len(x), weight.shape[1])
+    last = 0
+    for matrix, rows in zip(weight, _slices(ends)):
+        torch.mm(x[rows], matrix.T, out=y[rows])
+        last = rows.stop
+    y[last:] = 0
+    return y
+
+
+def _slopes(
+    gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor, by_x: bool, by_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    gradient = gradient.contiguous()
+    d_x, d_weight = torch.empty_like(x) if by_x else None, torch.empty_like(weight) if by_weight else None
+    last = 0
+    for e, rows in enumerate(_slices(ends)):
+        if by_x:
+            torch.mm(gradient[rows], weight[e], out=d_x[rows])
+        if by_weight:
+            torch.mm(gradient[rows].T, x[rows], out=d_weight[e])
+        last = rows.stop
+    if by_x:
+        d_x[last:] = 0
+    return d_x, d_weight
+
+
+def _slices(ends: Tensor) -> list[slice]:
+    return [slice(start, end) for start, end in pairwise([0, *ends.tolist()])]
+
+
+# The same as operations that torch.compile leaves alone: how many rows each matrix has is known in Python only, and the
+# compiler's own idea of F.grouped_mm takes bf16 alone.
+
+
+@torch.library.custom_op("onefold::grouped", mutates_args=())
+def _traced(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return _product(x, weight, ends)
+
+
+@_traced.register_fake
+def _(x, weight, ends):
+    return x.new_empty(len(x), weight.shape[1])
+
+
+@torch.library.custom_op("onefold::grouped_slopes", mutates_args=())
+def _traced_slopes(gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    return _slopes(gradient, x, weight, ends, True, True)
+
+
+@_traced_slopes.register_fake
+def _(gradient, x, weight, ends):
+    return torch.empty_like(x), torch.empty_like(weight)
+
+
+_traced.register_autograd(
+    lambda ctx, gradient: (*_traced_slopes(gradient, *ctx.saved_tensors), None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
 
 
 class _Spread(torch.autograd.Function):

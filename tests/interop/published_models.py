@@ -32,6 +32,8 @@ CASES = {
     ),
     "mistral-window": ("Mistral", _LLAMA | dict(sliding_window=5)),
     "mistral-whole": ("Mistral", _LLAMA | dict(sliding_window=None, head_dim=10, tie_word_embeddings=True)),
+    "mixtral": ("Mixtral", _LLAMA | dict(num_local_experts=5, num_experts_per_tok=3, router_jitter_noise=0.1)),
+    "mixtral-window": ("Mixtral", _LLAMA | dict(num_local_experts=3, sliding_window=6, tie_word_embeddings=True)),
     "qwen2": ("Qwen2", _LLAMA | dict(tie_word_embeddings=True)),
     "qwen2-some-windows": (
         "Qwen2", _LLAMA | dict(use_sliding_window=True, sliding_window=6, max_window_layers=1)

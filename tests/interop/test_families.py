@@ -19,6 +19,7 @@ PRESETS = {
     **{f"llama {size}": families.llama2(size) for size in families.LLAMA2},
     **{f"llama {size}": families.llama3(size) for size in families.LLAMA3},
     **{f"mistral {size}": families.mistral(size) for size in ("7b", "7b-v0.3")},
+    **{f"mixtral {size}": families.mixtral(size) for size in families.MIXTRAL},
     **{f"qwen2 {size}": families.qwen2(size) for size in families.QWEN2},
     **{f"qwen3 {size}": families.qwen3(size) for size in families.QWEN3},
     **{f"bert {size}": encoders.bert(size) for size in encoders.BERT},

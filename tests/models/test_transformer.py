@@ -19,6 +19,21 @@ MODELS = {
     "mistral": families.mistral().but(
         {**SMALL, "block.mixer.kv_heads": 2, "block.mixer.window": 5, "block.ffn.width": 40}
     ),
+    "mixtral": families.mixtral().but({**SMALL, "block.mixer.kv_heads": 2, "block.ffn.expert.width": 20}),
+    "residual experts": families.gpt2().but(
+        {
+            **SMALL,
+            "block.ffn": {
+                "kind": "experts",
+                "experts": 3,
+                "expert": {"kind": "mlp", "width": 20},
+                "router": "switch",
+                "capacity": 1.0,
+                "shared": {"kind": "mlp", "width": 20},
+                "mixed": True,
+            },
+        }
+    ),
     "alternating": families.llama2().but(
         {**SMALL, "block.ffn.width": 40, "pattern": [{}, {"mixer.window": 4}], "tied": True}
     ),
