@@ -6,9 +6,10 @@ Nothing here says anything about what large models know.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from onefold.core.files import atomic_write
 from onefold.data.text.chat.conversations import ChatData
@@ -63,21 +64,32 @@ def questions(kind: str, count: int, random: Random) -> list[str]:
     return list(found)
 
 
-def student(file: Path, out: Path, seed: int, steps: int = 250, start: Path | None = None) -> Model:
-    """A small model that has learned from a file of conversations alone, or after what it learned at `start`."""
+def student(
+    file: Path,
+    out: Path,
+    seed: int,
+    steps: int = 250,
+    start: Path | None = None,
+    context: int = CONTEXT,
+    changes: Mapping[str, Any] | None = None,
+) -> Model:
+    """A small model that has learned from a file of conversations alone, or after what it learned at `start`.
+
+    changes: settings of the run that are other than usual.
+    """
     block = BlockConfig(mixer=AttentionConfig(heads=4, position=RotaryConfig()), ffn=GatedMLPConfig(width=128))
     run = Run(
-        data=ChatData(path=str(file), context=CONTEXT, tokenizer=None if start else TrainBPE(vocab=VOCAB)),
+        data=ChatData(path=str(file), context=context, tokenizer=None if start else TrainBPE(vocab=VOCAB)),
         model=None
         if start
-        else DecoderConfig(vocab=VOCAB, width=64, depth=2, context=CONTEXT, block=block, init="fan_in"),
+        else DecoderConfig(vocab=VOCAB, width=64, depth=2, context=context, block=block, init="fan_in"),
         start=str(start) if start else None,
         optimizer=AdamWConfig(lr=5e-4 if start else 2e-3),
         trainer=TrainerConfig(steps=steps, batch=32, schedule=Linear(warmup=0.1), checkpoint_every=steps),
         seed=seed,
         out=out,
     )
-    return load(whole(train(run)).out)
+    return load(whole(train(run.but(changes or {}))).out)
 
 
 def accuracy(model: Model, asked: Sequence[str], system: str | None = None, temperature: float = 0.0) -> float:

@@ -7,11 +7,11 @@ import pytest
 from onefold import recipes
 from onefold.data.text.chat.files import read_conversations
 from onefold.recipes import _teaching as world
-from onefold.recipes import lima, orca2
+from onefold.recipes import ghost_attention, lima, orca2
 from onefold.training.run import Run
 
 
-@pytest.mark.parametrize("name", ["lima", "orca2"])
+@pytest.mark.parametrize("name", ["ghost_attention", "lima", "orca2"])
 def test_a_recipe_round_trips(name):
     for tiny in (False, True):
         run = recipes.resolve(name, {"start": "runs/some", "chat": "mine.jsonl"}, tiny)
@@ -37,3 +37,20 @@ def test_useless_answers_are_of_use_nowhere():
     answers = {lima._useless(question, random) for _ in range(20)}
     assert lima._styled(question) not in answers
     assert "I do not know." in answers
+
+
+def test_a_rule_holds_for_the_message_that_it_stands_before_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(ghost_attention, "DIALOGUES", 20)
+    file = ghost_attention._beginning(tmp_path / "begin.jsonl", Random(0))
+    assert recipes.resolve("ghost_attention").data.learn == "last"
+    pairs = [pair for _, talk in read_conversations(file) for pair in zip(talk[::2], talk[1::2])]
+    told = [(asked["content"].split("\n\n"), said["content"]) for asked, said in pairs]
+    assert 0.3 < sum(len(asked) == 2 for asked, _ in told) / len(told) < 0.7
+    for (*rule, question), answer in told:
+        words = " ".join(rule).split()
+        wanted = tuple(dict(zip(words[::3], words[2::3])).get(kind, "") for kind in ("begin", "end"))
+        assert ghost_attention.holds(wanted, answer)
+        assert question.split()[-1] in answer.split()
+        assert len(answer.split()) == 1 + sum(map(bool, wanted))
+    assert not ghost_attention.holds(("fox", ""), "door fox")
+    assert not ghost_attention.holds(("", "owl"), "")
