@@ -86,14 +86,18 @@ class Model(Writer):
 
     @property
     def context(self) -> int | None:
-        """How many tokens a text may have, prompt included; None where the architecture sets no end.
+        """How many tokens a text may have, prompt included; None where the architecture sets no end."""
+        return self.context_with(self.adapter)
+
+    def context_with(self, adapter: str | None) -> int | None:
+        """`context` as it is when this adapter is at work.
 
         Learned positions that vectors before the text take (see adapt/prompts.py) are not left to it.
         """
         limit, openings = engine.reach(self.config), getattr(self.network, "openings", None)
-        if limit is None or openings is None or openings.room is None or self.adapter not in openings.adapters:
+        if limit is None or openings is None or openings.room is None or adapter not in openings.adapters:
             return limit
-        (vectors,) = openings.adapters[self.adapter].parameters()  # [N, D] or [L, 2, Hkv, N, Dh]
+        (vectors,) = openings.adapters[adapter].parameters()  # [N, D] or [L, 2, Hkv, N, Dh]
         return min(limit, openings.room - vectors.shape[-2])
 
     def speculate(self, draft: "str | Path | Model | None") -> None:
@@ -160,14 +164,14 @@ class Model(Writer):
         """What the model reads of a prompt."""
         return self.tokenizer.prompt(prompt) if isinstance(prompt, str) else list(prompt)
 
-    def begin(self, prompt: Prompt, sampling: Sampling, copy: int = 0) -> Continuation:
+    def begin(self, prompt: Prompt, sampling: Sampling, copy: int = 0, context: int | None = None) -> Continuation:
         """A continuation to be written by `run` or `finish`. Ids are taken as they are; text gets what precedes texts.
 
-        With one seed, equal prompts of equal `copy` become equal texts.
+        With one seed, equal prompts of equal `copy` become equal texts. context: None: that of now.
         """
         ids = self.ids(prompt)
         self._check(torch.tensor(ids))
-        room = engine.budget(ids, sampling.max_new_tokens, self.context)
+        room = engine.budget(ids, sampling.max_new_tokens, context or self.context)
         tokenizer = self._loaded.tokenizer
         random = randomness(sampling, ids, copy)
         if tokenizer is None:

@@ -89,7 +89,7 @@ class Seq2SeqModel(Writer):
         tokenizer = self.tokenizer
         return [*tokenizer.prefix, *tokenizer.encode(prompt, special=gaps), *tokenizer.suffix]
 
-    def begin(self, prompt: Prompt, sampling: Sampling, copy: int = 0) -> Continuation:
+    def begin(self, prompt: Prompt, sampling: Sampling, copy: int = 0, context: int | None = None) -> Continuation:
         """A row to be written by `run` or `finish`. Ids are taken as they are; text gets what belongs around texts.
 
         A text longer than the model can read loses its end, which is said. With one seed, equal texts of equal `copy`
@@ -98,12 +98,13 @@ class Seq2SeqModel(Writer):
         source = self.ids(prompt)
         if not source:
             raise UserError("a text to read has no tokens; give at least one")
-        if self.context is not None and len(source) > self.context:
-            say(f"a text of {len(source):,} tokens loses its end: the model reads {self.context:,}")
-            source = [*source[: self.context - 1], source[-1]]
+        context = context or self.context
+        if context is not None and len(source) > context:
+            say(f"a text of {len(source):,} tokens loses its end: the model reads {context:,}")
+            source = [*source[: context - 1], source[-1]]
         self._check(torch.tensor(source))
         start = self._beginning
-        room = engine.budget(start, sampling.max_new_tokens, self.context)
+        room = engine.budget(start, sampling.max_new_tokens, context)
         tokenizer = self._loaded.tokenizer
         stream = tokenizer.stream(gaps=True) if tokenizer else None  # or what stood in several would run together
         random = randomness(sampling, source, copy)

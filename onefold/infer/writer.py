@@ -45,15 +45,19 @@ class Writer(OpenedText, ABC):
     def context(self) -> int | None:
         """How many tokens it can read; None where the architecture sets no end."""
 
+    def context_with(self, adapter: str | None) -> int | None:
+        """`context` as it is when this adapter is at work."""
+        return self.context
+
     @abstractmethod
     def ids(self, prompt: Prompt) -> list[int]:
         """What the model reads of a prompt."""
 
     @abstractmethod
-    def begin(self, prompt: Prompt, sampling: Sampling, copy: int = 0) -> Continuation:
+    def begin(self, prompt: Prompt, sampling: Sampling, copy: int = 0, context: int | None = None) -> Continuation:
         """A row to be written by `run` or `finish`. Ids are taken as they are; text gets what belongs around texts.
 
-        With one seed, equal prompts of equal `copy` become equal texts.
+        With one seed, equal prompts of equal `copy` become equal texts. context: None: that of now.
         """
 
     @overload

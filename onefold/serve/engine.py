@@ -84,7 +84,8 @@ class About:
     chat: bool  # whether it knows turns; without, it only continues text
     created: int  # Unix time
     vectors: int | None = None  # numbers in the vectors that it makes of texts; None: it writes
-    adapters: tuple[str, ...] = ()  # what else it can be: names that a request may ask for
+    # What else it can be: names that a request may ask for, and the context that each leaves.
+    adapters: Mapping[str, int | None] = field(default_factory=dict)
 
 
 class Answer(Protocol):

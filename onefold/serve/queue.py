@@ -32,7 +32,7 @@ class Queue:
             model.context,
             takes_turns,
             int(time.time()),
-            adapters=tuple(adapter for adapter in model.adapters if adapter != self._usual),
+            adapters={own: model.context_with(own) for own in model.adapters if own != self._usual},
         )
         self._change = threading.Condition()
         self._line: deque[QueuedAnswer] = deque()
@@ -93,7 +93,8 @@ class Queue:
 
     def _prepare(self, job: Job) -> tuple[Continuation, Sampling]:
         """The job as the model takes it: ids, how many tokens may follow, and how they are chosen."""
-        tokenizer, limits, context = self._model.tokenizer, self.limits, self.about.context
+        tokenizer, limits = self._model.tokenizer, self.limits
+        context = self.about.adapters[job.adapter] if job.adapter else self.about.context
         prompt = chat_ids(job.messages, tokenizer) if job.messages is not None else job.prompt or ""
         length = len(self._model.ids(prompt))
         allowed = min((most for most in (limits.prompt_tokens, context) if most is not None), default=length)
@@ -104,7 +105,7 @@ class Queue:
             raise Refusal(400, text, code="context_length_exceeded", param=param)
         wanted = min(job.max_tokens or limits.default_tokens, limits.max_tokens)
         sampling = Sampling.from_dict({"temperature": 1.0, **job.sampling, "max_new_tokens": wanted})
-        row = self._model.begin(prompt, sampling)
+        row = self._model.begin(prompt, sampling, context=context)  # another adapter may be at work now
         row.top = job.logprobs
         return row, sampling
 

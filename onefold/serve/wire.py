@@ -6,7 +6,7 @@ storage are accepted and ignored.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import accumulate
 from secrets import token_hex
@@ -240,7 +240,7 @@ def _logprobs(spelled: Sequence[Spelled]) -> dict[str, list[Any]]:
     }
 
 
-def check_model(asked: str | None, name: str, adapters: Sequence[str] = ()) -> None:
+def check_model(asked: str | None, name: str, adapters: Iterable[str] = ()) -> None:
     """Refuse a request for another model than the one of this name or with one of these adapters."""
     if asked is not None and asked not in (name, *adapters):
         known = ", ".join(map(repr, (name, *adapters)))
@@ -276,5 +276,5 @@ def card(about: About, name: str | None = None) -> dict[str, Any]:
     """A model, by another name than its own; the page reads the three fields beyond OpenAI's."""
     return {
         "id": name or about.name, "object": "model", "created": about.created, "owned_by": "onefold",
-        "parameters": about.parameters, "context_length": about.context, "chat": about.chat,
+        "parameters": about.parameters, "context_length": about.adapters.get(name, about.context), "chat": about.chat,
     }  # fmt: skip

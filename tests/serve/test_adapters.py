@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from onefold.adapt.lora import LoRAConfig
+from onefold.adapt.prompts import PrefixTuningConfig
 from onefold.infer.model import Model
 from onefold.interop.loaded import Loaded
-from onefold.models.transformer import BlockConfig, DecoderConfig
+from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig
+from onefold.nn.position import LearnedPositionConfig
 from onefold.serve.queue import Queue
 from tests.serve.conftest import ask
 
@@ -69,4 +71,37 @@ def test_requests_say_which_one_answers(model):
         assert (unknown.status_code, unknown.json()["error"]["param"]) == (404, "adapter")
         assert "there are poet, clerk" in unknown.json()["error"]["message"]
         assert http.post(CHAT, json=ask("hi", model="singer")).status_code == 404
+    queue.close(wait=5)
+
+
+def test_each_adapter_leaves_a_context_of_its_own(tokenizer):
+    """Vectors before the text take some of the places that a model has learned."""
+    from fastapi.testclient import TestClient
+
+    from onefold.serve.app import create_app
+
+    block = BlockConfig(mixer=AttentionConfig(heads=2), ffn=GatedMLPConfig(width=32))
+    embed = EmbedConfig(position=LearnedPositionConfig(context=24))
+    network = DecoderConfig(vocab=tokenizer.size, width=16, depth=2, context=24, block=block, embed=embed).build()
+    LoRAConfig(rank=4).apply(network, "poet")
+    PrefixTuningConfig(length=10).apply(network, "clerk")
+    model = Model(Loaded(network.config, network, tokenizer))
+    model.use("poet")
+    queue = Queue(model, "tiny")
+    with TestClient(create_app(queue), base_url="http://127.0.0.1:8000") as http:
+        cards = {card["id"]: card["context_length"] for card in http.get("/v1/models").json()["data"]}
+        assert cards == {"tiny": 24, "clerk": 14}
+        text = "The capital of France is Paris"
+        length = len(model.ids(text))
+        assert 0 < 14 - length < 24 - length
+        for _ in range(2):
+            for name, context in (("clerk", 14), ("tiny", 24)):
+                asked = {"prompt": text, "model": name, "max_tokens": 100, "temperature": 0}
+                answer = http.post(TEXT, json=asked).json()
+                assert answer["usage"]["completion_tokens"] == context + 1 - length, answer
+        long = {"prompt": text * 2, "max_tokens": 1}
+        assert http.post(TEXT, json=long).status_code == 200
+        refused = http.post(TEXT, json=long | {"model": "clerk"})
+        assert refused.status_code == 400
+        assert "at most 14 fit (the model's context)" in refused.json()["error"]["message"]
     queue.close(wait=5)

@@ -112,7 +112,7 @@ def test_sampling_reaches_the_model_and_null_means_default(client, monkeypatch):
     http = client()
     seen = []
     begin = http.queue._model.begin
-    monkeypatch.setattr(http.queue._model, "begin", lambda p, s: seen.append(s) or begin(p, s))
+    monkeypatch.setattr(http.queue._model, "begin", lambda p, s, **more: seen.append(s) or begin(p, s, **more))
     given = {"temperature": 0.5, "top_p": 0.9, "seed": -1, "stop": "x", "top_k": 5, "min_p": 0.1, "max_tokens": 7}
     assert http.post(CHAT, json=ask("hi", **given)).status_code == 200
     assert http.post(CHAT, json=ask("hi", **dict.fromkeys(given))).status_code == 200
