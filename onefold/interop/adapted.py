@@ -6,6 +6,9 @@ artifact.json says, beside what is said in any (artifact.py):
     base    where the model lies that they were done to, and a fingerprint of each of its weights
 
 model.safetensors holds what was trained: adapters, and whatever the base has not or that was to be trained in full.
+
+A base may be an adapted model itself, whose adapters are merged when it is opened. Another processor may round those
+products otherwise, so such weights go by what they were computed from, the weight and the adapter in the files.
 """
 
 import os
@@ -22,7 +25,7 @@ from onefold.adapt.every import adapt, is_adapter, read_steps
 from onefold.adapt.lora import NAME
 from onefold.adapt.merge import is_adapted, merge
 from onefold.adapt.quantize import QuantizeConfig
-from onefold.adapt.surgery import switch_of
+from onefold.adapt.surgery import matrices, switch_of
 from onefold.core.config import Config, differences
 from onefold.core.errors import UserError
 from onefold.interop.artifact import FILE, load_processor, read_card, read_model_config
@@ -30,6 +33,7 @@ from onefold.interop.loaded import Loaded, dtype_named, fill
 from onefold.interop.peft import is_peft, read_peft
 from onefold.interop.table import own_buffers, own_weights
 from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors
+from onefold.nn.quantized import QuantizedLinear
 
 SAMPLES = 4096  # numbers of each weight that make its fingerprint
 
@@ -59,7 +63,7 @@ class Base:
         """`known`: fingerprints of weights that the model has no more."""
         place = Path(path).expanduser()
         prints = {name: fingerprint(weight) for name, weight in own_weights(loaded.model).items()}
-        return cls(str(place.absolute()) if place.exists() else str(path), {**prints, **known})
+        return cls(str(place.absolute()) if place.exists() else str(path), {**prints, **loaded.computed, **known})
 
     @classmethod
     def read(cls, content: Mapping[str, Any], folder: Path) -> "Base":
@@ -78,21 +82,22 @@ class Base:
         return {"path": self.path, "beside": beside, "fingerprints": dict(self.fingerprints)}
 
     def check(
-        self, model: nn.Module, where: str, there: str | None = None, known: Mapping[str, str] | None = None
+        self, loaded: Loaded, where: str, there: str | None = None, known: Mapping[str, str] | None = None
     ) -> None:
-        """Raises Unlike, naming the first weight that differs, unless `model` (which lies `there`) is this base.
+        """Raises Unlike, naming the first weight that differs, unless `loaded` (which lies `there`) is this base.
 
         Weights of fewer bits are not looked at, but where their fingerprint is `known`.
         """
-        other = f"{where} adapts another model than {there or self.path} is"
+        model, other = loaded.model, f"{where} adapts another model than {there or self.path} is"
         prints = {name: fingerprint(weight) for name, weight in base_weights(model).items()} | dict(known or {})
+        origins = {**prints, **loaded.computed}
         coarse = {f"{name}.weight" for name, module in model.named_modules() if hasattr(module, "scheme")}
-        coarse = {name.replace(".base.", ".") for name in coarse} - {*prints}
-        if unlike := sorted({*prints} ^ {*self.fingerprints} - coarse):
+        coarse = {name.replace(".base.", ".") for name in coarse} - {*origins}
+        if unlike := sorted({*origins} ^ {*self.fingerprints} - coarse):
             has = "lacks" if unlike[0] in self.fingerprints else "has"
             raise Unlike(f"{other}, which {has} {unlike[0]}", model)
-        for name, found in prints.items():
-            if found != self.fingerprints[name]:
+        for name, origin in origins.items():  # or the numbers themselves, by which all weights went once
+            if self.fingerprints[name] not in (origin, prints.get(name)):
                 raise Unlike(f"{other}: {name} differs", model)
 
 
@@ -102,6 +107,21 @@ def fingerprint(weight: Tensor) -> str:
     places = torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLES), dtype=torch.float64).long()
     sample = flat[places.to(flat.device)].cpu().float().contiguous().numpy()
     return blake2b(repr(list(weight.shape)).encode() + sample.tobytes(), digest_size=8).hexdigest()
+
+
+def origins(loaded: Loaded) -> dict[str, str]:
+    """Hashes of what the weights would be made of that merging its adapter, or plain numbers, would make anew."""
+    found = {}
+    for matrix in matrices(loaded.model):
+        layer, name = matrix.module, f"{matrix.name}.weight"
+        base, loras = getattr(layer, "base", layer), getattr(layer, "loras", None) or []
+        scheme = (base.scheme, base.block, base.double) if isinstance(base, QuantizedLinear) else None
+        if not loras and scheme is None:
+            continue
+        own = loaded.computed.get(name) or fingerprint(base.weight if scheme is None else base.codes)
+        parts = [(lora.rows, lora.scale, *map(fingerprint, lora.parameters())) for lora in loras]
+        found[name] = blake2b(repr((own, scheme, parts)).encode(), digest_size=8).hexdigest()
+    return found
 
 
 def base_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -142,8 +162,10 @@ def plain(loaded: Loaded, where: str = "the model") -> Loaded:
     """
     if not is_adapted(loaded.model):
         return loaded
+    switch_of(loaded.model).unmerge()
+    computed = {**loaded.computed, **origins(loaded)}
     try:
-        return replace(loaded, model=merge(loaded.model))
+        return replace(loaded, model=merge(loaded.model), computed=computed)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -179,6 +201,10 @@ def load_adapted(
     loaded = loaded or open_checked(base, folder, config, steps, torch.float32, open_base)
     source = SafetensorFiles(find_safetensors(folder) or [])
     model = begun(config, loaded, source, str(folder))
+    coarse = [name for step in steps if isinstance(step, QuantizeConfig) for name in step.names(model)]
+    computed = {f"{name}.weight": fingerprint(model.get_submodule(name).weight) for name in coarse} | loaded.computed
+    whole = {name.replace(".base.", ".") for name in source}
+    computed = {name: origin for name, origin in computed.items() if name not in whole}
     if kind is not None:
         model.to(kind)
     adapt(model, steps)
@@ -187,7 +213,7 @@ def load_adapted(
     put(source, model, folder)
     card = {**content["card"], "adapts": base.path}
     card |= {name: loaded.card[name] for name in ("family", "generation") if name in loaded.card}  # of published ones
-    return Loaded(config, model.to(device).eval(), load_processor(folder), card)
+    return Loaded(config, model.to(device).eval(), load_processor(folder), card, computed)
 
 
 def open_checked(
@@ -211,7 +237,8 @@ def open_checked(
         raise UserError(f"{folder} adapts {base.path}: {error}") from None
     except RecursionError:
         raise Circle(f"{folder} adapts {base.path}, which adapts it in turn: no model lies at the end") from None
-    base.check(loaded.model, str(folder), known=early.fingerprints)
+    loaded = replace(loaded, computed={**loaded.computed, **early.fingerprints})
+    base.check(loaded, str(folder))
     return loaded
 
 
@@ -228,7 +255,7 @@ def recognise(loaded: Loaded, folder: Path) -> None:
         raise UserError(f"{folder} is a model of its own, no adapter")
     if unlike := differences(read_model_config(content, folder / FILE).to_dict(), loaded.config.to_dict()):
         raise UserError(f"{folder} adapts another model: {next(iter(unlike))} differs")
-    Base.read(content, folder).check(loaded.model, str(folder), "this one")
+    Base.read(content, folder).check(loaded, str(folder), "this one")
 
 
 def attach(loaded: Loaded, folder: Path, name: str) -> None:

@@ -33,6 +33,8 @@ class Loaded:
     model: nn.Module
     processor: Tokenizer | PictureReader | None
     card: dict[str, Any] = field(default_factory=dict)
+    # Hashes of what those weights were made of that no file has as they are (see adapted.py), by name.
+    computed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

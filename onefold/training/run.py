@@ -228,7 +228,7 @@ def begin(
     if base is None:
         return model, None
     if good:
-        Base.read(read_card(good), good).check(start.model, str(run.out), known=early.fingerprints)
+        Base.read(read_card(good), good).check(start, str(run.out), known=early.fingerprints)
     adapt(model, run.adapt)
     for parameter in new:
         parameter.requires_grad_(True)

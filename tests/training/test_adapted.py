@@ -8,10 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import onefold
+from onefold.adapt.merge import merge
 from onefold.adapt.quantize import QuantizeConfig
+from onefold.adapt.surgery import matrices
 from onefold.core.errors import UserError
+from onefold.interop import adapted as adapted_module
 from onefold.interop.adapted import Early
-from onefold.interop.artifact import save_artifact
+from onefold.interop.artifact import FILE, save_artifact
 from onefold.interop.open import open_model
 from onefold.interop.table import own_weights
 from onefold.nn.quantized import QuantizedLinear
@@ -192,13 +195,40 @@ def test_adapters_of_each_other_are_refused(once, tmp_path):
     assert len(str(error.value)) < 500
 
 
-def test_adapters_become_the_weights_of_what_begins_with_them(adapted):
-    first = train(adapted("first", trainer__steps=3))
-    second = train(adapted("second", start=str(first.out), trainer__steps=2))
+def test_adapters_become_the_weights_of_what_begins_with_them(adapted, monkeypatch):
+    first = train(adapted("first", trainer__steps=2))
+    second = train(adapted("second", start=str(first.out), adapt=["quantize", "lora"], trainer__steps=2))
+    third = train(adapted("third", start=str(second.out), trainer__steps=2))
     ids = [[3, 5, 7, 9]]
-    model = onefold.load(second.out)
+    model = onefold.load(third.out)
     model.use(None)
-    assert (model.logits(ids) - onefold.load(first.out).logits(ids)).abs().max() < 1e-5
+    assert (model.logits(ids) - onefold.load(second.out).logits(ids)).abs().max() < 1e-5
+
+    def elsewhere(model):
+        """As on a processor that rounds products otherwise."""
+        for matrix in matrices(merge(model).blocks):
+            matrix.module.weight.data *= 1 + 1e-6
+        return model
+
+    recorded, there = json.loads((third.checkpoint / FILE).read_text()), adapted_module.merge
+    monkeypatch.setattr(adapted_module, "merge", elsewhere)
+    onefold.load(third.out)
+    train(third.run.but({"trainer.steps": 3}))
+    monkeypatch.setattr(adapted_module, "merge", there)
+    weights = own_weights(adapted_module.plain(open_model(second.out)).model)
+    prints = {name: adapted_module.fingerprint(weight) for name, weight in weights.items()}
+    assert prints.keys() == recorded["base"]["fingerprints"].keys()
+    recorded["base"]["fingerprints"] = prints  # as they were recorded once
+    (third.checkpoint / FILE).write_text(json.dumps(recorded))
+    (third.checkpoint / "manifest.json").unlink()
+    open_model(third.checkpoint)
+    file = first.checkpoint / "model.safetensors"
+    kept = load_file(file)
+    kept["blocks.1.ffn.out.adapters.adapter.whole.b"] += 0.1
+    save_file(kept, file)
+    (file.parent / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"adapts another model than .*: blocks\.1\.ffn\.out\.weight differs"):
+        open_model(third.checkpoint)
 
 
 def test_the_mean_of_checkpoints_adapts_the_same_base(once, adapted, tmp_path):
