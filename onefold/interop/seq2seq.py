@@ -5,7 +5,7 @@ here they begin at 0, and the two vectors that no text ever uses move to the end
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,13 +14,15 @@ from onefold.core.errors import UserError
 from onefold.interop.encoders import Rolled
 from onefold.interop.family import ACTIVATIONS, THEIR_ACTIVATION, Family, Keys, need
 from onefold.interop.names import Joined, Names, Row, Squeezed
-from onefold.interop.table import Reading
+from onefold.interop.table import Reading, Stacked
 from onefold.models.seq2seq import Seq2SeqConfig, StackConfig
 from onefold.models.transformer import BlockConfig, EmbedConfig
 from onefold.nn.attention import AttentionConfig
+from onefold.nn.experts import ExpertsConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
 from onefold.nn.position import LearnedPositionConfig, RelativeBiasConfig, SinusoidalPositionConfig
+from onefold.nn.routing import SwitchConfig
 
 SIDES = ("encoder", "decoder")
 OFFSET = 2  # BART's first positions, which no text uses
@@ -147,7 +149,7 @@ def _write_t5(config: Seq2SeqConfig) -> dict[str, Any]:
     }
 
 
-def _names_t5(config: Seq2SeqConfig) -> Names:
+def _names_t5(config: Seq2SeqConfig, ffn: str = "DenseReluDense") -> Names:
     rows = [Row("encoder.embed.token.weight", ("shared.weight",)), Row("decoder.unembed.weight", ("lm_head.weight",))]
     for side in SIDES:
         ours, theirs = f"{side}.blocks.{{i}}.", f"{side}.block.{{i}}.layer."
@@ -158,9 +160,9 @@ def _names_t5(config: Seq2SeqConfig) -> Names:
             Row(f"{ours}mixer_norm.*", (f"{theirs}0.layer_norm.*",)),
             Row(f"{ours}cross_norm.*", (f"{theirs}1.layer_norm.*",)),
             Row(f"{ours}ffn_norm.*", (f"{last}layer_norm.*",)),
-            Row(f"{ours}ffn.up.*", (f"{last}DenseReluDense.wi.*",)),
-            Row(f"{ours}ffn.gate_up.*", tuple(f"{last}DenseReluDense.wi_{n}.*" for n in (0, 1)), Joined(2)),
-            Row(f"{ours}ffn.out.*", (f"{last}DenseReluDense.wo.*",)),
+            Row(f"{ours}ffn.up.*", (f"{last}{ffn}.wi.*",)),
+            Row(f"{ours}ffn.gate_up.*", tuple(f"{last}{ffn}.wi_{n}.*" for n in (0, 1)), Joined(2)),
+            Row(f"{ours}ffn.out.*", (f"{last}{ffn}.wo.*",)),
             Row(
                 f"{side}.relative.weight",
                 (f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",),
@@ -172,6 +174,90 @@ def _names_t5(config: Seq2SeqConfig) -> Names:
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",  # of a first version
     ]
     return Names(tuple(rows), (*unused, *([r"lm_head\.weight"] if config.tied else [])))
+
+
+# --- Switch Transformers: T5 with experts in some layers --------------------------------------------------------------
+
+_SWITCH_DEFAULTS = {
+    **{"num_layers": 12, "d_model": 768, "num_heads": 12, "d_ff": 2048, "dense_act_fn": "relu", "num_experts": 8},
+    **{"num_sparse_encoder_layers": 3, "num_sparse_decoder_layers": 3, "router_jitter_noise": 0.01},
+    **{"router_z_loss_coef": 0.001, "router_aux_loss_coef": 0.001},
+}
+# Steps follow from numbers of layers. Experts read at most so many of a row's tokens there; here all, once trained.
+_SWITCH_SILENT = "encoder_sparse_step decoder_sparse_step expert_capacity add_router_probs router_ignore_padding_tokens"
+
+
+def _read_switch(keys: Keys) -> Seq2SeqConfig:
+    known = Keys({**_SWITCH_DEFAULTS, **keys.data}, keys.where, keys.tensors)
+    _check_class(known, "SwitchTransformersForConditionalGeneration", "SwitchTransformersModel")
+    for name in _SWITCH_SILENT.split():
+        known.get(name)
+    known.must_be("tie_word_embeddings", True)
+    known.must_be("router_bias", False)
+    known.must_be("router_dtype", "float32")
+    router = SwitchConfig(
+        jitter=known.get("router_jitter_noise"),
+        balance=known.get("router_aux_loss_coef"),
+        z_loss=known.get("router_z_loss_coef"),
+    )
+    plain = Keys(
+        {**known.data, "architectures": ["T5Model"], "feed_forward_proj": known.get("dense_act_fn")}, keys.where,
+        keys.tensors,
+    )  # fmt: skip
+    config = _read_t5(plain)
+    changes: dict[str, Any] = {}
+    for side in SIDES:
+        stack = getattr(config, side)
+        ffn = ExpertsConfig(experts=known.number("num_experts"), expert=stack.block.ffn, router=router).to_dict()
+        sparse = known.get(f"num_sparse_{side}_layers")
+        if not isinstance(sparse, int) or not 0 <= sparse <= stack.depth:
+            raise UserError(f"{keys.where}: num_sparse_{side}_layers must be 0 to {stack.depth}, not {sparse!r}")
+        changes[f"{side}.pattern"] = [{"ffn": ffn} if i else {} for i in _sparse(stack.depth, sparse)]
+    keys.used |= known.used | plain.used
+    return config.but(changes)
+
+
+def _sparse(depth: int, layers: int) -> list[bool]:
+    """Which layers have experts where a config asks for so many: every so many-th, from the second on."""
+    step = depth // layers if layers else depth
+    return [i % step == 1 or step == 1 for i in range(depth)]
+
+
+def _write_switch(config: Seq2SeqConfig) -> dict[str, Any]:
+    changes, numbers, ffn = {}, {}, None
+    for side, half in zip(SIDES, config.halves()):
+        found = [block.ffn if isinstance(block.ffn, ExpertsConfig) else None for block in half.blocks()]
+        ffn = next(filter(None, found), ffn)
+        where = [part is not None for part in found]
+        numbers[f"num_sparse_{side}_layers"] = max(n for n in range(len(where) + 1) if _sparse(len(where), n) == where)
+        changes |= {f"{side}.pattern": (), f"{side}.block.ffn": need(ffn, ExpertsConfig).expert}
+    router = need(need(ffn, ExpertsConfig).router, SwitchConfig)
+    written = _write_t5(config.but(changes))
+    if not written.pop("scale_decoder_outputs"):
+        raise UserError("has a tied head, whose input is scaled down")
+    return written | {
+        "dense_act_fn": written.pop("feed_forward_proj"),
+        **numbers,
+        "num_experts": ffn.experts,
+        "expert_capacity": config.context,  # of a row's tokens: all
+        "router_jitter_noise": router.jitter,
+        "router_aux_loss_coef": router.balance,
+        "router_z_loss_coef": router.z_loss,
+    }
+
+
+def _names_switch(config: Seq2SeqConfig) -> Names:
+    names = _names_t5(config, ffn="mlp")
+    blocks = [block for half in config.halves() for block in half.blocks()]
+    count = next((block.ffn.experts for block in blocks if isinstance(block.ffn, ExpertsConfig)), 0)
+    rows = list(names.rows)
+    for side, last in zip(SIDES, (1, 2)):
+        ours, theirs = f"{side}.blocks.{{i}}.ffn.", f"{side}.block.{{i}}.layer.{last}.mlp."
+        rows.append(Row(f"{ours}router.*", (f"{theirs}router.classifier.*",)))
+        for our, their in (("up", "wi"), ("out", "wo")):
+            each = tuple(f"{theirs}experts.expert_{e}.{their}.*" for e in range(count))
+            rows.append(Row(f"{ours}experts.{our}.*", each, Stacked()))
+    return replace(names, rows=tuple(rows))
 
 
 # --- BART and Marian -----------------------------------------------------------------------------------------------
@@ -308,6 +394,13 @@ def _bart_like(name: str, architecture: str) -> Family:
 
 SEQ2SEQ: tuple[Family, ...] = (
     Family("t5", "T5ForConditionalGeneration", Seq2SeqTable(_names_t5), _read_t5, _write_t5),
+    Family(
+        "switch_transformers",
+        "SwitchTransformersForConditionalGeneration",
+        Seq2SeqTable(_names_switch),
+        _read_switch,
+        _write_switch,
+    ),
     _bart_like("bart", "BartForConditionalGeneration"),
     _bart_like("marian", "MarianMTModel"),
 )

@@ -1,17 +1,19 @@
 """The published encoder-decoders as data: each function returns the config of one size of a family.
 
 Sources: the Transformer (arXiv 1706.03762, table 3), T5 (1910.10683), T5 1.1 (2002.05202 and its released files), BART
-(1910.13461) and Marian (1804.00344; the OPUS-MT checkpoints), with the settings of the released files. Exact parameter
-counts are tested.
+(1910.13461), the Switch Transformer (2101.03961) and Marian (1804.00344; the OPUS-MT checkpoints), with the settings of
+the released files. Exact parameter counts are tested.
 """
 
 from onefold.models.families import pick
 from onefold.models.seq2seq import Seq2SeqConfig, StackConfig
 from onefold.models.transformer import BlockConfig, EmbedConfig
 from onefold.nn.attention import AttentionConfig
+from onefold.nn.experts import ExpertsConfig
 from onefold.nn.feedforward import Activation, GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
 from onefold.nn.position import LearnedPositionConfig, RelativeBiasConfig, SinusoidalPositionConfig
+from onefold.nn.routing import SwitchConfig
 
 # width, ffn, heads, dropout; six layers a side
 TRANSFORMER = {"base": (512, 2048, 8, 0.1), "big": (1024, 4096, 16, 0.3)}
@@ -116,6 +118,18 @@ def t5_v11(size: str = "small") -> Seq2SeqConfig:
     cross = {"heads": heads, "head_width": head_width, "dropout": 0.0}
     head = {"tied": False, "head_scaled": False, "embed.dropout": 0.0}
     return t5().but({"width": width, "decoder.block.cross": cross, **sides, **head})
+
+
+def switch(size: str = "base", experts: int = 8) -> Seq2SeqConfig:
+    """T5 with experts in every other layer, of which each token sees one (arXiv 2101.03961, table 1)."""
+    width = pick(T5, size, "Switch Transformer")[2]
+    ffn = ExpertsConfig(
+        experts=experts,
+        expert=MLPConfig(width=width, activation="relu", bias=False),
+        router=SwitchConfig(),
+        capacity=1.25,
+    ).to_dict()
+    return t5(size).but({f"{side}.pattern": [{}, {"ffn": ffn}] for side in ("encoder", "decoder")})
 
 
 def one_stack(config: Seq2SeqConfig) -> Seq2SeqConfig:

@@ -10,6 +10,7 @@ _T5 = dict(
     vocab_size=61, d_model=24, d_kv=5, d_ff=40, num_layers=2, num_decoder_layers=3, num_heads=4,
     relative_attention_num_buckets=12, relative_attention_max_distance=20, decoder_start_token_id=0,
 )  # fmt: skip
+_SWITCH = _T5 | dict(num_experts=3, num_decoder_layers=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=2)
 _BART = dict(
     vocab_size=61, d_model=24, encoder_layers=3, decoder_layers=2, encoder_ffn_dim=40, decoder_ffn_dim=36,
     encoder_attention_heads=6, decoder_attention_heads=4, max_position_embeddings=38,
@@ -23,6 +24,11 @@ _MARIAN = _BART | dict(
 CASES = {
     "t5": ("T5ForConditionalGeneration", _T5),
     "t5-v1.1": ("T5ForConditionalGeneration", _T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
+    "switch": ("SwitchTransformersForConditionalGeneration", _SWITCH),
+    "switch-everywhere": (
+        "SwitchTransformersForConditionalGeneration",
+        _SWITCH | dict(num_sparse_encoder_layers=2, num_sparse_decoder_layers=1, dense_act_fn="gelu_new"),
+    ),
     "bart": ("BartForConditionalGeneration", _BART | dict(forced_bos_token_id=0)),
     "bart-scaled": ("BartForConditionalGeneration", _BART | dict(scale_embedding=True, activation_function="relu")),
     "marian": ("MarianMTModel", _MARIAN),

@@ -47,6 +47,7 @@ COUNTS = [
     (families.t5_v11("large"), 783_150_080),
     (families.t5_v11("xl"), 2_849_757_184),
     (families.t5_v11("xxl"), 11_135_332_352),
+    (families.switch(), 619_339_008),
     (families.bart(), 139_420_416),
     (families.bart("large"), 406_291_456),
     (families.marian(), 73_886_208 + 58_101),  # that of the files holds the logits' bias beside the parameters
