@@ -4,9 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from onefold.core.config import Config
 from onefold.nn.linear import Linear
@@ -70,5 +72,30 @@ class GatedMLP(nn.Module):
         self.packed = {"gate_up.weight": (config.width, config.width)}
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        both = self.gate_up(x)
+        if self.activation is F.silu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.out(_SwiGLU.apply(both))
+        gate, up = both.chunk(2, dim=-1)
         return self.out(self.activation(gate) * up)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) · up. Its gradients are written side by side; autograd makes them apart and copies them together."""
+
+    @staticmethod
+    def forward(ctx, both):
+        gate, up = both.chunk(2, dim=-1)
+        bent = F.silu(gate)
+        ctx.save_for_backward(both, bent)
+        return bent * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        both, bent = ctx.saved_tensors
+        found = torch.empty_like(both)
+        (gate, up), (d_gate, d_up) = both.chunk(2, dim=-1), found.chunk(2, dim=-1)
+        torch.mul(gradient, up, out=d_up)
+        torch.ops.aten.silu_backward.grad_input(d_up, gate, grad_input=d_gate)
+        torch.mul(gradient, bent, out=d_up)
+        return found

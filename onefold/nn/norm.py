@@ -62,7 +62,9 @@ class _TrainedRMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         unit, scale, weight = ctx.saved_tensors
-        d_weight = (gradient * unit).flatten(0, -2).sum(0).to(weight.dtype)
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (gradient * unit).flatten(0, -2).sum(0).to(weight.dtype)
         d_unit = gradient * weight
         radial = (d_unit * unit).mean(-1, keepdim=True)
         return torch.addcmul(d_unit.to(unit.dtype), unit, radial, value=-1).mul_(scale).to(ctx.dtype), d_weight, None

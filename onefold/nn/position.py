@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from onefold.core.config import Config, Slot
 
@@ -75,9 +76,29 @@ def rotate(
     """Turn the first channels of every head by `turns`; channel i pairs with channel i + turned / 2."""
     turned = cos.shape[-1]
     part = x if turned == x.shape[-1] else x[..., :turned]
-    # Three passes over memory, where taking the halves apart and joining them again takes seven.
-    y = torch.addcmul(part * cos, part.roll(turned // 2, dims=-1), sin)
+    by_hand = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    y = _Turn.apply(part, cos, sin) if by_hand else _turn(part, cos, sin)
     return y if part is x else torch.cat((y, x[..., turned:]), dim=-1)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    # Three passes over memory, where taking the halves apart and joining them again takes seven.
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+class _Turn(torch.autograd.Function):
+    """A turn, whose gradient turns back."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, -sin), None, None
 
 
 class AlibiConfig(Config):

@@ -47,6 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll, z = features.new_zeros((), dtype=torch.float32), features.new_zeros((), dtype=torch.float32)
         mean, mean_bias = (head.float().mean(0), 0.0 if bias is None else bias.float().mean()) if smoothing else (0, 0)
         size = max(1, CHUNK.get(features.device.type, CHUNK_ELSEWHERE) // head.shape[0])
+        back = head.T.contiguous() if wanted and features.is_cpu and len(features) > size else head.T  # once for all
         for start in range(0, len(features), size):
             part = slice(start, start + size)
             x, y, w = features[part], targets[part, None], weights[part, None]
@@ -65,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_logits = exponentials.mul_(w * (1 + 2 * z_loss * lse) / total)
                 d_logits.scatter_add_(1, y, w * (smoothing - 1))
                 d_logits = d_logits.to(x.dtype)
-                d_features[part] = linear(d_logits, head.T)
+                d_features[part] = linear(d_logits, back)
                 if d_head is not None:
                     d_head += d_logits.T @ x
                 if d_bias is not None:

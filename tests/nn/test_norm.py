@@ -22,6 +22,8 @@ def test_rms_norm_and_its_gradient_equal_torchs(dtype):
     F.rms_norm(x, (24,), norm.weight.to(dtype), 1e-5).backward(gradient)
     tolerance = {"atol": 6e-2, "rtol": 3e-2} if dtype == torch.bfloat16 else {}
     torch.testing.assert_close(got, (x.grad, norm.weight.grad), **tolerance)
+    norm.weight.requires_grad_(False)
+    torch.testing.assert_close(torch.autograd.grad(norm(x), x, gradient), got[:1])
 
 
 def test_rms_norm_without_a_gradient_is_the_same():

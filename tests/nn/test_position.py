@@ -7,7 +7,15 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from onefold.nn.position import AlibiConfig, LinearScaling, Llama3Scaling, RotaryConfig, SinusoidalPositionConfig
+from onefold.nn.position import (
+    AlibiConfig,
+    LinearScaling,
+    Llama3Scaling,
+    RotaryConfig,
+    SinusoidalPositionConfig,
+    rotate,
+    turns,
+)
 
 POSITIONS = torch.tensor([[0, 1, 2, 17, 8191, 20000]])
 
@@ -44,6 +52,13 @@ def test_rotary_angles_equal_transformers(scaling, theirs):
 
 def test_a_fraction_of_each_head_turns():
     assert RotaryConfig(fraction=0.25).angles(POSITIONS, 64).shape[-1] == 8
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_the_gradient_of_a_turn_is_that_of_its_formula(fraction):
+    angles = RotaryConfig(fraction=fraction).angles(torch.arange(3)[None], 8)
+    x = torch.randn(2, 3, 2, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, *turns(angles, torch.float64)), x)
 
 
 @pytest.mark.parametrize(
