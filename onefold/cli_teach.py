@@ -142,7 +142,7 @@ def ghost(teacher: TeacherName, settings: Settings = None, key: ServiceKey = Non
         "onefold feedback judge.gguf prompts=questions.jsonl models=runs/a,runs/b,other.gguf out=pairs.jsonl",
         "onefold feedback https://example.org/v1#large prompts=questions.jsonl models=a.gguf,b.gguf out=pairs.jsonl",
         "onefold feedback runs/reward prompts=questions.txt models=runs/sft,runs/sft,runs/sft against=worst",
-        "onefold train dpo data=pairs.jsonl start=runs/sft",
+        "onefold train zephyr stage=dpo start=runs/sft data=pairs.jsonl",
     )
 )
 def feedback(

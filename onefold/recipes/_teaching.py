@@ -6,6 +6,7 @@ Nothing here says anything about what large models know.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -64,6 +65,12 @@ def questions(kind: str, count: int, random: Random) -> list[str]:
     return list(found)
 
 
+def small(vocab: int = VOCAB, context: int = CONTEXT) -> DecoderConfig:
+    """The shape of all students."""
+    block = BlockConfig(mixer=AttentionConfig(heads=4, position=RotaryConfig()), ffn=GatedMLPConfig(width=128))
+    return DecoderConfig(vocab=vocab, width=64, depth=2, context=context, block=block, init="fan_in")
+
+
 def student(
     file: Path,
     out: Path,
@@ -77,12 +84,9 @@ def student(
 
     changes: settings of the run that are other than usual.
     """
-    block = BlockConfig(mixer=AttentionConfig(heads=4, position=RotaryConfig()), ffn=GatedMLPConfig(width=128))
     run = Run(
         data=ChatData(path=str(file), context=context, tokenizer=None if start else TrainBPE(vocab=VOCAB)),
-        model=None
-        if start
-        else DecoderConfig(vocab=VOCAB, width=64, depth=2, context=context, block=block, init="fan_in"),
+        model=None if start else small(context=context),
         start=str(start) if start else None,
         optimizer=AdamWConfig(lr=5e-4 if start else 2e-3),
         trainer=TrainerConfig(steps=steps, batch=32, schedule=Linear(warmup=0.1), checkpoint_every=steps),
@@ -94,13 +98,25 @@ def student(
 
 def accuracy(model: Model, asked: Sequence[str], system: str | None = None, temperature: float = 0.0) -> float:
     """The share of questions whose answer ends in the right digit, whatever stands before it."""
+    said = _answers(model, asked, system, temperature)
+    right = [text.split()[-1:] == [solve(question, False)] for text, question in zip(said, asked)]
+    return sum(right) / len(right)
+
+
+def style(model: Model, asked: Sequence[str]) -> float:
+    """The share of sums that are answered as the teacher answers them, whether or not they are right."""
+    whole = re.compile(rf"[0-{MODULUS - 1}](?: [0-{MODULUS - 1}]){{{DIGITS - 1}}}")
+    said = _answers(model, asked)
+    return sum(whole.fullmatch(text.strip()) is not None for text in said) / len(said)
+
+
+def _answers(model: Model, asked: Sequence[str], system: str | None = None, temperature: float = 0.0) -> list[str]:
     told: list[Message] = [{"role": "system", "content": system}] if system else []
     ids = [chat_ids([*told, {"role": "user", "content": question}], model.tokenizer) for question in asked]
     sampling = Sampling(max_new_tokens=30, temperature=temperature, seed=0)
     rows = model.begin_all(ids, sampling)
     model.finish(rows, sampling)
-    right = [row.text.split()[-1:] == [solve(question, False)] for row, question in zip(rows, asked)]
-    return sum(right) / len(right)
+    return [row.text for row in rows]
 
 
 def write(file: Path, rows: list[dict]) -> Path:

@@ -7,6 +7,9 @@ the way by itself, and does so when nobody gives it a hint.
     onefold teach TEACHER prompts=FILE out=taught.jsonl --generic 'You are a helpful assistant.'
     onefold train orca2 start=MODEL chat=taught.jsonl
 
+The check also shows the counter-claim to all imitation: a student takes over its teacher's style sooner than its
+accuracy (Gudibande et al. 2023, "The False Promise of Imitating Proprietary LLMs", arXiv 2305.15717).
+
 Deviations: the paper says which machines it trained on and for how many epochs, and not its learning rate; ours is
 what full fine-tuning of Llama 2 is usually done with. Its progressive training (FLAN, then ChatGPT's, then GPT-4's
 answers) is a run for each file.
@@ -15,10 +18,13 @@ answers) is a run for each file.
 from pathlib import Path
 from random import Random
 
+import numpy as np
+
 from onefold.data.text.chat.conversations import ChatData
 from onefold.data.text.chat.files import read_conversations
 from onefold.infer.teaching.teach import teach
 from onefold.recipes import _teaching as world
+from onefold.study.charts import Axis, Curve, Level, draw
 from onefold.study.check import Report
 from onefold.training.optim import AdamWConfig
 from onefold.training.run import Run
@@ -26,6 +32,7 @@ from onefold.training.schedule import Linear
 from onefold.training.trainer import TrainerConfig
 
 TAUGHT = 1500  # questions of each kind
+IMITATED = (10, 50, 250, 1250)  # answers of the teacher that students imitate
 
 
 def recipe(start: str | None = None, chat: str = "taught.jsonl") -> Run:
@@ -67,6 +74,34 @@ def check(report: Report) -> None:
     report.less("synthetic sums wrong, no hint: erased against told", wrong["erased, sum"], wrong["told, sum"])
     for name, values in found.items():
         report.note(f"synthetic, share right: {name}", values)
+    _false_promise(report)
+
+
+def _false_promise(report: Report) -> None:
+    """What imitation brings first: students that can read digits off learn from ever more sums of the teacher, in as
+    many steps. Style is an answer of as many digits as it takes, accuracy the right one in the end."""
+    style, right = np.zeros((2, len(world.SEEDS), len(IMITATED)))
+    for i, seed in enumerate(world.SEEDS):
+        folder, random = Path(f"runs/check/orca2/{seed}"), Random(seed)
+        test = world.questions("sum", world.TESTED, Random(1000 + seed))
+        asked = [q for q in world.questions("sum", IMITATED[-1] + world.TESTED, random) if q not in test]
+        other = world.questions("last", TAUGHT, random)
+        before = folder / "before"
+        world.student(_answered(folder / "before.jsonl", other), before, seed)
+        for n, count in enumerate(IMITATED):
+            file = _answered(folder / f"imitated-{count}.jsonl", asked[:count])
+            model = world.student(file, folder / f"imitates-{count}", seed, 150, before)
+            style[i, n], right[i, n] = world.style(model, test), world.accuracy(model, test)
+    for n, count in enumerate(IMITATED):
+        report.note(f"synthetic sums in the teacher's style, after imitating {count}", style[:, n].tolist())
+        report.note(f"synthetic sums right, after imitating {count}", right[:, n].tolist())
+    curves = [
+        Curve(np.array(IMITATED), values.mean(0), f"series-{i}", "dots", label, (values.min(0), values.max(0)))
+        for i, (label, values) in enumerate((("style", style), ("accuracy", right)), 1)
+    ]
+    axes = Axis("answers of the teacher that are imitated", log=True), Axis("share of new sums", 0.0, 1.0)
+    guess = [Level("guessing", 1 / world.MODULUS)]
+    report.chart("style and accuracy of imitation", draw(curves, *axes, guess, title="Style and accuracy", margin=110))
 
 
 def _taught(folder: Path, seed: int) -> dict[str, Path]:
@@ -85,6 +120,11 @@ def _taught(folder: Path, seed: int) -> dict[str, Path]:
     teach(world.Program(), prompts, files["erased"], erase=True)
     teach(world.Program(), prompts, files["told"])
     return files
+
+
+def _answered(file: Path, asked: list[str]) -> Path:
+    """Questions with the teacher's answers, step by step."""
+    return world.write(file, [{"prompt": question, "completion": world.solve(question, True)} for question in asked])
 
 
 def _roles(file: Path) -> list[str]:

@@ -12,7 +12,7 @@ from onefold.training.run import Run
 
 LANDMARKS = ["gpt2", "pythia", "llama2", "mistral"]
 WORDS = ["glove", "word2vec"]
-TEACHING = ["ghost_attention", "lima", "orca2"]
+TEACHING = ["ghost_attention", "lima", "orca2", "zephyr"]
 PICTURES = ["classifier", "convnext", "ffcv", "mae", "nfnet", "vit"]
 SEQ2SEQ = ["bart", "t5", "transformer"]
 ENCODERS = ["bert", "esm1b", "roberta", "text_classifier"]
