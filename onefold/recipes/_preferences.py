@@ -47,8 +47,14 @@ LONGEST = 40  # tokens of an answer
 
 def reward(text: str) -> float:
     """Known, and not what the model was trained for: people like adjectives, and dislike being told where."""
+    adjectives, places = liked(text)
+    return 0.8 * adjectives - 1.2 * places
+
+
+def liked(text: str) -> tuple[int, int]:
+    """How many adjectives a text has, and how many prepositions."""
     words = text.lower().replace(".", "").split()
-    return 0.8 * sum(word in ADJECTIVES for word in words) - 1.2 * sum(word in PREPOSITIONS for word in words)
+    return sum(word in ADJECTIVES for word in words), sum(word in PREPOSITIONS for word in words)
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,16 @@ class World:
 
     def measure(self, model: Model) -> tuple[float, float]:
         """The mean reward of a model's answers, and KL(model ‖ reference) of an answer, in nats."""
-        answers = sample(model, SAMPLES, self.seed)
-        apart = log_probs(model, answers) - log_probs(self.reference, answers)
-        return float(np.mean([answer.reward for answer in answers])), apart.mean().item()
+        answers = self.answers(model)
+        return float(np.mean([answer.reward for answer in answers])), self.distance(model, answers)
+
+    def answers(self, model: Model) -> list[Answer]:
+        """By which a model is measured."""
+        return sample(model, SAMPLES, self.seed)
+
+    def distance(self, model: Model, answers: Sequence[Answer]) -> float:
+        """KL(model ‖ reference) of an answer, in nats, from the model's own answers."""
+        return (log_probs(model, answers) - log_probs(self.reference, answers)).mean().item()
 
     def best(self, betas: Sequence[float]) -> list[tuple[float, float]]:
         """(reward, KL) of π* for each β, from answers of the reference, reweighted for each prompt by itself."""

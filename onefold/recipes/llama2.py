@@ -1,14 +1,20 @@
-"""Llama 2 (Touvron et al. 2023, arXiv 2307.09288): the pre-trained model.
+"""Llama 2 (Touvron et al. 2023, arXiv 2307.09288): the pre-trained model, and what it is tuned to chat with.
+
+    onefold train llama2 data=notes/
+    onefold train llama2 chat=dialogues.jsonl start=runs/llama2
 
 Claim: RMSNorm, SwiGLU, rotary positions and, at 70B, grouped key-value heads, trained on two trillion tokens, make open
 models that serve as a base for chat.
 
 Deviations: its text was never published, so `data` is yours; the batch of 4M tokens is the paper's, steps follow from
-2T tokens. Reward models and RLHF are not part of this recipe.
+2T tokens. Fine-tuning (section 3.1) takes two epochs of 27,540 conversations in the paper: set `trainer.steps` for
+yours. What comes next are the recipes `reward`, `rlhf` and `ghost_attention`.
 """
 
 import torch
 
+from onefold.core.errors import UserError
+from onefold.data.text.chat.conversations import ChatData
 from onefold.data.text.documents import LoadTokenizer, Source, TextData, TrainBPE
 from onefold.models import families
 from onefold.models.transformer import count_parameters
@@ -21,8 +27,24 @@ from onefold.training.schedule import Cosine
 from onefold.training.trainer import TrainerConfig
 
 
-def recipe(data: str = "stdlib", size: str = "7b", tokenizer: str | None = None) -> Run:
-    """Sizes: 7b, 13b, 70b."""
+def recipe(
+    data: str = "stdlib",
+    size: str = "7b",
+    tokenizer: str | None = None,
+    chat: str | None = None,
+    start: str | None = None,
+) -> Run:
+    """Sizes: 7b, 13b, 70b. chat: a file of conversations, by which `start` is fine-tuned instead."""
+    if (chat is None) != (start is None):
+        raise UserError("conversations tune a model that is there: give both chat=FILE and start=MODEL, or neither")
+    if chat:
+        return Run(
+            data=ChatData(path=chat, context=4096, template="llama-2"),
+            start=start,
+            optimizer=AdamWConfig(lr=2e-5, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1),
+            trainer=TrainerConfig(steps=860, batch=64, schedule=Cosine(), clip=1.0, evaluate_every=100),
+            out="runs/llama2-chat",
+        )
     return Run(
         data=TextData(
             sources=(Source(path=data),),
@@ -36,8 +58,11 @@ def recipe(data: str = "stdlib", size: str = "7b", tokenizer: str | None = None)
     )
 
 
-def tiny(data: str = "stdlib") -> Run:
+def tiny(data: str = "stdlib", chat: str | None = None, start: str | None = None) -> Run:
     """A million parameters with two key-value heads for four heads."""
+    if chat or start:
+        tuned = {"data.context": 256, "optimizer.lr": 5e-4, "trainer": {"steps": 100, "batch": 16}}
+        return recipe(chat=chat, start=start).but(tuned)
     return recipe(data).but(
         {
             "data": {"context": 256, "tokenizer": {"vocab": 2048}},

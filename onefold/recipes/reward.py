@@ -56,10 +56,11 @@ def recipe(data: str | None = None, start: str | None = None) -> Run:
 
 def tiny(data: str | None = None, start: str | None = None) -> Run:
     """A minute on two cores: a small model; without one, the synthetic world of the check, which is made first."""
+    changes = {"optimizer.lr": 1e-3, "data.context": 128, "data.held_out": 0.3}
     if not data and not start:
         world = synthetic.world(0)
         data, start = world.tables()[0], str(world.start)
-    changes = {"optimizer.lr": 1e-3, "data.context": synthetic.CONTEXT, "data.held_out": 0.3}
+        changes["data.context"] = synthetic.CONTEXT
     trainer = {"steps": STEPS, "batch": 32, "evaluate_every": 30, "checkpoint_every": 30}
     return recipe(data, start).but(changes | {"trainer": trainer})
 
@@ -74,7 +75,7 @@ def check(report: Report) -> None:
     learned, by_length, ceiling, alike, first, means = ([] for _ in range(6))
     for seed in synthetic.SEEDS:
         world = synthetic.world(seed)
-        result = _learned(world, tiny(world.tables()[0], str(world.start)))
+        result = learned(world, tiny(world.tables()[0], str(world.start)), "reward")
         model = _reward_model(result.out)
         dataset = result.run.data.prepare(result.out / "data", world.reference.tokenizer, keep=True)
         prompts, chosen, rejected = zip(*(map(json.loads, row) for row in dataset.texts("held_out")))
@@ -101,9 +102,11 @@ def check(report: Report) -> None:
     report.published("accuracy of Llama 2's 70B reward model on Meta's helpfulness pairs", "63.2%")
 
 
-def _learned(world: synthetic.World, run: Run) -> Result:
+def learned(world: synthetic.World, run: Run, name: str) -> Result:
+    """What becomes of a run in a synthetic world, in a folder of this name there."""
     once = {"evaluate_every": STEPS, "checkpoint_every": STEPS}
-    return whole(train(run.but({"trainer": once, "seed": world.seed, "out": str(world.folder / "reward")})))
+    own = {"data.context": synthetic.CONTEXT, "seed": world.seed, "out": str(world.folder / name)}
+    return whole(train(run.but({"trainer": once} | own)))
 
 
 def _rightly(gaps: list[float]) -> float:

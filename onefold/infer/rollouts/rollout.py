@@ -222,7 +222,8 @@ class Rollouts:
         if self._written is None:
             return told
         held = {f.name: getattr(self._written, f.name) for f in fields(self._written)}
-        tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        # Copies, since files want each tensor once, and an objective may have given one two names.
+        tensors = {name: value.clone() for name, value in held.items() if isinstance(value, Tensor)}
         return told | {"temperature": self._written.temperature} | tensors
 
     def close(self) -> None:
