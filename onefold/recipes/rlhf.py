@@ -253,10 +253,10 @@ def _over_optimisation(report: Report, worlds: Sequence[synthetic.World]) -> Non
     fell = (gold.max(1) - gold[:, -1] > 0.25).sum()
     report.note("worlds in which it fell again, by a quarter of a deviation or more", f"{fell} of {len(worlds)}")
     curves = []
-    for color, name, values in (("series-1", "the proxy", proxy), ("series-2", "synthetic", gold)):
+    for color, name, values in (("series-1", "the proxy", proxy), ("series-2", "the known one", gold)):
         curves += [Curve(x, y, color, "faint") for x, y in zip(kl, values)]
         curves.append(Curve(kl.mean(0), values.mean(0), color, "dots", name))
-    axes = Axis("KL to the model before, nats an answer"), Axis("reward, in deviations before")
+    axes = Axis("KL to the model before, nats an answer"), Axis("reward, in deviations above the model before")
     report.chart("following a proxy", draw(curves, *axes, title="Two rewards against KL, one of them followed"))
 
 
