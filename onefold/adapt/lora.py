@@ -7,7 +7,7 @@
 A begins as a linear layer does and B at zero, so that an adapted model begins as the one it adapts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from math import sqrt
 from typing import Annotated, Literal
@@ -17,13 +17,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from onefold.adapt.surgery import Matrix, Switch, find, fits, freeze, replace, shared, switch_of
 from onefold.core.config import Config
 from onefold.core.errors import UserError
+from onefold.nn.linear import linear
+from onefold.nn.quantized import QuantizedLinear
 
 NAME = "adapter"  # of the only one
 WHOLE = "whole"  # the part that is all of a matrix
+TINY = torch.finfo(torch.float32).tiny  # instead of the norm of a row of zeros
 
 
 class LoRAConfig(Config):
@@ -104,10 +108,10 @@ class LoRA(nn.Module):
         """What becomes of `y`, these rows of base(x)."""
         read = self.dropout(x).to(self.a.dtype)
         if self.magnitude is None:
-            return y + (F.linear(F.linear(read, self.a), self.b) * self.scale).to(y.dtype)
+            return y + F.linear(F.linear(read, self.a) * self.scale, self.b).to(y.dtype)
         bias = None if base.bias is None else base.bias[self.rows]
         plain = y if bias is None else y - bias
-        stretched = self.stretch(base) * (plain + F.linear(F.linear(read, self.a), self.b) * self.scale)
+        stretched = self.stretch(base) * (plain + F.linear(F.linear(read, self.a) * self.scale, self.b))
         return (stretched if bias is None else stretched + bias).to(y.dtype)
 
     def stretch(self, base: nn.Module) -> Float[Tensor, " part"]:
@@ -129,7 +133,7 @@ class LoRA(nn.Module):
             crossed = (F.linear(weight, a) * b).sum(1)
             own = (b @ (a @ a.T) * b).sum(1)
             norm = (weight.square().sum(1) + 2 * crossed + own).clamp(min=0).sqrt()
-        return self.magnitude / norm
+        return self.magnitude / norm.clamp(min=TINY)
 
     def dense(self, weight: Float[Tensor, "part inward"], base: nn.Module) -> Float[Tensor, "part inward"]:
         """These rows of the base's matrix with the adapter merged into them."""
@@ -151,12 +155,30 @@ class LoRALinear(nn.Module):
         self.adapters = nn.ModuleDict()
 
     def forward(self, x: Float[Tensor, "*rows inward"]) -> Float[Tensor, "*rows outward"]:
-        y = self.base(x)
-        return (
-            y
-            if (loras := self.loras) is None
-            else self._each(loras, y, -1, lambda lora, piece: lora(x, piece, self.base))
-        )
+        if (loras := self.loras) is None:
+            return self.base(x)
+        if self._cheaper_as_one(x, loras):
+            tensors = [tensor for lora in loras for tensor in (lora.a, lora.b, lora.magnitude)]
+            plan = [(lora.rows, lora.scale) for lora in loras]
+            own = self.base.weight if isinstance(self.base, nn.Linear) else None
+            return _AsOne.apply(x, own, self.base.bias, self.base, plan, *tensors)
+        return self._each(loras, self.base(x), -1, lambda lora, piece: lora(x, piece, self.base))
+
+    def _cheaper_as_one(self, x: Tensor, loras: "list[LoRA]") -> bool:
+        """Whether to add the adapters to the matrix, which costs what the matrix is large, rather than to what comes
+        of x, which costs as much for every row: full precision only, where small changes of a weight are not lost."""
+        base, kind = self.base, x.device.type
+        if isinstance(base, nn.Linear):
+            if base.weight.requires_grad or base.weight.dtype != x.dtype:
+                return False
+        elif not isinstance(base, QuantizedLinear):  # whose matrix is made whenever it is asked for
+            return False
+        if 2 * x.numel() < self.in_features**2 or torch.compiler.is_compiling():
+            return False
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return False
+        plain = x.dtype in (torch.float32, torch.float64) and all(lora.a.dtype == x.dtype for lora in loras)
+        return plain and not any(lora.training and lora.dropout.p for lora in loras)
 
     @property
     def loras(self) -> "list[LoRA] | None":
@@ -184,11 +206,69 @@ class LoRALinear(nn.Module):
         """`whole` with the rows of each LoRA changed by it."""
         if len(loras) == 1 and loras[0].rows == slice(0, self.out_features):
             return change(loras[0], whole)
-        pieces, at = [], 0
-        for lora in loras:
-            rows = lora.rows
-            pieces += [whole.narrow(dim, at, rows.start - at)] if rows.start > at else []
-            pieces.append(change(lora, whole.narrow(dim, rows.start, rows.stop - rows.start)))
-            at = rows.stop
-        pieces += [whole.narrow(dim, at, self.out_features - at)] if at < self.out_features else []
-        return torch.cat(pieces, dim)
+        changes, sizes, at = [], [], 0  # None: rows that stay
+        for lora in [*loras, None]:
+            start, stop = (lora.rows.start, lora.rows.stop) if lora else (self.out_features,) * 2
+            changes += [None, lora]
+            sizes += [start - at, stop - start]
+            at = stop
+        pieces = whole.split(sizes, dim)  # whose gradient is one matrix, where that of slices is a sum of as many
+        return torch.cat([change(lora, p) if lora else p for lora, p in zip(changes, pieces, strict=True)], dim)
+
+
+class _AsOne(torch.autograd.Function):
+    """x·(W + s B A)ᵀ + b, or DoRA's, for a W that stays: the sum is made for each pass and kept in none.
+
+    So the thin products are those of the gradients alone: of B (g and x Aᵀ), and of A (g B and x), where those of all
+    parts are one. Arguments: x, W where the layer has it as plain numbers, b, the layer, rows and scale of each
+    adapter, and of each A, B, and magnitude or None.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, base, plan, *parts):
+        ctx.base, ctx.plan, ctx.has_bias = base, plan, bias is not None
+        whole = _added(base, weight, x.dtype, plan, parts)
+        if parts[2] is None:
+            ctx.save_for_backward(x, weight, *parts)
+            return linear(x, whole, bias)
+        norm = whole.norm(dim=1).clamp_(min=TINY)
+        stretch = torch.ones_like(norm)
+        for (rows, _), magnitude in zip(plan, parts[2::3], strict=True):
+            stretch[rows] = magnitude / norm[rows]
+        y = linear(x, whole)
+        ctx.save_for_backward(x, weight, *parts, y, norm, stretch)
+        return y * stretch if bias is None else torch.addcmul(bias, y, stretch)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight, *parts = ctx.saved_tensors
+        dora = len(parts) > 3 * len(ctx.plan)
+        *parts, y, norm, stretch = parts if dora else (*parts, None, None, None)
+        wants_x, _, wants_bias, _, _, *wants_parts = ctx.needs_input_grad
+        out, read = gradient.flatten(0, -2), x.flatten(0, -2)
+        d_x = None
+        if wants_x:
+            whole = _added(ctx.base, weight, x.dtype, ctx.plan, parts)
+            d_x = linear(gradient, (whole.mul_(stretch[:, None]) if dora else whole).T)
+        d_parts = [None] * len(parts)
+        if any(wants_parts):
+            inner, thin = (read @ torch.cat(parts[::3]).T).split([len(a) for a in parts[::3]], 1), []
+            d_norms = (gradient * y).flatten(0, -2).sum(0) / norm if dora else None
+            for i, (rows, scale) in enumerate(ctx.plan):
+                own, b, factor = out[:, rows], parts[3 * i + 1], stretch[rows, None] * scale if dora else scale
+                thin.append(own @ (b * factor))
+                d_parts[3 * i + 1] = (own.T @ inner[i]).mul_(factor)
+                d_parts[3 * i + 2] = d_norms[rows] if dora else None
+            d_parts[::3] = (torch.cat(thin, 1).T @ read).split([len(a) for a in parts[::3]])
+        return d_x, None, out.sum(0) if ctx.has_bias and wants_bias else None, None, None, *d_parts
+
+
+def _added(
+    base: nn.Module, weight: Tensor | None, dtype: torch.dtype, plan: Sequence[tuple[slice, float]], parts: Sequence
+) -> Float[Tensor, "outward inward"]:
+    """W + s B A, in memory of its own."""
+    whole = base.dense(dtype) if weight is None else weight.clone()
+    for (rows, scale), a, b in zip(plan, parts[::3], parts[1::3], strict=True):
+        whole[rows].addmm_(b, a, alpha=scale)
+    return whole

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from onefold.adapt.lora import LoRAConfig
 from onefold.adapt.merge import is_adapted, merge
+from onefold.adapt.quantize import QuantizeConfig
 from onefold.adapt.surgery import matrices
 from onefold.core.errors import UserError
 from onefold.models.families import gpt2, llama2
@@ -90,6 +92,40 @@ def test_it_begins_as_nothing_and_merges(dora):
     assert {name for name, _ in merged.named_parameters()} == names
     assert all(type(matrix.module) is Linear for matrix in matrices(merged))
     torch.testing.assert_close(merged(IDS), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize(("targets", "quantized"), [(("mixer.*",), False), (("mixer.q", "mixer.v"), True)])
+def test_many_rows_and_few_give_the_gradients_of_the_formula(dora, targets, quantized):
+    """Of many rows the adapters are added to the matrix, of few to what comes of them."""
+    model = small(gpt2("small"))
+    if quantized:
+        QuantizeConfig(targets=("mixer.*",)).apply(model)
+    LoRAConfig(rank=3, alpha=2, dora=dora, targets=targets).apply(model.double())
+    model.double()
+    layer, trains = model.blocks[0].mixer.qkv, trained(rough(model).blocks[0].mixer.qkv)
+    x = torch.randn(12, 16, dtype=torch.float64, requires_grad=True)
+    weight, rows = layer.base.dense(), [*layer.adapters["adapter"].values()]
+    found = []
+    for part in (x, x[:5]):
+        pieces = {lora.rows.start: weight[lora.rows] + lora.scale * lora.b @ lora.a for lora in rows}
+        if dora:
+            stretch = {lora.rows.start: lora.magnitude / pieces[lora.rows.start].detach().norm(dim=1) for lora in rows}
+            pieces = {start: stretch[start][:, None] * piece for start, piece in pieces.items()}
+        whole = torch.cat([pieces.get(start, weight[start : start + 16]) for start in (0, 16, 32)])
+        for y in (layer(part), F.linear(part, whole, layer.bias)):
+            found.append([y, *torch.autograd.grad(y.square().sum(), [x, *trains.values()])])
+        names = [type(node).__name__ for node in _graph(layer(part).grad_fn)]
+        assert ("_AsOneBackward" in names) == (part is x)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[2], found[3])
+
+
+def _graph(node):
+    yield node
+    for below, _ in node.next_functions:
+        if below is not None:
+            yield from _graph(below)
 
 
 def test_a_head_beside_which_an_adapter_stands_is_read_out_with_it():
