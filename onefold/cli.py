@@ -57,8 +57,9 @@ def quickstart(settings: Settings = None):
     """Text in, a trained, evaluated, chatting model out, in minutes.
 
     Settings: [bold]data[/bold] a folder, text, JSONL, Parquet or Hugging Face dataset on disk (default: this Python's
-    standard library); [bold]minutes[/bold] of pre-training (5); [bold]chat[/bold] a JSONL of messages to fine-tune on;
-    [bold]out[/bold] where everything goes (runs/quickstart); [bold]seed[/bold].
+    standard library); [bold]minutes[/bold] of training (5), which pre-training, fine-tuning and, for Python,
+    preferences share; [bold]chat[/bold] a JSONL of messages to fine-tune on; [bold]out[/bold] where everything goes
+    (runs/quickstart); [bold]seed[/bold].
     """
     from onefold.recipes.quickstart import run
 

@@ -10,6 +10,7 @@ from onefold.infer.evaluation.scores import Figure
 from onefold.study import words
 from onefold.study.charts import Level
 from onefold.study.curves import inside, learning, outlook
+from onefold.study.gain import gain_section
 from onefold.study.page import write_page
 from onefold.study.pictures import picture_sections
 from onefold.study.runs import RunRecord, flatten, number, read_run
@@ -59,6 +60,7 @@ def _view(record: RunRecord) -> dict[str, Any]:
         "pictures": picture_sections(results["pictures"]) if results.get("pictures") else "",
         "texts": text_sections(results["texts"]) if results.get("texts") else "",
         "translations": translation_sections(results["translations"]) if results.get("translations") else "",
+        "preferences": gain_section(results["preferences"]) if results.get("preferences") else "",
         "prompted": any(s.get("prompt") for s in samples),
         "writes": any("prompt" in s or "messages" in s for s in samples),
         "events": events[:EVENTS],

@@ -8,10 +8,12 @@ All sections are optional; a reader leaves out what is not there.
     baselines  [{"name", "bits_per_byte", "seconds", "note"}]: study.baselines.Baseline.to_dict()
     estimate   study.forecast.Forecast.to_dict()
     samples    [{"prompt", "text"} or {"messages": [{"role", "content"}]}, either with "title", "language" ("python",
-               for highlighting) and "settings"]: `text` is what follows the prompt
+               for highlighting) and "settings"]: `text` is what follows the prompt; of a message "name" is
+               what is shown instead of its role
     pictures   study.pictures.picture_results(): what a model of pictures takes for what, its worst mistakes
     texts      study.texts.text_results(): how good a fine-tuned encoder is, and where it was wrong
     translations  study.translations.translation_results(): what a model of two texts wrote, and where it looked
+    preferences  study.gain: how many answers pass a check before and after learning from preferences
     data       {"name", "hash", …}: plain values, and one {"documents", "bytes", "tokens"} for each split
     machine    study.machine.facts()
     stages     [{"name", "folder", "title"}]: the runs this one consists of, in order; folders relative to this file
@@ -31,7 +33,7 @@ from onefold.core.files import atomic_write
 RESULTS = "results.json"
 VERSION = 1
 SECTIONS = (
-    *("title", "final", "baselines", "estimate", "samples", "pictures", "texts", "translations"),
+    *("title", "final", "baselines", "estimate", "samples", "pictures", "texts", "translations", "preferences"),
     *("data", "machine", "stages", "reproduce", "notes"),
 )
 

@@ -31,7 +31,7 @@ def clean(text: str) -> str:
 def _message(message: Mapping[str, Any], language: str | None) -> Markup:
     role, content = str(message.get("role", "")), clean(str(message.get("content") or ""))
     known = role if role in ("system", "user", "assistant") else "other"
-    who = {"system": "System", "user": "User", "assistant": "Model"}.get(role, role)
+    who = message.get("name") or {"system": "System", "user": "User", "assistant": "Model"}.get(role, role)
     if language and role == "assistant" and "```" not in content:
         said = _block(content.rstrip("\n"), language)
     else:

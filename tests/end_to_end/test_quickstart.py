@@ -8,6 +8,7 @@ import pytest
 
 import onefold
 from onefold.core.errors import UserError
+from onefold.recipes import _own_answers, quickstart
 from onefold.recipes.quickstart import run
 from onefold.study.results import read_results
 
@@ -60,3 +61,29 @@ def test_another_job_in_the_same_folder_is_refused(done):
 def test_mistakes_are_told(settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
         run(out=str(tmp_path / "out"), **settings)
+
+
+@pytest.mark.slow
+def test_python_goes_on_to_preferences(tmp_path, monkeypatch, capsys):
+    """Of a folder that stands for the standard library: answers, pairs, DPO, and what changed, on the page."""
+    folder = str(Path(sysconfig.get_path("stdlib")) / "email")
+    monkeypatch.setattr(quickstart, "STDLIB", folder)
+    monkeypatch.setattr(_own_answers, "FEWEST", 1)
+    settings = {"data": folder, "minutes": 0.05, "out": str(tmp_path / "out")}
+    run(**settings)
+    found = read_results(tmp_path / "out")
+    assert [stage["name"] for stage in found["stages"]] == ["pretrain", "chat", "prefer"]
+    gain = found["preferences"]
+    assert gain["pairs"] > 0
+    assert [sum(faults.values()) for faults in gain["faults"]] == [gain["requests"]] * 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "What it learned from preferences" in page
+    assert "Learning from preferences" in page
+    policy, start = (onefold.load(tmp_path / "out" / stage) for stage in ("", "chat"))
+    ids = [[3, 5, 7]]
+    assert not policy.logits(ids).equal(start.logits(ids))
+
+    capsys.readouterr()
+    run(**settings)  # finds everything
+    assert read_results(tmp_path / "out")["preferences"] == gain
+    assert "answering" not in capsys.readouterr().err

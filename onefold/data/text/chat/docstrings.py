@@ -60,7 +60,7 @@ def pairs(document: Document) -> Iterator[Pair]:
 def _pair(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str], file: str) -> Pair | None:
     docstring = ast.get_docstring(node, clean=True)
     body = node.body[1:]
-    if docstring is None or not MIN_REQUEST <= len(docstring) <= MAX_REQUEST or not _does_something(body):
+    if docstring is None or not MIN_REQUEST <= len(docstring) <= MAX_REQUEST or not does_something(body):
         return None
     code = _code(node, lines)
     if code is None:
@@ -74,7 +74,7 @@ def _pair(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str], file: 
     return Pair(name, node.lineno, node.end_lineno or node.lineno, request, code, docstring)
 
 
-def _does_something(body: list[ast.stmt]) -> bool:
+def does_something(body: list[ast.stmt]) -> bool:
     """Whether there is more than `pass`, `...` or the refusal of an abstract method."""
     if len(body) < MIN_STATEMENTS:
         return False
