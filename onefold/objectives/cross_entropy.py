@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from onefold.nn.linear import linear
+from onefold.nn.linear import ENOUGH, linear
 
 CHUNK = {"cpu": 2**20}  # logits held at once: what a CPU's cache keeps near, and elsewhere…
 CHUNK_ELSEWHERE = 2**26  # …256 MB in fp32
@@ -47,7 +47,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll, z = features.new_zeros((), dtype=torch.float32), features.new_zeros((), dtype=torch.float32)
         mean, mean_bias = (head.float().mean(0), 0.0 if bias is None else bias.float().mean()) if smoothing else (0, 0)
         size = max(1, CHUNK.get(features.device.type, CHUNK_ELSEWHERE) // head.shape[0])
-        back = head.T.contiguous() if wanted and features.is_cpu and len(features) > size else head.T  # once for all
+        often = wanted and features.is_cpu and len(features) > size >= ENOUGH  # oneDNN would copy it for each chunk
+        back = head.T.contiguous() if often else head.T
         for start in range(0, len(features), size):
             part = slice(start, start + size)
             x, y, w = features[part], targets[part, None], weights[part, None]
