@@ -43,6 +43,10 @@ def review(result: Result) -> Path:
     if isinstance(run.data, LabelledTextData) and (rows := _dataset(result)):
         found |= of_rows(rows, folder, pick(run.trainer.device)) | {"title": folder.name}
         found["data"] = {"name": run.data.path, **{k: v for k, v in rows.facts.items() if k != "card"}}
+    if notes := of_experts(result.log):
+        found["notes"] = notes
+        for note in notes:
+            say(note)
     write_results(folder, **found)
     page = write_report(folder)
     say(f"look at {page}")
@@ -103,6 +107,19 @@ def of_rows(dataset: LabelledTextDataset, folder: Path, device: torch.device) ->
     if not rows or not isinstance(model, TextEncoder):
         return {"final": final}
     return {"final": final, "texts": text_results(model, rows)}
+
+
+def of_experts(log: list[dict[str, Any]]) -> list[str]:
+    """A line for each layer that has experts which read none of what was held out last (`load/LAYER` in the log)."""
+    last = next((record["held_out"] for record in reversed(log) if "held_out" in record), {})
+    loads = {name.removeprefix("load/"): load for name, load in last.items() if name.startswith("load/")}
+    idle = {layer: [e for e, share in enumerate(load) if share == 0] for layer, load in loads.items()}
+    return [
+        f"{layer}: {len(experts)} of {len(loads[layer])} experts read nothing that was held out "
+        f"({', '.join(map(str, experts[:8]))}{', …' if experts[8:] else ''}); router.balance spreads tokens"
+        for layer, experts in idle.items()
+        if experts
+    ]
 
 
 def _dataset(result: Result) -> Any:

@@ -10,9 +10,9 @@ from onefold.core.errors import UserError
 from onefold.models.transformer import count_parameters
 from onefold.training.run import Run
 
-LANDMARKS = ["gpt2", "pythia", "llama2", "mistral"]
+LANDMARKS = ["gpt2", "pythia", "llama2", "mistral", "mixtral"]
 WORDS = ["glove", "word2vec"]
-TEACHING = ["ghost_attention", "lima", "orca2", "zephyr"]
+TEACHING = ["ghost_attention", "lima", "orca2", "self_instruct", "zephyr"]
 PICTURES = ["classifier", "convnext", "ffcv", "mae", "nfnet", "vit"]
 SEQ2SEQ = ["bart", "t5", "transformer"]
 ENCODERS = ["bert", "esm1b", "roberta", "text_classifier"]
@@ -20,7 +20,10 @@ EMBEDDERS = ["cpt"]
 TRANSFER = ["elmo", "gpt", "history", "ulmfit"]
 PREFERENCES = ["dpo", "reward", "rlhf"]
 ADAPTING = ["bbt", "lora", "qlora"]
-PUBLISHED = {"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096}
+PUBLISHED = {
+    **{"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096},
+    "mixtral": 46_702_792_704,
+}
 
 
 def test_recipes_are_listed_by_file_name():
