@@ -1,7 +1,7 @@
 """A training step of DPO against TRL's DPOTrainer with its reference's log-probabilities computed beforehand.
 
     python benchmarks/dpo_step.py                 # a Llama of 3M parameters, prompts longer and shorter than answers
-    python benchmarks/dpo_step.py --rounds 20 --threads 1 --cpu-time      # on a busy machine
+    python benchmarks/dpo_step.py --rounds 20 --threads 1 --clock cpu      # on a busy machine
 
 A step is loss, backward, clipping and update by torch's fused AdamW, fp32, batches of 8 pairs, no reference in memory
 on either side. Both read the same file with the same tokenizer and have the same weights; their losses and gradients on
@@ -10,11 +10,9 @@ attention); Onefold once on TRL's batches, and once on its own, which hold pairs
 that Onefold is faster.
 """
 
-import argparse
 import itertools
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +20,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from race import machine, race
+from race import begin, parser, race
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from train_step import stepper
@@ -134,22 +132,15 @@ def contenders(folder: Path, lengths: tuple[int, int], steps: int, clock: Callab
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=PAIRS // ROWS, help="optimizer steps a round")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="what the process computed, not how long it took")
-    options = parser.parse_args()
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    made = parser(__doc__, rounds=7)
+    made.add_argument("--steps", type=int, default=PAIRS // ROWS, help="optimizer steps a round")
+    options = begin(made)
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    print(machine())
     for name, lengths in LENGTHS.items():
         print(f"\nLlama-shaped, {count_parameters(config()):,} parameters, {ROWS} pairs: {name}")
         with tempfile.TemporaryDirectory() as folder:
-            race(contenders(Path(folder), lengths, options.steps, clock), options.rounds, "trl")
+            race(contenders(Path(folder), lengths, options.steps, options.clock), options.rounds, "trl")
 
 
 if __name__ == "__main__":

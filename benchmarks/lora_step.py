@@ -7,13 +7,11 @@ A step is forward, loss over the answer's tokens, backward and update by torch's
 a token at a time, for one text, with the adapter beside the weights and without it. Ratios above 1: Onefold is faster.
 """
 
-import argparse
-import time
 from collections.abc import Callable
 
 import peft
 import torch
-from race import machine, race
+from race import begin, parser, race
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from onefold.adapt.lora import LoRAConfig
@@ -69,24 +67,26 @@ def their_loss(dora: bool) -> tuple[torch.nn.Module, Callable[[torch.Tensor], to
     return model, lambda tokens: model(tokens, labels=tokens).loss
 
 
-def stepper(model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], float]:
+def stepper(
+    model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], clock: Callable[[], float]
+) -> Callable[[], float]:
     """A function that takes a step and returns its seconds."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     tokens = torch.randint(0, VOCAB, (ROWS, CONTEXT))
 
     def run() -> float:
-        began = time.perf_counter()
+        began = clock()
         loss(tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - began
+        return clock() - began
 
     run()
     return run
 
 
-def writer(dora: bool | None) -> Callable[[], float]:
+def writer(dora: bool | None, clock: Callable[[], float]) -> Callable[[], float]:
     """A function that writes LENGTH tokens and returns the seconds of one. dora None: without an adapter."""
     model = ours().build()
     if dora is not None:
@@ -94,29 +94,24 @@ def writer(dora: bool | None) -> Callable[[], float]:
     fast = for_decoding(model.eval())
 
     def run() -> float:
-        began = time.perf_counter()
+        began = clock()
         for _ in generate(fast, [Continuation([1, 2, 3], LENGTH)], Sampling(temperature=0)):
             pass
-        return (time.perf_counter() - began) / LENGTH
+        return (clock() - began) / LENGTH
 
     run()
     return run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    print(machine())
+    options = begin(parser(__doc__, rounds=9))
     for name, dora in (("LoRA", False), ("DoRA", True)):
         print(f"\n{name} of rank {RANK} beside all matrices of {DEPTH} blocks, {ROWS} x {CONTEXT} tokens a step")
-        race({"PEFT": stepper(*their_loss(dora)), "onefold": stepper(*our_loss(dora))}, options.rounds, "PEFT")
+        sides = {"PEFT": their_loss(dora), "onefold": our_loss(dora)}
+        race({side: stepper(*made, options.clock) for side, made in sides.items()}, options.rounds, "PEFT")
     print("\na token written for one text")
-    writers = {"no adapter, or merged": writer(None), "LoRA beside": writer(False), "DoRA beside": writer(True)}
-    race(writers, options.rounds, "no adapter, or merged")
+    kinds = {"no adapter, or merged": None, "LoRA beside": False, "DoRA beside": True}
+    race({name: writer(dora, options.clock) for name, dora in kinds.items()}, options.rounds, "no adapter, or merged")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ A step is forward, loss, backward, clipping and update by torch's fused AdamW. O
 1 mean that Onefold is faster.
 """
 
-import argparse
-import time
+from collections.abc import Callable
 
 import torch
 import transformers
-from race import machine, race
+from race import begin, parser, race
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from onefold.core.batch import TokenBatch
@@ -67,30 +66,30 @@ def batches(vocab: int, count: int = 4) -> list[TokenBatch]:
     return found
 
 
-def stepper(model: torch.nn.Module, loss, fed: list[TokenBatch]):
+def stepper(model: torch.nn.Module, loss, fed: list[TokenBatch], clock: Callable[[], float]):
     """A function that takes a step on each batch and returns the seconds of one."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> float:
-        began = time.perf_counter()
+        began = clock()
         for batch in fed:
             loss(batch).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        return (time.perf_counter() - began) / len(fed)
+        return (clock() - began) / len(fed)
 
     run()  # warm-up: allocations, compilation
     return run
 
 
-def contenders(shape: dict[str, int], compiled: bool) -> dict:
+def contenders(shape: dict[str, int], compiled: bool, clock: Callable[[], float]) -> dict:
     fed, reference = batches(shape["vocab"]), theirs(**shape)
 
     def their_loss(batch: TokenBatch) -> torch.Tensor:
         return reference(batch.tokens, labels=batch.targets.masked_fill(batch.weights == 0, IGNORED)).loss
 
-    found = {"transformers": stepper(reference, their_loss, fed)}
+    found = {"transformers": stepper(reference, their_loss, fed, clock)}
     for name in ("onefold", "onefold, compiled")[: 1 + compiled]:
         model, objective = ours(**shape).build(), NextToken().build()
         objective = torch.compile(objective) if "compiled" in name else objective
@@ -99,23 +98,18 @@ def contenders(shape: dict[str, int], compiled: bool) -> dict:
             term = objective(model, batch, 0).terms["ce"]
             return term.sum / term.count
 
-        found[name] = stepper(model, our_loss, fed)
+        found[name] = stepper(model, our_loss, fed, clock)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    made = parser(__doc__, rounds=9)
+    made.add_argument("--compiled", action="store_true")
+    options = begin(made)
     transformers.logging.set_verbosity_error()
-    print(machine())
     for shape in SHAPES.values():
         print(f"\n{count_parameters(ours(**shape)):,} parameters, {ROWS} x {CONTEXT} tokens a step")
-        race(contenders(shape, options.compiled), options.rounds, "transformers")
+        race(contenders(shape, options.compiled, options.clock), options.rounds, "transformers")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ A step is forward, loss, backward and update by torch's fused AdamW of adapters 
 dequantise a matrix whenever they multiply with it. Ratios above 1: Onefold is faster.
 """
 
-import argparse
 from collections.abc import Callable
 
 import bitsandbytes
 import peft
 import torch
 from lora_step import CONTEXT, MODULES, RANK, ROWS, VOCAB, ours, stepper, theirs
-from race import machine, race
+from race import begin, parser, race
 from torch import nn
 
 from onefold.adapt.lora import LoRAConfig
@@ -103,13 +102,7 @@ def memory(name: str, model: nn.Module, loss: Callable[[torch.Tensor], torch.Ten
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    print(machine())
+    options = begin(parser(__doc__, rounds=9))
     table()
     sides = {"bitsandbytes and PEFT": their_loss(), "onefold": our_loss()}
     print(
@@ -117,7 +110,8 @@ def main() -> None:
     )
     for name, side in sides.items():
         memory(name, *side)
-    race({name: stepper(*side) for name, side in sides.items()}, options.rounds, "bitsandbytes and PEFT")
+    steppers = {name: stepper(*side, options.clock) for name, side in sides.items()}
+    race(steppers, options.rounds, "bitsandbytes and PEFT")
 
 
 if __name__ == "__main__":

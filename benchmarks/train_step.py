@@ -7,12 +7,11 @@ A step is forward, loss, backward, clipping and update. `transformers` runs as i
 SDPA attention. Ratios above 1 mean that Onefold is faster.
 """
 
-import argparse
-import time
+from collections.abc import Callable
 
 import torch
 import transformers
-from race import machine, race
+from race import begin, parser, race
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from onefold.core.batch import TokenBatch
@@ -44,7 +43,7 @@ def theirs(family: str, width: int, depth: int, heads: int) -> torch.nn.Module:
     )
 
 
-def stepper(model: torch.nn.Module, loss, steps: int, clock=time.perf_counter):
+def stepper(model: torch.nn.Module, loss, steps: int, clock: Callable[[], float]):
     """A function that takes `steps` optimizer steps and returns the seconds of one."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -61,14 +60,14 @@ def stepper(model: torch.nn.Module, loss, steps: int, clock=time.perf_counter):
     return run
 
 
-def contenders(family: str, shape: dict, steps: int) -> dict:
+def contenders(family: str, shape: dict, steps: int, clock: Callable[[], float]) -> dict:
     """transformers, ours and ours compiled, as functions that return seconds a step."""
     tokens = torch.randint(0, VOCAB, (ROWS, CONTEXT + 1))
     batch = TokenBatch(tokens=tokens[:, :-1], targets=tokens[:, 1:], weights=torch.ones(ROWS, CONTEXT))
     found = {}
     reference = theirs(family, **shape)
     # Its loss shifts inside: the last token has no target, which leaves one position in 256 out.
-    found["transformers"] = stepper(reference, lambda: reference(batch.tokens, labels=batch.tokens).loss, steps)
+    found["transformers"] = stepper(reference, lambda: reference(batch.tokens, labels=batch.tokens).loss, steps, clock)
     for name, compiled in (("onefold", False), ("onefold, compiled", True)):
         model = ours(family, **shape).build()
         objective = NextToken().build()
@@ -78,25 +77,20 @@ def contenders(family: str, shape: dict, steps: int) -> dict:
             term = objective(model, batch, 0).terms["ce"]
             return term.sum / term.count
 
-        found[name] = stepper(model, loss, steps)
+        found[name] = stepper(model, loss, steps, clock)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps a round")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    made = parser(__doc__, rounds=9)
+    made.add_argument("--steps", type=int, default=4, help="optimizer steps a round")
+    options = begin(made)
     transformers.logging.set_verbosity_error()
-    print(machine())
     for shape in SHAPES.values():
         for family in ("gpt2", "llama"):
             config = ours(family, **shape)
             print(f"\n{family}-shaped, {count_parameters(config):,} parameters, {ROWS} x {CONTEXT} tokens a step")
-            race(contenders(family, shape, options.steps), options.rounds, "transformers")
+            race(contenders(family, shape, options.steps, options.clock), options.rounds, "transformers")
 
 
 if __name__ == "__main__":

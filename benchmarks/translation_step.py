@@ -9,15 +9,15 @@ loss, SDPA attention. Both models have the same weights, and their losses are co
 Onefold is faster.
 """
 
-import argparse
 import itertools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from race import machine, race
+from race import begin, parser, race
 from train_step import stepper
 
 from onefold.core.batch import Seq2SeqBatch
@@ -65,7 +65,7 @@ def batches(vocab: int) -> list[Seq2SeqBatch]:
     return found
 
 
-def contenders(shape: dict, steps: int) -> dict:
+def contenders(shape: dict, steps: int, clock: Callable[[], float]) -> dict:
     """Both, as functions that return seconds a step, once they agree on the loss."""
     ours = config(**shape).build()
     with tempfile.TemporaryDirectory() as folder:
@@ -89,26 +89,21 @@ def contenders(shape: dict, steps: int) -> dict:
     theirs.train()
     turns = [itertools.cycle(given) for _ in range(2)]
     return {
-        "transformers": stepper(theirs, lambda: their_loss(next(turns[0])), steps),
-        "onefold": stepper(ours, lambda: our_loss(next(turns[1])), steps),
+        "transformers": stepper(theirs, lambda: their_loss(next(turns[0])), steps, clock),
+        "onefold": stepper(ours, lambda: our_loss(next(turns[1])), steps, clock),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=BATCHES, help="optimizer steps a round")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    made = parser(__doc__, rounds=9)
+    made.add_argument("--steps", type=int, default=BATCHES, help="optimizer steps a round")
+    options = begin(made)
     transformers.logging.set_verbosity_error()
-    print(machine())
     for shape in SHAPES.values():
         print(
             f"\nMarian-shaped, {count_parameters(config(**shape)):,} parameters, about {TOKENS:,} tokens a side a step"
         )
-        race(contenders(shape, options.steps), options.rounds, "transformers")
+        race(contenders(shape, options.steps, options.clock), options.rounds, "transformers")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ timm runs as its users run it: its default layers, pictures as a loader gives th
 `pip install --no-deps timm`. Ratios above 1 mean that Onefold is faster.
 """
 
-import argparse
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from race import machine, race
+from race import begin, parser, race
 from torch import Tensor, nn
 
 from onefold.core.config import Config
@@ -47,31 +46,27 @@ def theirs(config: Config) -> nn.Module:
     return timm().create_model(said["architecture"], num_classes=config.classes, **said["model_args"])
 
 
-def passes(model: nn.Module, pixels: Tensor, targets: Tensor, steps: int):
+def passes(model: nn.Module, pixels: Tensor, targets: Tensor, steps: int, clock: Callable[[], float]):
     """A function that computes a loss and its gradients `steps` times and returns the seconds of one."""
     model.train()
 
     def run() -> float:
-        began = time.perf_counter()
+        began = clock()
         for _ in range(steps):
             F.cross_entropy(model(pixels), targets).backward()
             model.zero_grad()
-        return (time.perf_counter() - began) / steps
+        return (clock() - began) / steps
 
     run()  # warm-up: allocations
     return run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=1, help="passes a round")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", default="", help="names that begin so")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    made = parser(__doc__, rounds=9)
+    made.add_argument("--steps", type=int, default=1, help="passes a round")
+    made.add_argument("--only", default="", help="names that begin so")
     timm()
-    print(f"{machine()}, timm {sys.modules['timm'].__version__}")
+    options = begin(made)
     for name, (config, rows) in CASES.items():
         if not name.startswith(options.only):
             continue
@@ -83,8 +78,8 @@ def main() -> None:
         targets = torch.randint(0, config.classes, (rows,))
         print(f"\n{name}, {count_parameters(config):,} parameters, {rows} pictures of {config.image}² a step")
         contenders = {
-            "timm": passes(reference, pixels, targets, options.steps),
-            "onefold": passes(model, pixels, targets, options.steps),
+            "timm": passes(reference, pixels, targets, options.steps, options.clock),
+            "onefold": passes(model, pixels, targets, options.steps, options.clock),
         }
         race(contenders, options.rounds, "timm")
 
