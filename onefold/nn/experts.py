@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config, Slot
-from onefold.nn.feedforward import GatedMLPConfig, MLPConfig, activation
+from onefold.nn.feedforward import GatedMLPConfig, MLPConfig, activation, gated
 from onefold.nn.grouped import gather, grouped_linear, spread
 from onefold.nn.own_losses import Told
 from onefold.nn.routing import AnyRouter, ExpertChoiceConfig, Routes, TopKConfig
@@ -89,8 +89,7 @@ class GroupedMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "M D"], ends: Tensor) -> Float[Tensor, "M D"]:
         if self.gated:
-            gate, up = self.gate_up(x, ends).chunk(2, dim=-1)
-            return self.out(self.activation(gate) * up, ends)
+            return self.out(gated(self.gate_up(x, ends), self.activation), ends)
         return self.out(self.activation(self.up(x, ends)), ends)
 
 

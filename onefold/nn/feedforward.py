@@ -72,11 +72,15 @@ class GatedMLP(nn.Module):
         self.packed = {"gate_up.weight": (config.width, config.width)}
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        both = self.gate_up(x)
-        if self.activation is F.silu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self.out(_SwiGLU.apply(both))
-        gate, up = both.chunk(2, dim=-1)
-        return self.out(self.activation(gate) * up)
+        return self.out(gated(self.gate_up(x), self.activation))
+
+
+def gated(both: Float[Tensor, "*rows twice"], bend: Callable[[Tensor], Tensor]) -> Float[Tensor, "*rows half"]:
+    """bend(gate) · up, which lie side by side."""
+    if bend is F.silu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _SwiGLU.apply(both)
+    gate, up = both.chunk(2, dim=-1)
+    return bend(gate) * up
 
 
 class _SwiGLU(torch.autograd.Function):

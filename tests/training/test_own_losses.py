@@ -1,8 +1,5 @@
 """Losses that modules add to whatever their model is trained for: a mixture of experts in the loop."""
 
-import json
-import math
-import os
 import subprocess
 import sys
 
@@ -13,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from onefold.nn.own_losses import Told, listening
 from onefold.objectives.base import Loss, Term
-from onefold.training.log import read_log
 from onefold.training.run import train
 from tests.training.test_parallel import log, train_with_two, weights
 
@@ -112,21 +108,33 @@ def test_two_processes_are_one(make_run):
             assert a["held_out"]["load/blocks.1.ffn"] == pytest.approx(b["held_out"]["load/blocks.1.ffn"], abs=0.02)
 
 
+COMPILED = """
+import torch
+from torch._dynamo.utils import counters
+from onefold.models.families import mixtral
+from onefold.nn.own_losses import listening
+
+shape = {"vocab": 61, "width": 24, "depth": 2, "context": 64, "block.mixer": {"heads": 4, "kv_heads": 2}}
+torch.manual_seed(0)
+model = mixtral().but({**shape, "block.ffn.expert.width": 20}).build()
+tokens, found = torch.randint(0, 61, (2, 24)), []
+for features in (model.features, torch.compile(model.features, backend="aot_eager")):
+    model.zero_grad()
+    with listening(model) as told:
+        y = features(tokens)
+    losses = [call.losses["balance"][0] for calls in told.values() for call in calls]
+    (y.square().mean() + sum(losses)).backward()
+    found.append([y, *losses, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+assert len(found[0]) > 10
+for eager, compiled in zip(*found, strict=True):
+    torch.testing.assert_close(eager, compiled, atol=1e-5, rtol=1e-4)
+print(counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()))
+"""
+
+
 @pytest.mark.slow
-def test_compiled_is_eager(make_run):
-    runs = [
-        make_run({**EXPERTS, "trainer.steps": 4, "trainer.compile": c, "out": make_run().out / str(c)})
-        for c in (False, True)
-    ]
-    script = "import sys; from onefold.training.run import Run, train; train(Run.from_json(sys.argv[1]))"
-    logs = []
-    for run in runs:
-        command = [sys.executable, "-c", script, run.to_json()]
-        ended = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=250)
-        assert ended.returncode == 0, ended.stderr[-2000:]
-        if "does not work here" in ended.stderr:
-            pytest.skip("no compiler here")
-        logs.append(read_log(run.out / "log.jsonl"))
-    for eager, compiled in zip(*logs, strict=True):
-        for name in ("loss", "balance", "router_z"):
-            assert math.isclose(eager[name], compiled[name], abs_tol=1e-4), json.dumps([eager, compiled])
+def test_compiled_is_eager_and_one_graph():
+    """In a process of its own: the compiler does not read functions whose shapes are checked, as tests have them."""
+    ended = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=250)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.split() == ["1", "0"]
