@@ -168,12 +168,12 @@ class LoRALinear(nn.Module):
         """Whether to add the adapters to the matrix, which costs what the matrix is large, rather than to what comes
         of x, which costs as much for every row: full precision only, where small changes of a weight are not lost."""
         base, kind = self.base, x.device.type
+        if torch.compiler.is_compiling() or 2 * x.numel() < self.in_features**2:
+            return False
         if isinstance(base, nn.Linear):
             if base.weight.requires_grad or base.weight.dtype != x.dtype:
                 return False
         elif not isinstance(base, QuantizedLinear):  # whose matrix is made whenever it is asked for
-            return False
-        if 2 * x.numel() < self.in_features**2 or torch.compiler.is_compiling():
             return False
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return False
