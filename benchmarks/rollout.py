@@ -64,8 +64,8 @@ def contenders(folder: Path, stops: int, clock: Callable[[], float]) -> dict[str
         began = clock()
         out = theirs.generate(padded, attention_mask=mask, **settings)[:, widest:]
         seconds = clock() - began
-        ended = ((out >= 1) & (out <= stops)).int().cumsum(1)
-        return seconds / int((ended - ((out >= 1) & (out <= stops)).int() == 0).sum())  # up to the first end, with it
+        ended = ((out >= 1) & (out <= stops)).cumsum(1)
+        return seconds / int((ended == 0).sum())
 
     return {"transformers": other, "onefold": ours}
 
