@@ -80,7 +80,8 @@ def _product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     y = x.new_empty(len(x), weight.shape[1])
     last = 0
     for matrix, rows in zip(weight, _slices(ends)):
-        torch.mm(x[rows], matrix.T, out=y[rows])
+        if rows.stop > last:  # when a single token is written, most have none
+            torch.mm(x[rows], matrix.T, out=y[rows])
         last = rows.stop
     y[last:] = 0
     return y

@@ -199,7 +199,9 @@ def _translate(loaded: Loaded, where: str) -> tuple[str, dict[str, Any], dict[st
     """Architecture, values and tensors of a model, refused when a reader would understand another model."""
     config = _without_dropout(loaded.config)
     family, data = write_config(config, prefer=loaded.card.get("family"))
-    architecture = _WRITTEN_AS[family.name]
+    if (architecture := _WRITTEN_AS.get(family.name)) is None:
+        known = ", ".join(_WRITTEN_AS)
+        raise UserError(f"{where}: GGUF files are written of {known}, not of {family.name}; save it with format='hf'")
     _, names = _ARCHITECTURES[architecture]
     values = {key: data[theirs] for key, theirs in names.items() if data.get(theirs) is not None}
     tensors = _table(architecture).write(config, own_weights(loaded.model))
