@@ -61,7 +61,7 @@ class TopKConfig(RouterConfig):
         return self.k
 
     def build(self, width: int, experts: int) -> "TokenRouter":
-        return TokenRouter(self, width, experts, self.k)
+        return TokenRouter(self, width, experts)
 
     def choose(self, probabilities: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         weights, experts = probabilities.topk(self.k, -1)
@@ -76,7 +76,7 @@ class SwitchConfig(RouterConfig):
     balance: Coefficient = 0.01
 
     def build(self, width: int, experts: int) -> "TokenRouter":
-        return TokenRouter(self, width, experts, 1)
+        return TokenRouter(self, width, experts)
 
     def choose(self, probabilities: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         weights, experts = probabilities.max(-1, keepdim=True)
@@ -96,7 +96,7 @@ class GShardConfig(RouterConfig):
         return 2
 
     def build(self, width: int, experts: int) -> "TokenRouter":
-        return TokenRouter(self, width, experts, 2)
+        return TokenRouter(self, width, experts)
 
     def choose(self, probabilities: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         weights, experts = probabilities.topk(2, -1)
@@ -148,9 +148,9 @@ AnyRouter = TopKConfig | SwitchConfig | GShardConfig | NoisyTopKConfig | ExpertC
 class TokenRouter(nn.Module):
     """Tokens choose by their probabilities."""
 
-    def __init__(self, config: TopKConfig | SwitchConfig | GShardConfig, width: int, experts: int, k: int):
+    def __init__(self, config: TopKConfig | SwitchConfig | GShardConfig, width: int, experts: int):
         super().__init__()
-        self.config, self.k = config, k
+        self.config = config
         self.weight = _fresh(experts, width)
 
     def forward(self, x: Float[Tensor, "N D"], capacity: float | None = None) -> tuple[Routes, Losses]:
@@ -243,14 +243,14 @@ def by_expert(
         chosen = torch.where(places - before < limit, chosen, count)
         read, order = given.clamp(max=limit), chosen.argsort(stable=True)
     places = torch.empty_like(order).scatter_(0, order, columns)
-    asked = given.sum()
+    asked = given.sum().clamp(min=1)
     return Routes(
         tokens=order % N,
         weights=weights.T.flatten()[order],
         ends=read.cumsum(0).int(),
         places=places.view(k, N),
         load=given / asked,
-        dropped=1 - read.sum() / asked,
+        dropped=(given.sum() - read.sum()) / asked,
     )
 
 

@@ -209,3 +209,23 @@ def test_impossible_shapes_are_refused():
         MODELS["bert"].but({"context": 513})
     with pytest.raises(UserError, match="did you mean base"):
         families.bert("bas")
+
+
+def test_layers_may_differ_by_a_pattern():
+    """Experts in every other layer; what a file says in a pattern is checked as all else in it."""
+    experts = {"kind": "experts", "experts": 3, "expert": {"kind": "mlp", "width": 12}, "router": "switch"}
+    config = MODELS["bert"].but({"pattern": [{}, {"ffn": experts}]})
+    model = config.build()
+    assert [type(block.ffn).__name__ for block in model.blocks] == ["MLP", "Experts", "MLP"]
+    assert EncoderConfig.from_json(config.to_json()) == config
+    model(torch.zeros(2, 5, dtype=torch.long)).sum().backward()
+    assert model.blocks[1].ffn.router.weight.grad.abs().sum() > 0
+    for pattern, words in (
+        ([{"mixer.causal": True}], "looks both ways"),
+        ([{"ffn": {"kind": "os:system"}}], "is code"),
+        ([{}, {"mixer.position": {"kind": "relative"}}], "relative biases are shared"),
+    ):
+        with pytest.raises(UserError, match=words):
+            EncoderConfig.from_dict({**config.to_dict(), "pattern": pattern})
+    with pytest.raises(UserError, match="groups and pattern"):
+        config.but({"groups": 1})
