@@ -258,13 +258,16 @@ def recognise(loaded: Loaded, folder: Path) -> None:
     Base.read(content, folder).check(loaded, str(folder), "this one")
 
 
-def attach(loaded: Loaded, folder: Path, name: str) -> None:
+def attach(loaded: Loaded, folder: Path, name: str, others: bool = True) -> None:
     """Add the adapter in `folder`, an artifact or PEFT's, to a model that is open; it becomes the active one.
 
-    For which model it was made, `recognise` has seen. Raises UserError for what is not an adapter alone.
+    For which model it was made, `recognise` has seen. others: whether the model is to be had without it, too, and with
+    others. Raises UserError for what is not an adapter alone then.
     """
     if is_peft(folder):
         step, tensors = read_peft(folder, loaded, name)
+        if others and (whole := getattr(step, "also", ())):
+            raise UserError(f"{folder} trained {whole[0]} in full beside its adapter: open it by itself")
         step.apply(loaded.model, name)
         put(tensors, loaded.model, folder)
         loaded.model.eval()

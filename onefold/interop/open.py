@@ -119,7 +119,8 @@ def _open_folder(
         base = base_of(folder)
         if Path(base).resolve() == folder.resolve():
             raise UserError(f"{folder} names itself as the model that it adapts")
-        loaded = open_model(base, device, dtype, {NAME: folder})
+        loaded = open_model(base, device, dtype)
+        attach(loaded, folder, NAME, others=False)
         return replace(loaded, card={**loaded.card, "adapts": base})
     if is_sentence_folder(folder):
         return load_sentences(folder, device, dtype)

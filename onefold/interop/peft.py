@@ -2,7 +2,7 @@
 
 What a matrix is called there, and which of our rows are in it, the table of the base's family tells: it is given row
 numbers to write. So GPT-2's `c_attn` is one adapter over all of our `qkv`, Llama's `q_proj` one over the rows of its
-part `q`.
+part `q`. Parameters that were trained in full beside it (modules_to_save, biases) are read, too.
 """
 
 import json
@@ -26,6 +26,7 @@ from onefold.core.files import atomic_folder
 from onefold.interop.config_json import write_config
 from onefold.interop.huggingface import read_json
 from onefold.interop.loaded import Loaded
+from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, read_pickled
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model"
@@ -41,7 +42,7 @@ KINDS = {
 THEIRS = {suffix: kind for suffix, kind in KINDS.items() if suffix != ".lora_magnitude_vector.weight"}
 # Settings that would change what is computed; they must say nothing.
 UNKNOWN = """lora_bias use_qalora layer_replication trainable_token_indices target_parameters use_bdlora
-alora_invocation_tokens arrow_config kasa_config velora_config monteclora_config modules_to_save"""
+alora_invocation_tokens arrow_config kasa_config velora_config monteclora_config"""
 
 
 REWRITES = ("pissa", "olora", "corda", "lora_ga")  # ways to begin that take something off the base
@@ -94,13 +95,15 @@ def read_peft(folder: Path, base: Loaded, name: str) -> tuple[AnyAdapt, dict[str
     if begun.startswith(REWRITES):
         raise UserError(f"{where}: init_lora_weights={begun} changes the base, too: make it plain LoRA with PEFT")
     unknown = [setting for setting in UNKNOWN.split() if told.get(setting)]
-    if unknown or told.get("bias", "none") != "none":
-        setting = unknown[0] if unknown else "bias"
-        raise UserError(f"{where}: {setting}={told[setting]!r} is not supported")
-    tensors: dict[str, Tensor] = {}
+    if unknown:
+        raise UserError(f"{where}: {unknown[0]}={told[unknown[0]]!r} is not supported")
+    found, others = _by_module(folder, base)
+    paths = {place.matrix.name: place.matrix.path for place, _ in found.values()}
+    tensors = _in_full(others, base, paths, bool(told.get("ensure_weight_tying")), folder)
+    whole = tuple(tensors)
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    for module, (place, held) in _by_module(folder, base).items():
+    for module, (place, held) in found.items():
         ranks[place.own] = len(held["a"])
         alphas[place.own] = _matching(told.get("alpha_pattern"), module, told.get("lora_alpha", 8))
         for kind, tensor in held.items():
@@ -118,9 +121,42 @@ def read_peft(folder: Path, base: Loaded, name: str) -> tuple[AnyAdapt, dict[str
             "targets": _patterns(ranks, base.model),
             "ranks": {own: other for own, other in ranks.items() if other != rank},
             "alphas": {own: other for own, other in alphas.items() if other != alpha},
+            "also": whole,
         }
     )
     return config, tensors
+
+
+def _in_full(
+    given: dict[str, Tensor], base: Loaded, adapted: Mapping[str, str], tied: bool, folder: Path
+) -> dict[str, Tensor]:
+    """What was trained without an adapter (modules_to_save, biases): our parameters that it makes, as they are called
+    when the matrices of `adapted`, name → path, have theirs. tied: the head was trained with the embedding.
+
+    Errors: UserError for what the base has no place for, or in another shape.
+    """
+    left, found = dict(given), {}
+    family, _ = write_config(base.config, prefer=base.card.get("family"))
+    for name, weight in own_weights(base.model).items() if left else ():
+        if ".adapters." in name:
+            continue
+        theirs = family.table.write(base.config, {name.replace(".base.", "."): weight})
+        new = {key: tensor for key in theirs if (tensor := left.pop(key, None)) is not None}
+        for key, tensor in new.items():
+            if tensor.shape != theirs[key].shape:
+                told = f"{key} is {list(tensor.shape)}, this one has {list(theirs[key].shape)}"
+                raise UserError(f"{folder} adapts another model, or one whose vocabulary was changed before: {told}")
+        if not new:
+            continue
+        if name == "embed.token.weight" and base.config.tied and not tied:
+            raise UserError(f"{folder} trained the embedding without the head, which this model has as one matrix")
+        name, _, leaf = name.rpartition(".")
+        path = f"{adapted[name]}.base.{leaf}" if name in adapted else f"{name}.{leaf}"
+        plain = f"{name}.{leaf}".replace(".base.", ".")
+        found[path] = family.table.read(base.config, [plain], {**theirs, **new}, str(folder))[plain]
+    if left:
+        raise UserError(f"{folder}: does not know what to do with {next(iter(left))}")
+    return found
 
 
 def _read_opening(folder: Path, kind: str, base: Loaded, name: str) -> tuple[AnyAdapt, dict[str, Tensor]]:
@@ -233,13 +269,14 @@ def _overlap(lora: LoRA, place: Place) -> bool:
     return bool(((place.rows >= lora.rows.start) & (place.rows < lora.rows.stop)).any())
 
 
-def _by_module(folder: Path, base: Loaded) -> dict[str, tuple[Place, dict[str, Tensor]]]:
-    """Their module → its place in `base`, and what the file has for it: "a", "b", "magnitude"."""
-    places, found = _places(base), {}
+def _by_module(folder: Path, base: Loaded) -> tuple[dict[str, tuple[Place, dict[str, Tensor]]], dict[str, Tensor]]:
+    """Their module → its place in `base`, and what the file has for it: "a", "b", "magnitude"; and what else it has."""
+    places, found, others = _places(base), {}, {}
     for name, tensor in _tensors(folder).items():
         suffix = next((suffix for suffix in KINDS if name.endswith(suffix)), None)
         if suffix is None:
-            raise UserError(f"{folder}: does not know what to do with {name}")
+            others[name.removeprefix(PREFIX).replace(".base_layer.", ".")] = tensor
+            continue
         module = name.removeprefix(PREFIX).removesuffix(suffix)
         if module not in places:  # trained without its head, theirs has names that begin further inside
             module = next((known for known in places if known.endswith(f".{module}")), module)
@@ -258,7 +295,7 @@ def _by_module(folder: Path, base: Loaded) -> dict[str, tuple[Place, dict[str, T
             raise UserError(f"{folder}: lora_A and lora_B of {module} do not fit each other")
     if not found:
         raise UserError(f"{folder} holds no adapter")
-    return found
+    return found, others
 
 
 def _places(base: Loaded) -> dict[str, Place]:

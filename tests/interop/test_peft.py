@@ -25,7 +25,7 @@ LORA = {
 def llama(**changes):
     torch.manual_seed(1)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, **heads, **changes)).eval()
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL | heads | changes)).eval()
 
 
 def gpt2():
@@ -117,6 +117,33 @@ def test_vectors_before_the_text_both_ways(tmp_path, kind, base):
         save(ours, tmp_path / "merged", "hf")
 
 
+WHOLE = {
+    "a norm and a head": (llama, {"target_modules": ["q_proj"], "modules_to_save": ["input_layernorm", "lm_head"]}),
+    "an embedding": (llama, {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]}),
+    "biases": (gpt2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "all"}),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_what_was_trained_in_full(tmp_path, kind):
+    base, settings = WHOLE[kind]
+    theirs = adapted(base(), tmp_path, r=2, **settings)
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) / 4
+    theirs.save_pretrained(tmp_path / "peft")
+    ours = open_model(tmp_path / "peft")
+    torch.testing.assert_close(logits(ours.model), logits(theirs), atol=2e-6, rtol=1e-5)
+    save(ours, tmp_path / "merged", "hf")
+    torch.testing.assert_close(logits(llama_at(tmp_path / "merged")), logits(theirs), atol=2e-6, rtol=1e-5)
+    with pytest.raises(UserError, match="in full beside its adapter: open it by itself"):
+        open_model(tmp_path / "base", adapters={"a": tmp_path / "peft"})
+    if kind == "an embedding":
+        llama(vocab_size=60).save_pretrained(tmp_path / "base")
+        with pytest.raises(UserError, match=r"embed_tokens\.weight is \[50, 16\], this one has \[60, 16\]"):
+            open_model(tmp_path / "peft")
+
+
 def test_several_adapters_on_one_model(tmp_path):
     theirs = {kind: adapted(llama(), tmp_path / kind, **LORA[kind]) for kind in ("lora", "dora")}
     found = open_model(tmp_path / "lora" / "base", adapters={kind: tmp_path / kind / "peft" for kind in theirs})
@@ -147,7 +174,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     file = tmp_path / "peft" / "adapter_config.json"
     told = json.loads(file.read_text())
     refused = (
-        ({"bias": "all"}, "bias='all' is not supported"),
+        ({"lora_bias": True}, "lora_bias=True is not supported"),
         ({"peft_type": "IA3"}, "only LORA"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4 changes the base, too"),
         ({"alpha_pattern": {r"(a+)+\.q_proj": 9}}, "is a regular expression"),
