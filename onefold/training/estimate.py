@@ -60,16 +60,16 @@ def parameter_bytes(model: Config, optimizer: Config, steps: Sequence[AnyAdapt] 
     return sum(_bytes(model, optimizer, steps))
 
 
-def _bytes(model: Config, optimizer: Config, steps: Sequence[AnyAdapt]) -> tuple[int, int]:
-    """As `parameter_bytes`: on the device, and on the host where the optimizer's memory is kept there."""
+def _bytes(model: Config, optimizer: Config, steps: Sequence[AnyAdapt], processes: int = 1) -> tuple[int, int]:
+    """As `parameter_bytes`, of one of so many processes: on the device, and on the host where the optimizer's memory is
+    kept there. Every process has all buffers, which weights of fewer bits are too."""
     built = _outline(model, steps)
     updates = optimizer.build(built)
-    weights = sum(
-        tensor.nbytes * (2 if tensor.requires_grad else 1) for tensor in (*built.parameters(), *built.buffers())
-    )
+    weights = sum(p.nbytes * (2 if p.requires_grad else 1) for p in built.parameters()) // processes
+    weights += sum(buffer.nbytes for buffer in built.buffers())
     if updates.offload:
-        return weights + updates.offload.device_bytes, updates.offload.host_bytes
-    return weights + sum(map(memory_bytes, updates.param_groups)), 0
+        return weights + updates.offload.device_bytes // processes, updates.offload.host_bytes // processes
+    return weights + sum(map(memory_bytes, updates.param_groups)) // processes, 0
 
 
 def _outline(model: Config, steps: Sequence[AnyAdapt]) -> nn.Module:
@@ -85,7 +85,7 @@ def check_memory(
 
     Errors: UserError when the first are more than the second, or when the host has not enough for what it is to keep.
     """
-    needed, kept = (size // dist.world() for size in _bytes(model, optimizer, steps))
+    needed, kept = _bytes(model, optimizer, steps, dist.world())
     if device.type == "cpu":
         needed, kept = needed + kept, 0
     free, there = free_bytes(device), free_bytes(torch.device("cpu"))

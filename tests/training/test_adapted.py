@@ -256,20 +256,24 @@ def test_what_cannot_be_adapted_says_so(base, adapted):
     assert adapted(adapt="lora").adapt[0].kind == "lora"
 
 
-EVERYTHING = [{"kind": "lora", "rank": 4, "dora": True}, {"kind": "prompt", "length": 3}]
+BESIDE = {
+    "everything": [{"kind": "lora", "rank": 4, "dora": True}, {"kind": "prompt", "length": 3}],
+    "fewer bits": ["quantize", {"kind": "lora", "rank": 4}],
+}
 
 
 @pytest.fixture
 def without_chance(base, adapted):
     """Adapters in blocks and vectors before the text, without dropout, whose random numbers differ elsewhere."""
     model = base.run.model.but({"block.dropout": 0.0}).to_dict()
-    settings = {"adapt": EVERYTHING, "trainer__steps": 6, "trainer__evaluate_every": 3, "optimizer__lr": 0.01}
+    settings = {"trainer__steps": 6, "trainer__evaluate_every": 3, "optimizer__lr": 0.01}
     return lambda name, **changes: adapted(name, model=model, **settings, **changes)
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(without_chance):
-    one, two = without_chance("one"), without_chance("two")
+@pytest.mark.parametrize("kind", BESIDE)
+def test_two_processes_are_one(without_chance, kind):
+    one, two = (without_chance(name, adapt=BESIDE[kind]) for name in ("one", "two"))
     train(one)
     train_with_two(two)
     for a, b in zip(read_log(one.out / "log.jsonl"), read_log(two.out / "log.jsonl"), strict=True):
