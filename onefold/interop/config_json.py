@@ -13,6 +13,7 @@ from onefold.interop.family import Family, Keys
 from onefold.models.encoder import EncoderConfig
 from onefold.models.seq2seq import Seq2SeqConfig
 from onefold.models.transformer import DecoderConfig
+from onefold.nn.attention import AttentionConfig
 from onefold.nn.experts import ExpertsConfig
 
 TextConfig = DecoderConfig | EncoderConfig | Seq2SeqConfig
@@ -103,8 +104,9 @@ def canonical(config: TextConfig) -> dict[str, Any]:
     for i, block in enumerate(config.blocks()):
         resolved = {}
         for slot in ("mixer", "cross") if block.cross else ("mixer",):
-            _, kv_heads, head_width = getattr(block, slot).widths(config.width)
-            resolved[slot] = {"kv_heads": kv_heads, "head_width": head_width}
+            if isinstance(attention := getattr(block, slot), AttentionConfig):
+                _, kv_heads, head_width = attention.widths(config.width)
+                resolved[slot] = {"kv_heads": kv_heads, "head_width": head_width}
         if isinstance(block.ffn, ExpertsConfig):
             block = block.model_copy(update={"ffn": block.ffn.reading()})
         plain[f"layer {i}"] = block.but(resolved).to_dict()

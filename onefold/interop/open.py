@@ -22,6 +22,7 @@ from onefold.interop.loaded import Arrived, Loaded
 from onefold.interop.peft import base_of, is_peft
 from onefold.interop.sentence_transformers import is_sentence_folder, load_sentences
 from onefold.interop.vision import folder as vision
+from onefold.interop.vision import s4
 
 CHECKPOINTS = "checkpoints"
 
@@ -99,8 +100,11 @@ def _open_file(file: Path, device: torch.device, dtype: "str | torch.dtype | Non
         magic = opened.read(4)
     if magic == b"GGUF" or file.suffix == ".gguf":
         return load_gguf(file, device, dtype, arrived)
-    if file.suffix == ".pt" and not any((file.parent / name).is_file() for name in (artifact.FILE, "config.json")):
-        return load_fair_esm(file, device, dtype)
+    if file.suffix in (".pt", ".pth") and not any((file.parent / n).is_file() for n in (artifact.FILE, "config.json")):
+        if s4.recognises(file):
+            return s4.load_s4(file, device, dtype)
+        if file.suffix == ".pt":
+            return load_fair_esm(file, device, dtype)
     if file.suffix in (".safetensors", ".pth", ".pt", ".bin", ".json"):
         return _open_folder(file.absolute().parent, device, dtype, arrived)
     raise UserError(f"{file} is no model: give a .gguf file or the folder of a model")

@@ -19,6 +19,7 @@ from onefold.interop.loaded import Loaded
 from onefold.interop.peft import save_peft
 from onefold.interop.sentence_transformers import save_sentences
 from onefold.interop.vision.folder import save_vision
+from onefold.interop.vision.s4 import save_s4
 
 # Published formats by the kind of model; kinds that are missing have none.
 TEXTS: dict[str, dict[str, Callable[..., None]]] = {
@@ -27,11 +28,12 @@ TEXTS: dict[str, dict[str, Callable[..., None]]] = {
     "embedder": {"hf": save_sentences},
     "seq2seq": {"hf": save_folder},
 }
-PICTURES = {"hf": save_vision, "timm": partial(save_vision, library="timm")}
+PICTURES = {"s4": save_s4, "hf": save_vision, "timm": partial(save_vision, library="timm")}
 
 
 def save(loaded: Loaded, path: str | Path, format: str = "onefold", **options: Any) -> None:
-    """Write our folder ("onefold"), one of Hugging Face's ("hf"), timm's ("timm"), a .gguf file, or fair-esm's ("esm").
+    """Write our folder ("onefold"), one of Hugging Face's ("hf"), timm's ("timm"), a .gguf file, fair-esm's ("esm"),
+    or the .pt file of S4's authors ("s4").
 
     "hf" writes timm's folder where transformers does not know the architecture, and of an embedder that of
     sentence-transformers. options: `dtype=` other than the model's; `kind="F16"` of a .gguf file. Raises

@@ -36,9 +36,9 @@ class ViTConfig(Config):
     width: int
     depth: int
     block: BlockConfig
-    norm: Norm = LayerNormConfig(eps=1e-6)
+    norm: Norm | None = LayerNormConfig(eps=1e-6)
     class_token: bool = True
-    places: Literal["learned", "sines"] = "learned"  # sines: fixed (arXiv 2111.06377)
+    places: Literal["learned", "sines"] | None = "learned"  # sines: fixed (arXiv 2111.06377); None: only their order
     pool: Literal["class", "mean"] = "class"  # what the classifier sees: the class token, or the mean of the squares
     norm_pooled: bool = False  # the last norm comes after pooling instead of before
     dropout: float = 0.0  # of squares and places
@@ -48,8 +48,8 @@ class ViTConfig(Config):
     def _fits(self) -> "ViTConfig":
         if isinstance(self.block.mixer, AttentionConfig):
             self.block.mixer.widths(self.width)
-        if getattr(self.block.mixer, "causal", False):
-            raise ValueError("squares of a picture have no order: block.mixer.causal must be false")
+            if self.block.mixer.causal:
+                raise ValueError("squares of a picture have no order: block.mixer.causal must be false")
         if self.image % self.patch:
             raise ValueError(f"image ({self.image}) must be a multiple of patch ({self.patch})")
         if self.pool == "class" and not self.class_token:
@@ -82,8 +82,8 @@ class PictureEmbed(nn.Module):
         self.patch = Patches(config.channels, config.patch, config.width)
         self.prefix = int(config.class_token)
         self.class_token = nn.Parameter(torch.zeros(config.width)) if config.class_token else None
-        places = torch.zeros(self.prefix + config.grid**2, config.width)
-        self.places = nn.Parameter(places, requires_grad=config.places == "learned")
+        places = torch.zeros(self.prefix + config.grid**2, config.width) if config.places else None
+        self.places = None if places is None else nn.Parameter(places, requires_grad=config.places == "learned")
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -91,11 +91,14 @@ class PictureEmbed(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """All squares, or only those that `kept` names, in its order."""
         x = self.patch(pixels)
-        x = x.flatten(1, 2) + resample(self.places[self.prefix :], (x.shape[1], x.shape[2])).to(x.dtype)
+        grid, x = (x.shape[1], x.shape[2]), x.flatten(1, 2)
+        if self.places is not None:
+            x = x + resample(self.places[self.prefix :], grid).to(x.dtype)
         if kept is not None:
             x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
         if self.class_token is not None:
-            first = (self.class_token + self.places[0]).to(x.dtype)
+            first = self.class_token if self.places is None else self.class_token + self.places[0]
+            first = first.to(x.dtype)
             x = torch.cat((first.expand(len(x), 1, -1), x), dim=1)
         return self.dropout(x)
 
@@ -110,7 +113,7 @@ class ViT(nn.Module):
         self.config = config
         self.embed = PictureEmbed(config)
         self.blocks = nn.ModuleList(block.build(config.width) for block in config.blocks())
-        self.norm = config.norm.build(config.width)
+        self.norm = config.norm.build(config.width) if config.norm else nn.Identity()
         self.classifier = Linear(config.width, config.classes) if config.classes else nn.Identity()
         self.depths = config.depth + 1
         self.init_weights()

@@ -1,5 +1,6 @@
 """Mixers without attention: S4D and S4, which filter each channel by a state space and then mix the channels."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -78,7 +79,7 @@ class SSM(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         if layout.prefix is not None:
             raise UserError("a state space reads in one direction: no prefix of a text can be seen whole")
-        with torch.autocast(x.device.type, enabled=False):  # powers of rounded numbers would be other numbers
+        with _exact(x):
             y = self.filtered(x, layout, state)
         return F.glu(self.out(self.dropout(F.gelu(y.to(x.dtype)))), dim=-1)
 
@@ -87,13 +88,17 @@ class SSM(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """What the state spaces say, before channels meet."""
         T = x.shape[1]
-        if layout.pad is not None:  # what is nothing leaves an empty state as it is
+        if layout.pad is not None and layout.start < int(layout.pad.max()):  # nothing leaves an empty state as it is
             columns = torch.arange(layout.start, layout.start + T, device=x.device)
             x = x * (columns >= layout.pad[:, None])[..., None]
         if state is None:
-            kernels = self.kernel(reach(T, layout.segments, layout.memo))
-            return convolve(x, kernels, layout.segments, layout.memo)
+            return self._whole(x, layout)
         return self.kernel.step(x[:, 0], state)[:, None] if T == 1 else self.kernel.read(x, state)
+
+    @torch.compiler.disable  # it has no code for complex numbers and transforms, nor for how texts happen to lie
+    def _whole(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        kernels = self.kernel(reach(x.shape[1], layout.segments, layout.memo))
+        return convolve(x, kernels, layout.segments, layout.memo)
 
     def init_state(self, batch: int, capacity: int, device=None, dtype=None) -> Recurrence:
         """An empty state for `batch` rows of any length. Raises UserError for one that looks ahead."""
@@ -101,3 +106,10 @@ class SSM(nn.Module):
             raise UserError("this layer looks ahead (causal=false): it reads texts whole and cannot write them")
         weight = self.out.weight
         return self.kernel.init_state(batch, device or weight.device, dtype or weight.dtype)
+
+
+def _exact(x: Tensor) -> AbstractContextManager:
+    """Without autocast: powers of rounded numbers would be other numbers."""
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

@@ -129,8 +129,8 @@ class DiagonalStateSpace(StateSpace):
             step, weights = self.discrete()
             state.discrete = step.exp(), torch.view_as_real(weights[0].conj().resolve_conj()).flatten(-2)
         factor, weights = state.discrete
-        state.h = torch.addcmul(x[..., None].to(state.h.dtype), state.h, factor)
-        return (torch.view_as_real(state.h).flatten(-2) * weights).sum(-1) + self.D * x
+        state.h = state.h * factor + x[..., None]
+        return torch.addcmul((torch.view_as_real(state.h).flatten(-2) * weights).sum(-1), self.D, x)
 
     def read(self, x: Float[Tensor, "B T D"], state: Recurrence) -> Float[Tensor, "B T D"]:
         step, weights = self.discrete()

@@ -83,8 +83,9 @@ def test_what_a_family_cannot_say_is_not_written():
     llama = FAMILIES["llama"]
     assert write_config(PRESETS["llama 7b"])[0] is llama
     alibi = PRESETS["llama 7b"].but({"block.mixer.position": {"kind": "alibi"}})
-    with pytest.raises(UserError, match="no published family"):
-        write_config(alibi)
+    for other in (alibi, PRESETS["llama 7b"].but({"block.mixer": {"kind": "s4d"}})):
+        with pytest.raises(UserError, match="no published family"):
+            write_config(other)
     pyramid = PRESETS["llama 3.2-1b"].but({"pattern": [{}]})
     assert write_config(pyramid)[0] is llama  # a pattern that changes nothing
     narrow = DecoderConfig.from_dict(PRESETS["llama 3.2-1b"].to_dict() | {"pattern": [{}, {"ffn.width": 64}]})
