@@ -14,9 +14,17 @@ app = typer.Typer(rich_markup_mode="rich")
     epilog=example(
         "onefold align model.gguf chat=dialogues.jsonl out=runs/mine",
         "onefold align runs/pretrained chat=alpaca.json epochs=2 adapt.0.rank=32 optimizer.lr=1e-4",
+        "onefold align model.gguf chat=dialogues.jsonl --quantize nf4",
     )
 )
-def align(model: ModelPath, settings: Settings = None):
+def align(
+    model: ModelPath,
+    settings: Settings = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="nf4, fp4, int4 or int8: weights of fewer bits beside the adapters, for less memory (QLoRA)"),
+    ] = None,
+):
     """Teach a model to answer as your conversations do, by adapters (LoRA); a page shows its answers before and after.
 
     Settings: [bold]chat[/bold] a file of conversations (messages, ShareGPT, Alpaca); [bold]epochs[/bold] over them
@@ -24,7 +32,7 @@ def align(model: ModelPath, settings: Settings = None):
     """
     from onefold.recipes.lora import align as run
 
-    run(model, **read_settings(settings))
+    run(model, quantize=quantize, **read_settings(settings))
 
 
 @app.command(

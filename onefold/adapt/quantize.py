@@ -7,6 +7,7 @@ from torch import nn
 from onefold.adapt.surgery import Matrix, find, freeze, replace, shared
 from onefold.core.config import Config
 from onefold.core.errors import UserError
+from onefold.core.memory import give_back
 from onefold.nn.quantized import QuantizedLinear, Scheme
 
 
@@ -34,6 +35,7 @@ class QuantizeConfig(Config):
 
     def quantize(self, model: nn.Module, name: str) -> None:
         """One matrix of `model`, in place."""
+        give_back()  # else the plain numbers, and later activations, stay with the process in gaps between others
         replace(model, name, QuantizedLinear(model.get_submodule(name), self.scheme, self.block, self.double))
 
     def names(self, model: nn.Module) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from onefold.adapt.lora import LoRAConfig
+from onefold.adapt.quantize import QuantizeConfig
 from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
@@ -73,9 +74,17 @@ def tiny(start: str | None = None, chat: str | None = None) -> Run:
     return recipe(start, chat).but({"data.context": 128, "optimizer.lr": 2e-3, "trainer": trainer})
 
 
-def align(model: str, chat: str | None = None, epochs: float = 3.0, out: str = "runs/align", **settings: Any) -> Path:
+def align(
+    model: str,
+    chat: str | None = None,
+    epochs: float = 3.0,
+    out: str = "runs/align",
+    quantize: str | None = None,
+    **settings: Any,
+) -> Path:
     """Teach `model` the answers in a file of conversations by adapters; returns the page that shows what changed.
 
+    quantize: a scheme (nf4, fp4, int4, int8) in which the weights beside the adapters are stored meanwhile: QLoRA.
     settings: dotted paths of the Run that this makes. The best of its evaluations on conversations held out is what
     opens. Given the same `out` again, it goes on where it stopped.
     """
@@ -88,6 +97,9 @@ def align(model: str, chat: str | None = None, epochs: float = 3.0, out: str = "
         raise UserError(f"{model} writes one text about another; align is for models that go on with a text")
     context = min(before.context or ChatData.model_fields["context"].default, 512)
     run = recipe(str(model), str(chat)).but({"out": out, "data.context": context})
+    if quantize:
+        weights = QuantizeConfig.from_dict({"scheme": quantize})
+        run = run.but({"adapt": [step.to_dict() for step in (weights, *run.adapt)]})
     data = {path: value for path, value in settings.items() if path.startswith("data.")}
     run = run.but(data)
     dataset = run.data.prepare(run.out / "data", before.tokenizer, keep=True)

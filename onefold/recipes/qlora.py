@@ -6,14 +6,12 @@ parameters is fine-tuned on one GPU of 48 GB.
 
     onefold train qlora start=MODEL chat=FILE
     onefold train qlora start=MODEL chat=FILE adapt.0.scheme=int8
+    onefold align MODEL chat=FILE --quantize nf4
 
 Deviations: what is not in a block (embedding, head, norms) keeps its precision; optimizer state is not paged. In fp32
-on a CPU, a model of 135 million parameters is taught in less than a gigabyte of memory, most of which is not the model:
-
-    MALLOC_MMAP_THRESHOLD_=131072 onefold train qlora --tiny start=MODEL chat=FILE   # of glibc
+on a CPU, a model of 135 million parameters is taught in less than a gigabyte of memory, most of which is not the model.
 """
 
-import os
 import subprocess
 import sys
 import sysconfig
@@ -48,7 +46,6 @@ SCHEMES = {
 }
 TEXTS = ("textwrap.py", "json/decoder.py", "statistics.py")  # of the standard library, that a real model is judged by
 TOKENS = 256  # of each
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # glibc returns what it was given back at once
 
 
 def recipe(start: str | None = None, chat: str | None = None) -> Run:
@@ -66,7 +63,7 @@ def tiny(start: str | None = None, chat: str | None = None) -> Run:
 def check(report: Report) -> None:
     """Bits and memory are what arithmetic says; NF4 is nearest to trained weights; adapters learn beside it."""
     if path := real():
-        peak = _peak(path)  # first, while this process is small
+        peak = peak_memory(path, lora.dialogues())
         report.less("gigabytes at the most, 135M parameters taught beside NF4", peak / 1e9, 1.0)
     with torch.device("meta"):
         llama = families.llama2("7b").build()
@@ -174,14 +171,14 @@ sys.exit(status != 0)
 """
 
 
-def _peak(model: Path) -> int:
-    """Bytes that a process holds at most which teaches `model` by four rows."""
+def peak_memory(model: Path, chat: str | Path) -> int:
+    """Bytes that a process holds at most which teaches `model` by four rows of `chat`."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = [f"start={model}", f"chat={lora.dialogues()}", f"out={folder}/run"]
+        settings = [f"start={model}", f"chat={chat}", f"out={folder}/run"]
         settings += [f"trainer.{name}=2" for name in ("steps", "batch", "checkpoint_every", "evaluate_batches")]
         command = [sys.executable, "-m", "onefold", "train", "qlora", "--tiny", *settings]
         measured = [sys.executable, "-c", MEASURE, *command]
-        told = subprocess.run(measured, capture_output=True, text=True, env={**os.environ, **GIVE_BACK})
+        told = subprocess.run(measured, capture_output=True, text=True)
         if told.returncode:
             raise RuntimeError(told.stderr)
     return int(told.stdout.split()[-1]) * (1 if sys.platform == "darwin" else 1024)
