@@ -1,5 +1,7 @@
 """Convolution of texts with kernels as long as themselves, by Fourier transform: O(T log T) instead of O(T²)."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -25,19 +27,25 @@ def convolve(
         return _convolved(x, kernels)
     flat = x.flatten(0, 1)
     y = torch.zeros_like(flat)
-    for places, inside in found:
-        part = _convolved(flat[places] * inside[..., None], kernels)
-        y = y.index_copy(0, places[inside], part[inside])
+    for bucket in found:
+        part = _convolved(flat[bucket.places] * bucket.inside[..., None], kernels)
+        y = y.index_copy(0, bucket.back, part.flatten(0, 1).index_select(0, bucket.there))
     return y.view(x.shape)
 
 
 def reach(length: int, segments: Int[Tensor, "B T"] | None, memo: dict) -> int:
     """How long kernels for rows of `length` columns must be: as the longest text, if texts are packed."""
     found = _texts_once(segments, memo)
-    return length if found is None else max(places.shape[1] for places, _ in found)
+    return length if found is None else max(bucket.places.shape[1] for bucket in found)
 
 
-Bucket = tuple[Int[Tensor, "texts length"], Bool[Tensor, "texts length"]]
+class Bucket(NamedTuple):
+    """Texts of about the same length, filled up to one."""
+
+    places: Int[Tensor, "texts length"]  # of their tokens in the flattened batch
+    inside: Bool[Tensor, "texts length"]  # which of them are there
+    there: Int[Tensor, " tokens"]  # the same, as places in the flattened bucket
+    back: Int[Tensor, " tokens"]  # and where those belong in the flattened batch
 
 
 def _texts_once(segments: Tensor | None, memo: dict) -> list[Bucket] | None:
@@ -51,8 +59,7 @@ def _texts_once(segments: Tensor | None, memo: dict) -> list[Bucket] | None:
 def texts(segments: Int[Tensor, "B T"]) -> list[Bucket] | None:
     """Where the texts of packed rows lie, those of about the same length together; None: every row is one text.
 
-    A bucket has the places of its texts' tokens in the flattened batch, and which of them are there: texts are filled
-    up to the next power of two, so padding is less than what it pads.
+    Texts are filled up to the next power of two, so padding is less than what it pads.
     """
     (B, T), device = segments.shape, segments.device
     begins = torch.ones(B, T, dtype=torch.bool, device=device)
@@ -67,7 +74,8 @@ def texts(segments: Int[Tensor, "B T"]) -> list[Bucket] | None:
         chosen = widths == width
         steps = torch.arange(width, device=device)
         inside = steps < lengths[chosen, None]
-        buckets.append(((starts[chosen, None] + steps) * inside, inside))
+        places, there = (starts[chosen, None] + steps) * inside, inside.flatten().nonzero()[:, 0]
+        buckets.append(Bucket(places, inside, there, places.flatten()[there]))
     return buckets
 
 

@@ -88,9 +88,11 @@ class SSM(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """What the state spaces say, before channels meet."""
         T = x.shape[1]
-        if layout.pad is not None and layout.start < int(layout.pad.max()):  # nothing leaves an empty state as it is
-            columns = torch.arange(layout.start, layout.start + T, device=x.device)
-            x = x * (columns >= layout.pad[:, None])[..., None]
+        if layout.pad is not None:  # zeros leave an empty state as it is
+            if "read" not in layout.memo:
+                columns = torch.arange(layout.start, layout.start + T, device=x.device)
+                layout.memo["read"] = (columns >= layout.pad[:, None])[..., None]
+            x = x * layout.memo["read"]
         if state is None:
             return self._whole(x, layout)
         return self.kernel.step(x[:, 0], state)[:, None] if T == 1 else self.kernel.read(x, state)
