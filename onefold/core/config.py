@@ -188,10 +188,12 @@ def explain(error: ValidationError, data: Any) -> str:
     """A validation error in a line for each of the first mistakes: where and what."""
     lines = []
     for mistake in error.errors()[:3]:
-        place, names = data, []
+        place, names, tagged = data, [], False
         for part in mistake["loc"]:
-            if isinstance(place, Mapping) and part not in place and place.get("kind", part) == part:
-                continue  # the tag of a union arm, not a name that the user wrote
+            if isinstance(place, Mapping) and not tagged and place.get("kind", None if part in place else part) == part:
+                tagged = True  # the tag of a union arm, not a name that the user wrote; a field may be called like it
+                continue
+            tagged = False
             names.append(str(part))
             try:
                 place = place[part]

@@ -35,6 +35,22 @@ class Drawing(Config):
     sizes: tuple[int, ...] = (1, 2)
 
 
+class Ring(Config):
+    kind: Literal["ring"] = "ring"
+    ring: float = 1.0  # called like its kind
+    width: float = 0.1
+
+
+class Jewel(Config):
+    shape: Annotated[Circle | Ring, Slot()]
+
+
+@pytest.mark.parametrize("name", ["ring", "width"])
+def test_a_mistake_is_placed_where_the_user_wrote_it(name):
+    with pytest.raises(UserError, match=rf"^shape\.{name}: "):
+        Jewel.from_dict({"shape": {"kind": "ring", "ring": 2, name: "wide"}})
+
+
 def test_json_round_trip_keeps_the_variant():
     drawing = Drawing(shape=Square(side=3), frame=Circle(radius=2))
     assert Drawing.from_json(drawing.to_json()) == drawing
