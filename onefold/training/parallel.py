@@ -127,6 +127,8 @@ def reshard(model: nn.Module) -> None:
 def whole(model: nn.Module, plan: tuple[Unit, ...]) -> Iterator[None]:
     """Every process holds all weights, and so computes by itself, as often as it wants. They enter it together."""
     units = [(module, row) for module, row in units_of(model, plan) if isinstance(module, FSDPModule)]
+    if isinstance(model, FSDPModule):
+        model._get_fsdp_state()._lazy_init()  # as a first forward pass does, which may not have been yet
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.unshard()

@@ -151,7 +151,8 @@ def test_two_processes_are_one(start, tmp_path):
     one = learning(start, tmp_path, **more)
     two = one.but({"out": str(tmp_path / "two")})
     train(one)
-    train_with_two(two.but({"trainer.steps": 5}))
+    train_with_two(two.but({"trainer.steps": 2}))
+    assert "from step 2 of 5" in train_with_two(two.but({"trainer.steps": 5}))  # which begins with a phase
     train(two)
     for a, b in zip(log(one), log(two), strict=True):
         for name in ("reward", "length", "held_out"):
