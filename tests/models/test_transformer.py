@@ -142,6 +142,8 @@ def test_cache_bytes_stay_flat_past_the_window():
     sizes = [model.init_state(1, capacity).bytes() for capacity in (5, 6, 64, 4096)]
     assert len(set(sizes)) == 1
     assert model.init_state(1, 4).bytes() < sizes[0]
+    recurrent = MODELS["s4d"].build()
+    assert recurrent.init_state(1, 4).bytes() == recurrent.init_state(1, 4096).bytes()
 
 
 @pytest.mark.parametrize("init", ["normal", "fan_in"])
