@@ -64,7 +64,8 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias, "none", [], "")
+    weight = weight if weight.T.is_contiguous() else weight.contiguous()  # oneDNN reads it either way without a copy
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
 
 
 @torch.library.custom_op("onefold::linear", mutates_args=())

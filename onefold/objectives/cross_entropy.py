@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from onefold.nn.linear import ENOUGH, linear
+from onefold.nn.linear import linear
 
 CHUNK = {"cpu": 2**20}  # logits held at once: what a CPU's cache keeps near, and elsewhere…
 CHUNK_ELSEWHERE = 2**26  # …256 MB in fp32
+FEWEST = 128  # tokens of a chunk, however large the vocabulary: products of fewer take their time to read the head
 
 
 def linear_cross_entropy(
@@ -46,11 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_bias = head.new_zeros(len(head), dtype=torch.float32) if wanted and bias is not None else None
         nll, z = features.new_zeros((), dtype=torch.float32), features.new_zeros((), dtype=torch.float32)
         mean, mean_bias = (head.float().mean(0), 0.0 if bias is None else bias.float().mean()) if smoothing else (0, 0)
-        size = max(1, CHUNK.get(features.device.type, CHUNK_ELSEWHERE) // head.shape[0])
-        often = wanted and features.is_cpu and len(features) > size >= ENOUGH  # oneDNN would copy it for each chunk
-        back = head.T.contiguous() if often else head.T
-        for start in range(0, len(features), size):
-            part = slice(start, start + size)
+        for part in chunks(features, head):
             x, y, w = features[part], targets[part, None], weights[part, None]
             logits = linear(x, head, bias).float()
             largest, chosen = logits.amax(-1, keepdim=True), logits.gather(1, y)
@@ -67,7 +64,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_logits = exponentials.mul_(w * (1 + 2 * z_loss * lse) / total)
                 d_logits.scatter_add_(1, y, w * (smoothing - 1))
                 d_logits = d_logits.to(x.dtype)
-                d_features[part] = linear(d_logits, back)
+                d_features[part] = linear(d_logits, head.T)
                 if d_head is not None:
                     d_head += d_logits.T @ x
                 if d_bias is not None:
@@ -91,3 +88,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_bias = None if d_bias is None else d_bias * d_nll
         d_head = None if d_head is None else d_head * d_nll
         return d_features * d_nll, d_head, None, None, None, d_bias, None
+
+
+def chunks(features: Float[Tensor, "N D"], head: Float[Tensor, "V D"], models: int = 1) -> list[slice]:
+    """Tokens whose logits, by so many models, are held at once."""
+    room = CHUNK.get(features.device.type, CHUNK_ELSEWHERE) // models
+    size = max(FEWEST, room // head.shape[0])
+    return [slice(start, start + size) for start in range(0, len(features), size)]

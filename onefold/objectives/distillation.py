@@ -20,7 +20,7 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.nn.linear import linear
 from onefold.objectives.base import Loss, Term
-from onefold.objectives.cross_entropy import CHUNK, CHUNK_ELSEWHERE
+from onefold.objectives.cross_entropy import chunks
 
 Divergence = Literal["forward", "reverse"]
 Readout = tuple[Tensor, Tensor, Tensor | None]  # features [N, D], head [V, D], bias [V]
@@ -103,9 +103,7 @@ class _Distillation(torch.autograd.Function):
         d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if wants_head else None
         d_bias = torch.zeros(bias.shape, dtype=torch.float32, device=head.device) if wants_bias else None
         total, kl, ce = (features.new_zeros((), dtype=torch.float32) for _ in range(3))
-        size = max(1, CHUNK.get(features.device.type, CHUNK_ELSEWHERE) // head.shape[0] // 2)  # two models' logits
-        for start in range(0, len(features), size):
-            part = slice(start, start + size)
+        for part in chunks(features, head, models=2):
             x, y, w = features[part], targets[part, None], weights[part, None]
             logits = linear(x, head, bias).float()
             log_q = (logits / temperature).log_softmax(-1)

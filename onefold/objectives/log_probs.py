@@ -18,7 +18,7 @@ from onefold.core.errors import UserError
 from onefold.models.recurrent import RecurrentConfig
 from onefold.models.transformer import DecoderConfig
 from onefold.nn.linear import linear
-from onefold.objectives.cross_entropy import CHUNK, CHUNK_ELSEWHERE
+from onefold.objectives.cross_entropy import chunks
 
 
 def answer_log_probs(
@@ -85,7 +85,7 @@ class _LinearLogProbs(torch.autograd.Function):
         ctx.device, ctx.autocast = features.device.type, _autocast_now(features.device.type)
         ctx.ahead = wants_features and not wants_head and not wants_bias
         slopes = torch.empty_like(features) if ctx.ahead else None  # of each log-probability by its features
-        for part in _chunks(features, head):
+        for part in chunks(features, head):
             x, y = features[part], targets[part, None]
             logits = linear(x, head, bias).float()
             normalisers[part] = logits.logsumexp(-1)
@@ -111,7 +111,7 @@ class _LinearLogProbs(torch.autograd.Function):
         d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if wants_head else None
         d_bias = torch.zeros(len(head), dtype=torch.float32, device=head.device) if wants_bias else None
         with _autocast_as(ctx.device, ctx.autocast):  # logits as they were: else normalisers are not theirs
-            for part in _chunks(features, head):
+            for part in chunks(features, head):
                 x, y, g = features[part], targets[part, None], gradient[part, None]
                 pull = linear(x, head, bias).float().sub_(normalisers[part, None]).exp_().mul_(-g)
                 d_logits = _onehot_added(pull, y, g).to(x.dtype)  # g · (onehot - softmax)
@@ -142,8 +142,3 @@ def _autocast_as(kind: str, was: tuple[torch.dtype, bool] | None) -> AbstractCon
 
 def _onehot_added(pull: Tensor, targets: Tensor, weight: Tensor | float) -> Tensor:
     return pull.scatter_add_(1, targets, torch.ones_like(targets, dtype=pull.dtype) * weight)
-
-
-def _chunks(features: Tensor, head: Tensor) -> list[slice]:
-    size = max(1, CHUNK.get(features.device.type, CHUNK_ELSEWHERE) // head.shape[0])
-    return [slice(start, start + size) for start in range(0, len(features), size)]

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import onefold.objectives.log_probs as log_probs
 from onefold.core import dist
 from onefold.core.batch import PreferenceBatch
 from onefold.core.errors import UserError
@@ -16,6 +15,7 @@ from onefold.models.recurrent import RecurrentConfig
 from onefold.models.transformer import BlockConfig, DecoderConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import MLPConfig
+from onefold.objectives import cross_entropy
 from onefold.objectives.log_probs import answer_log_probs, linear_log_probs
 from onefold.objectives.preference import (
     DPO,
@@ -74,7 +74,8 @@ def plain(model, rows: PreferenceBatch) -> torch.Tensor:
 @pytest.mark.parametrize("bias", [False, True])
 def test_log_probabilities_are_those_of_all_logits(monkeypatch, learns, bias):
     """And their gradients, in several chunks, whether or not the head learns."""
-    monkeypatch.setattr(log_probs, "CHUNK", {"cpu": 3 * VOCAB})
+    monkeypatch.setattr(cross_entropy, "FEWEST", 1)
+    monkeypatch.setitem(cross_entropy.CHUNK, "cpu", 3 * VOCAB)
     model, rows = decoder(tied=False, head_bias=bias), batch()
     model.unembed.requires_grad_(learns == "all")
     if learns == "nothing":
