@@ -171,15 +171,17 @@ def feedback(
     from onefold.infer.teaching.judges import open_judge
     from onefold.infer.teaching.teacher import LazyTeacher, open_teacher
 
-    given, names = read_settings(settings), []
+    given = read_settings(settings)
     if missing := [name for name in ("prompts", "models") if name not in given]:
         raise UserError(
             f"feedback needs {missing[0]}=: onefold feedback {judge} prompts=FILE models=A,B out=FILE.jsonl"
         )
     models = given.pop("models")
-    names = [str(name).strip() for name in (models if isinstance(models, list) else str(models).split(","))]
+    names = list(filter(None, map(str.strip, models if isinstance(models, list) else str(models).split(","))))
     keys = keys_of([name for name in (judge, *names) if "://" in name], key or ())
     asking = {name: given.pop(name) for name in ("parallel", "per_minute", "timeout", "attempts") if name in given}
+    if asking and not keys:
+        raise UserError(f"{next(iter(asking))} is a setting of services, and none is asked")
     batch, where = given.pop("batch", 16), str(pick(device))
     told = {name: given.pop(name) for name in ("aspects", "template") if name in given}
     config = FeedbackConfig.from_dict(given)

@@ -68,12 +68,10 @@ def keys_of(urls: Iterable[str], keys: Sequence[str]) -> dict[str, str | None]:
     hosts, own, plain = {url: _host(url) for url in urls}, dict[str, str](), list[str]()
     for key in keys:
         address, equals, secret = key.partition("=")
-        if "://" not in address or not equals:
-            plain.append(key)
-        elif _host(address) in hosts.values():
+        if "://" in address and equals:
             own[_host(address)] = secret
         else:
-            raise UserError(f"a key is given for {_host(address)}, and no service there is asked")
+            plain.append(key)
     if plain and (len(plain) > 1 or len(set(hosts.values()) - set(own)) > 1):
         raise UserError("with services at several hosts, say whose each key is: https://HOST=KEY")
     return {url: own.get(host, plain[0] if plain else None) for url, host in hosts.items()}

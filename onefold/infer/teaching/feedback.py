@@ -100,7 +100,8 @@ def feedback(config: FeedbackConfig, judge: Judge, models: Sequence[Teacher]) ->
     then is kept), and where not a single pair was found.
     """
     if len(models) < 2 or (config.answers or len(models)) not in range(2, len(models) + 1):
-        raise UserError(f"preferences are between answers: at least 2, of as many models, not {config.answers or 1}")
+        few = f"answers={config.answers} of {len(models)}" if config.answers else f"{len(models)} of them"
+        raise UserError(f"preferences are between answers: at least 2, each of another of the models, not {few}")
     if config.temperature == 0 and len({model.name for model in models}) < len(models):
         raise UserError("a model that answers more than once says the same at temperature=0; set temperature=1")
     if config.out.suffix != ".jsonl" or config.out.resolve() == config.prompts.expanduser().resolve():

@@ -87,9 +87,10 @@ def open_judge(
 def judge_by_template(
     teacher: Teacher, aspects: str | Sequence[str] = tuple(ASPECTS), template: str = TEMPLATE
 ) -> Judge:
-    """A judge that is asked for a rating of each aspect: a name in ASPECTS, or a question of your own."""
+    """A judge that is asked for a rating of each aspect: names in ASPECTS, or questions of your own."""
     if isinstance(aspects, str):
-        aspects = aspects.split(",") if len(aspects.split()) == 1 else [aspects]
+        names = [name.strip() for name in aspects.split(",")]
+        aspects = names if any(name in ASPECTS for name in names) else [aspects]
     for part in ("prompt", "answer", *(["aspect"] if len(aspects) > 1 else [])):
         if f"{{{part}}}" not in template:
             raise UserError(f"the judge's template has no {{{part}}}: it needs {{prompt}}, {{answer}} and {{aspect}}")
