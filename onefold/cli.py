@@ -266,7 +266,7 @@ def average(
 def export(
     model: ModelPath,
     to: Annotated[Path, typer.Argument(help="Folder or file to write")],
-    format: Annotated[str, typer.Option(help="hf, onefold; gguf for text, timm for pictures, esm for proteins")] = "hf",
+    format: Annotated[str, typer.Option(help="hf, onefold; gguf: text; timm, s4: pictures; esm: proteins")] = "hf",
 ):
     """Write a model in a published format."""
     from onefold.interop.open import open_model
