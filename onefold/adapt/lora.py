@@ -120,7 +120,7 @@ class LoRA(nn.Module):
         ‖w + d‖² = ‖w‖² + 2 w·d + ‖d‖² with d = s B A, row by row, takes products as thin as the adapter. Where tokens
         are written one by one it is computed once.
         """
-        if not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             return self._stretch(base)
         state = [(p._version, p.data_ptr()) for p in self.parameters()]
         if self._kept is None or self._kept[0] != state:

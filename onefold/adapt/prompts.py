@@ -121,7 +121,7 @@ class Openings(nn.Module):
     def opening(self, name: str) -> Opening:
         """Where nothing is trained, what was read once is kept."""
         (parameter,) = self.adapters[name].parameters()
-        if not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             return self.adapters[name].opening(self)
         version = (parameter._version, parameter.data_ptr())
         if name not in self._kept or self._kept[name][0] != version:

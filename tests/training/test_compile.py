@@ -56,3 +56,41 @@ def test_compiled_is_eager(make_run):
     assert compiled == pytest.approx(eager, abs=1e-4)
     assert graphs[0] == 0 < graphs[1]
     assert logs[1][-1]["held_out"]["loss"] == pytest.approx(logs[0][-1]["held_out"]["loss"], abs=1e-4)
+
+
+ADAPTED = """
+import torch
+from torch._dynamo.utils import counters
+from onefold.adapt.every import adapt, read_steps
+from onefold.core.batch import TokenBatch
+from onefold.models.families import llama2
+from onefold.objectives.language import NextToken
+
+sizes = {"vocab": 40, "width": 16, "depth": 2, "context": 32, "block.mixer.heads": 4, "block.ffn.width": 24}
+ids = torch.randint(0, 40, (4, 17))
+batch = TokenBatch(tokens=ids[:, :-1], targets=ids[:, 1:], weights=torch.ones(4, 16))
+for steps in (["lora"], [{"kind": "lora", "dora": True}], ["prompt"], ["prefix"], ["quantize", "lora"]):
+    torch._dynamo.reset()
+    model, objective = adapt(llama2("7b").but(sizes).build(), read_steps(steps, "here")), NextToken().build()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        torch.nn.init.normal_(parameter, std=0.1)
+
+    def slopes():
+        return torch.autograd.grad(objective(model, batch, 0).terms["ce"].sum, trained)
+
+    wanted = slopes()
+    counters.clear()
+    for name in model.entry_points:
+        setattr(model, name, torch.compile(getattr(model, name), backend="eager"))
+    for found, slope in zip(slopes(), wanted, strict=True):
+        torch.testing.assert_close(found, slope, atol=1e-4, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1, (steps, dict(counters["graph_break"]))
+"""
+
+
+@pytest.mark.slow
+def test_what_is_adapted_is_one_graph():
+    """As plain models are, of which a compiler makes the most."""
+    ended = subprocess.run([sys.executable, "-c", ADAPTED], capture_output=True, text=True, timeout=250)
+    assert ended.returncode == 0, ended.stderr[-3000:]
