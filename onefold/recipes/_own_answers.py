@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onefold.core.config import Config
+from onefold.core.device import pick
 from onefold.core.files import atomic_write
 from onefold.core.progress import say
 from onefold.data.text.chat.code_check import fault
@@ -133,7 +134,7 @@ def to_learn_from(requests: Iterable[Request]) -> Iterator[Request]:
 
 
 def _chatting(place: Path) -> Model:
-    model = as_writer(load(place), place)
+    model = as_writer(load(place, pick("auto")), place)
     assert isinstance(model, Model)
     return model
 

@@ -56,6 +56,20 @@ def test_another_job_in_the_same_folder_is_refused(done):
 
 
 @pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ({"data": "notes/"}, []),
+        ({"data": "notes/", "chat": "talks.jsonl"}, [quickstart.CHAT_SHARE]),
+        ({"chat": "talks.jsonl"}, [quickstart.CHAT_SHARE]),
+        ({}, [quickstart.CHAT_SHARE, quickstart.WRITING_SHARE, quickstart.PREFER_SHARE]),
+    ],
+)
+def test_the_stages_share_the_minutes(settings, stages):
+    job = quickstart.Quickstart(minutes=10, **settings)
+    assert job.seconds() + sum(map(job.seconds, stages)) == pytest.approx(600)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"), [({"minutes": -1}, "minutes"), ({"minuts": 5}, "did you mean minutes")]
 )
 def test_mistakes_are_told(settings, message, tmp_path):
