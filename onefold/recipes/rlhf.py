@@ -264,10 +264,7 @@ def _followed(world: synthetic.World) -> list[tuple[float, float, float]]:
     pairs, few = Path(world.tables()[0]), world.folder / "few.jsonl"
     if not few.is_file():
         atomic_write(few, "".join(pairs.read_text().splitlines(keepends=True)[:FEW]))
-    more = {"trainer.evaluate_every": LONG, "trainer.checkpoint_every": LONG, "seed": world.seed}
-    proxy = whole(
-        train(reward_models.tiny(str(few), str(world.start)).but(more | {"out": str(world.folder / "proxy")}))
-    ).out
+    proxy = reward_models.learned(world, reward_models.tiny(str(few), str(world.start)), "proxy").out
     changes = {"method": "ppo", "objective.kl": 0.0, "objective.whiten_rewards": True}
     changes |= {"data.rewards": [{"kind": "reward_model", "model": str(proxy)}]}
     changes |= {"trainer": {"steps": LONG, "checkpoint_every": EVERY, "keep": LONG // EVERY}}
