@@ -8,8 +8,9 @@ parameters is fine-tuned on one GPU of 48 GB.
     onefold train qlora start=MODEL chat=FILE adapt.0.scheme=int8
     onefold align MODEL chat=FILE --quantize nf4
 
-Deviations: what is not in a block (embedding, head, norms) keeps its precision; optimizer state is not paged. In fp32
-on a CPU, a model of 135 million parameters is taught in less than a gigabyte of memory, most of which is not the model.
+Deviations: what is not in a block (embedding, head, norms) keeps its precision; for paged optimizers, see
+`optimizer.offload`. In fp32 on a CPU, a model of 135 million parameters is taught in less than a gigabyte of memory,
+most of which is not the model.
 """
 
 import subprocess
