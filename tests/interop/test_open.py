@@ -16,7 +16,7 @@ from onefold.interop.artifact import save_artifact, write_artifact
 from onefold.interop.gguf import save_gguf
 from onefold.interop.huggingface import save_folder
 from onefold.interop.loaded import Loaded
-from onefold.interop.open import open_model
+from onefold.interop.open import open_model, shipped
 from onefold.interop.table import own_weights
 from onefold.models.families import llama2
 
@@ -168,3 +168,17 @@ def test_a_hub_model_comes_from_the_cache(loaded, tmp_path, monkeypatch):
     (place / "refs").mkdir()
     (place / "refs/main").write_text("abc")
     assert same(open_model("org/name"), loaded)
+
+
+def test_a_package_that_ships_a_model_is_opened_by_its_name_and_not_run(tmp_path, monkeypatch):
+    package = tmp_path / "some_model"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert shipped("some-model") is None
+    (package / "weights.gguf").write_bytes(b"GGUF")
+    assert shipped("some-model") == package / "weights.gguf"
+    (package / "others.gguf").write_bytes(b"GGUF")
+    assert shipped("some-model") is None  # which of them?
+    for name in ("some_model.inner", "../some_model"):
+        assert shipped(name) is None
