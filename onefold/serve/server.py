@@ -52,8 +52,10 @@ def serve(
                 loaded.use(next((name for name in loaded.adapters if name not in adapters), None))
             reads = isinstance(loaded, TextEmbedder | TextEncoder)
             model = (as_embedder if reads and draft is None else as_writer)(loaded, model)
-            if draft is not None:
-                model.speculate(draft)
+        elif adapters:
+            raise UserError("adapters are added to a model that is opened here: give its path, or load it with them")
+        if draft is not None:
+            as_writer(model, name or "this model").speculate(draft)
         engine = (Vectors if isinstance(model, TextEmbedder) else Queue)(model, name or "onefold", limits)
         try:
             run(engine, listener, host, key, made, uvicorn)

@@ -103,7 +103,7 @@ class ModelDraft:
         while same and self._read[same - 1] != ids[same - 1]:
             same -= 1
         if not same or len(ids) + count > self._capacity or len(self._read) - same > MOST:
-            self._capacity = 2 * (len(ids) + count) if self.context is None else self.context + MOST
+            self._capacity = 2 * (len(ids) + count) + MOST
             self._state, self._read = self.network.init_state(1, self._capacity), []
             self._state.reserve(MOST)
         elif len(self._read) > same:
@@ -112,8 +112,10 @@ class ModelDraft:
 
     def _ask(self, unread: list[int]) -> Float[Tensor, "1 V"]:
         tokens = torch.tensor([unread], device=device_of(self.network))
-        self._read += unread
-        return self.network.head(read(self.network, tokens, None, self._state))
+        seen, self._read = self._read, []  # a pass that is broken off leaves a state that nothing is known about
+        logits = self.network.head(read(self.network, tokens, None, self._state))
+        self._read = seen + unread
+        return logits
 
 
 def shallow(network: nn.Module, depth: int) -> nn.Module:
@@ -212,7 +214,7 @@ def verify(
     if q is not None:
         ratio = ratio / q.gather(2, at)[..., 0]
     kept = (uniform[:, :count] < ratio).long().cumprod(1).sum(1)
-    rest = p[torch.arange(len(p), device=p.device), kept]  # [N, V]
+    own = rest = p[torch.arange(len(p), device=p.device), kept]  # [N, V]
     if count:
         failed, place = (kept < count)[:, None], kept.clamp(max=count - 1)[:, None, None]
         if q is not None:
@@ -220,7 +222,8 @@ def verify(
             less = (rest - less).clamp(min=0)
         else:
             less = rest.scatter(1, proposed.gather(1, place[:, :, 0]), 0.0)
-        rest = torch.where(failed, less, rest)
+        more = less.sum(1, keepdim=True) > 0  # else p and q differ by rounding only
+        rest = torch.where(failed & more, less, own)
     return kept, drawn(rest, uniform[:, count])
 
 

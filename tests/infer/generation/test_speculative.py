@@ -123,3 +123,21 @@ def test_what_cannot_be_drafted_says_so():
     one = [Continuation([1], 4)]
     assert Speculation(NgramDraft()).serves(one, Sampling())
     assert not Speculation(NgramDraft()).serves(one, Sampling(repetition_penalty=1.2))
+
+
+def test_a_draft_that_was_broken_off_begins_anew():
+    model, greedy = decoder(config("llama2")), Sampling(max_new_tokens=12)
+    draft = ModelDraft(shallow(model, 1), 61)
+    written(model, draft, greedy, PROMPT[:4])
+    features, draft.network.features = draft.network.features, None  # the next pass fails
+    with pytest.raises(TypeError):
+        written(model, draft, greedy)
+    draft.network.features = features
+    assert written(model, draft, greedy)[0] == plainly(model, greedy)
+
+
+def test_distributions_that_differ_by_rounding_only_are_drawn_from():
+    p = torch.tensor([[[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]])
+    q = torch.tensor([[[0.50001, 0.5, 0.0]]])
+    kept, token = verify(p, q, torch.tensor([[0]]), torch.tensor([[0.9999999, 0.7]]))
+    assert (kept.item(), token.item()) == (0, 1)
