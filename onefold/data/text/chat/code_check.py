@@ -24,7 +24,7 @@ FAULTS = (  # in the order in which they are looked for
     "leaves an argument unused",
     "uses names that nobody defines",
 )
-_ASKED = re.compile(r"Write a Python function(?: with the signature)? `(\w+)(?:\((.*)\))?`\. ", re.DOTALL)
+_ASKED = re.compile(r"Write a Python function(?: with the signature)? `(\w+)(?:\((.*?)\))?`\. ", re.DOTALL)
 _KNOWN = {*dir(builtins), *sys.stdlib_module_names, "__class__", "__file__"}  # a method's `super()` means `__class__`
 
 
@@ -35,6 +35,15 @@ def fault(request: str, answer: str, finished: bool = True) -> str | None:
     """
     if not finished:
         return FAULTS[0]
+    try:
+        with warnings.catch_warnings():  # of escapes that are none
+            warnings.simplefilter("ignore")
+            return _fault(request, answer)
+    except (RecursionError, MemoryError):  # some of what compiles is nested too deep for what looks at it
+        return FAULTS[1]
+
+
+def _fault(request: str, answer: str) -> str | None:
     function = _parsed(answer)
     if function is None:
         return FAULTS[1]
@@ -55,17 +64,15 @@ def _parsed(answer: str) -> ast.stmt | ast.Module | None:
     if len(answer) > 2 * MAX_CODE:
         return None
     try:
-        with warnings.catch_warnings():  # of escapes that are none
-            warnings.simplefilter("ignore")
-            tree = ast.parse(answer)
-            compile(answer, "<answer>", "exec", dont_inherit=True)  # finds a `return` outside a function, and the like
-    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+        tree = ast.parse(answer)
+        compile(answer, "<answer>", "exec", dont_inherit=True)  # finds a `return` outside a function, and the like
+    except (SyntaxError, ValueError, OverflowError):
         return None
     return tree.body[0] if len(tree.body) == 1 else tree
 
 
 def _as_asked(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str, arguments: str | None) -> bool:
-    return function.name == name and arguments in (None, ast.unparse(function.args))
+    return function.name == name and (arguments is None or arguments == ast.unparse(function.args))
 
 
 def _arguments(args: ast.arguments) -> Iterator[str]:

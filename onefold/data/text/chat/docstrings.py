@@ -65,7 +65,10 @@ def _pair(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str], file: 
     code = _code(node, lines)
     if code is None:
         return None
-    signature = f"{node.name}({ast.unparse(node.args)})"
+    try:
+        signature = f"{node.name}({ast.unparse(node.args)})"
+    except RecursionError:  # it parses, nested as deep as it may be
+        return None
     name = f"{file}:{node.lineno} {node.name}"
     form = _FORMS[
         hashlib.blake2b(f"{node.name}\0{docstring}".encode("utf-8", "replace"), digest_size=1).digest()[0] % 3
@@ -80,7 +83,8 @@ def does_something(body: list[ast.stmt]) -> bool:
         return False
     first = body[0]
     constant = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    refusal = isinstance(first, ast.Raise) and "NotImplementedError" in ast.dump(first)
+    named = (getattr(node, "id", None) for node in ast.walk(first))
+    refusal = isinstance(first, ast.Raise) and "NotImplementedError" in named
     return not (len(body) == 1 and (isinstance(first, ast.Pass) or constant or refusal))
 
 

@@ -37,11 +37,20 @@ _, SYNTAX, ONE, ASKED, NOTHING, UNUSED, NAMES = FAULTS
         (ANY, "def plus(a):\n    return a\0", SYNTAX),
         (ANY, "def plus(a):\n    return " + "(" * 2000 + "a" + ")" * 2000, SYNTAX),
         (ANY, "def plus(a):\n    return a" + " + a" * 3000, SYNTAX),
+        (ADD, "def add(a, b=" + "-" * 500 + "1):\n    return a + b", SYNTAX),  # compiles, and cannot be written out
+        (NAMED, "def add(a):\n    raise a" + ".a" * 900, None),
+        (ADD + " It is `sum()`. Really.", "def add(a, b=1):\n    return a + b\n", None),
+        (ADD.replace("=1", "=(1, ')')"), "def add(a, b=(1, ')')):\n    return a + b\n", None),
     ],
 )
 def test_faults(request_, answer, expected):
     assert fault(request_, answer) == expected
     assert fault(request_, answer, finished=False) == UNFINISHED
+
+
+def test_answers_warn_nobody(recwarn):
+    assert fault(ANY, "def plus(a):\n    return '\\d' + a is 3") is None
+    assert not recwarn.list
 
 
 def test_nothing_is_run(tmp_path):

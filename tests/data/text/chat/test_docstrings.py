@@ -93,3 +93,9 @@ def test_real_sources():
         assert ast.get_docstring(function) is None or function.body[1:]
     kinds = [("`" in p.request, "signature" in p.request) for p in found]
     assert all(kinds.count(kind) > 30 for kind in [(True, True), (True, False), (False, False)])
+
+
+def test_what_is_nested_too_deep_to_be_written_out_is_passed_over():
+    deep = "def f(a=" + "-" * 500 + '1):\n    """Return the argument as it is given."""\n    return a\n'
+    found = pairs(Document("x.py", deep + deep.replace("-", "").replace("f(", "g(")))
+    assert [pair.name for pair in found] == ["x.py:4 g"]
