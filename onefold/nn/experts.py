@@ -94,7 +94,10 @@ class GroupedMLP(nn.Module):
 
 
 class Experts(nn.Module):
-    """What it tells while somebody listens (own_losses.py): its router's losses, loads, and what was dropped."""
+    """What it tells while somebody listens (own_losses.py): its router's losses, loads, and what was dropped.
+
+    Losses are told wherever gradients are wanted, also of a model that is trained without anything random, in `eval`.
+    """
 
     def __init__(self, config: ExpertsConfig, width: int):
         super().__init__()
@@ -109,8 +112,7 @@ class Experts(nn.Module):
         rows = x.flatten(0, -2)
         routes, losses = self.router(rows, self.capacity if self.training else None)
         if self.told is not None:
-            learns = self.training and torch.is_grad_enabled()
-            self.told.append(Told(len(rows), losses if learns else {}, self._figures(routes)))
+            self.told.append(Told(len(rows), losses if torch.is_grad_enabled() else {}, self._figures(routes)))
         y = self.experts(spread(rows, routes.tokens, routes.places), routes.ends)
         y = y * routes.weights[:, None].to(y.dtype)
         y = gather(y, routes.tokens, routes.places, len(rows)).view_as(x)
@@ -124,7 +126,7 @@ class Experts(nn.Module):
     def _figures(self, routes: Routes) -> dict[str, Tensor]:
         """Share of what was dropped; in training how much more than its even share the busiest expert was given, and
         the share of experts that were given nothing; elsewhere each expert's share of all."""
-        if not self.training:
+        if not (self.training or torch.is_grad_enabled()):
             return {"dropped": routes.dropped, "load": routes.load}
         load = routes.load
         return {"dropped": routes.dropped, "busiest": load.max() * len(load), "idle": (load == 0).float().mean()}

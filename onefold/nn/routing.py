@@ -181,13 +181,14 @@ class NoisyRouter(nn.Module):
             clean = noisy = _logits(x, self.weight, config.jitter if self.training else 0.0)
             losses = _z(clean, config)
             E = clean.shape[1]
-            if self.training:
+            if learns := self.training or torch.is_grad_enabled():
                 spread = F.softplus(F.linear(x.float(), self.noise_scale.float())) + 1e-2  # a normal needs some width
+            if self.training:
                 noisy = clean + spread * torch.randn_like(clean)
             top, experts = noisy.topk(min(config.k + 1, E), -1)
             weights = top[:, : config.k].softmax(-1)
             routes = by_expert(weights, experts[:, : config.k], E, capacity)
-            if self.training:
+            if learns:
                 gates = torch.zeros_like(noisy).scatter(1, experts[:, : config.k], weights)
                 losses["importance"] = (_variation(gates.sum(0)), config.importance)
                 if config.k < E:

@@ -170,7 +170,7 @@ def evaluation(batch: RolloutBatch, metrics: Mapping[str, Term]) -> Loss:
 
 @contextmanager
 def steady(model: nn.Module) -> Iterator[None]:
-    """Without dropout: else the ratio to the policy that wrote the text would be noise."""
+    """Without dropout, or whatever else is random: else the ratio to the policy that wrote the text would be noise."""
     training = model.training
     model.eval()
     try:

@@ -1,13 +1,16 @@
 """Policy losses against sums over tokens written out, and what clips and KL do to gradients."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from onefold.core.batch import RolloutBatch
+from onefold.nn.own_losses import listening
 from onefold.objectives.log_probs import token_log_probs
 from onefold.objectives.policy import GRPO, group_advantages, k3
+from onefold.objectives.ppo import PPO
 from tests.infer.small_models import config, decoder
 
 ROWS, WIDTH = 6, 10
@@ -52,6 +55,33 @@ def test_advantages_are_those_of_trl(batch):
     found = group_advantages(batch.rewards[shuffled], batch.groups[shuffled])
     torch.testing.assert_close(found, expected[shuffled])
     assert group_advantages(torch.ones(2), torch.tensor([0, 1])).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("router", ["top_k", "noisy_top_k"])
+@pytest.mark.parametrize("objective", [GRPO(kl=0), PPO(kl=0)])
+def test_a_mixture_is_kept_in_balance_by_what_is_not_random(batch, objective, router):
+    experts = {
+        "experts": 4,
+        "expert": {"kind": "gated", "width": 8},
+        "capacity": 0.3,
+        "router": {"kind": router, "k": 2},
+    }
+    model = config("llama2", classes=1).but({"block.ffn": {"kind": "experts", **experts}}).build().train()
+    nothing = torch.zeros_like(batch.weights)
+    judged = replace(batch, advantages=nothing, values=nothing, returns=nothing, penalty=torch.zeros(ROWS))
+    losses = []
+    for _ in range(2):
+        with listening(model) as told:
+            losses.append(objective.build()(model, judged, 0).heard(told))
+    first, again = losses
+    own = {"top_k": {"balance"}, "noisy_top_k": {"importance", "load"}}[router]
+    assert own <= {*first.terms}
+    assert {"busiest", "idle"} <= {*first.metrics}
+    assert first.metrics["dropped"].sum == 0
+    assert all(torch.equal(first.terms[name].sum, again.terms[name].sum) for name in first.terms)
+    sum(first.terms[name].sum for name in own).backward()
+    assert all(p.grad.any() for n, p in model.named_parameters() if n.endswith("router.weight"))
+    assert model.training
 
 
 @pytest.mark.parametrize("mean", ["answers", "tokens"])
