@@ -139,10 +139,12 @@ class RewardTeacher:
                 except UserError as error:
                     if failed := refusals.add(i, error):
                         raise failed from None
-            yield from refusals.passed()
+            if refusals.others:
+                yield from refusals.passed()
             if some:
                 scores = self.model.score(*zip(*some.values()))
                 yield from ((i, Written(repr(score), "stop")) for i, score in zip(some, scores.tolist()))
+        yield from refusals.passed()
 
     def _framed(self, asked: Asked) -> tuple[Said, Said]:
         *before, last = asked.messages

@@ -1,6 +1,6 @@
 """Teachers: whatever answers conversations, a model that is loaded here or a service that is reached by HTTP."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from itertools import islice
@@ -17,6 +17,7 @@ from onefold.infer.writer import Writer
 
 SORTED_TOGETHER = 16  # batches that are sorted by length, so that little is padded
 MOST_REFUSED = 8  # prompts in the beginning, after which it is not the prompts
+NOWHERE = "the prompt"  # where nobody says which
 UNDERSTOOD = {"max_new_tokens", "temperature", "top_p", "seed", "stop"}  # by services
 
 
@@ -25,7 +26,7 @@ class Asked(NamedTuple):
 
     messages: Sequence[Message]
     copy: int = 0
-    place: str = "the prompt"  # to tell mistakes by
+    place: str = NOWHERE  # to tell mistakes by
 
 
 class Written(NamedTuple):
@@ -46,7 +47,11 @@ class Teacher(Protocol):
 
 
 class NoneTaken(UserError):
-    """A teacher takes nothing of what it is asked."""
+    """A teacher takes nothing of what it is asked; `passed`: it as empty answers, if that is no reason to give up."""
+
+    def __init__(self, told: str, passed: Iterable[tuple[int, Written]] = ()):
+        super().__init__(told)
+        self.passed = passed
 
 
 class Refusals:
@@ -55,20 +60,25 @@ class Refusals:
     def __init__(self, asked: Sequence[Asked]):
         self.asked, self.others = asked, False
         self._held: list[tuple[int, Exception]] = []
+        self._told = ""
 
     def add(self, which: int, error: Exception) -> UserError | None:
-        """What to give up with, if it takes none."""
+        """What to give up with, if it takes none. Questions about one prompt count as one."""
         self._held.append((which, error))
-        if self.others or len(self._held) < MOST_REFUSED:
+        places = [self.asked[held].place for held, _ in self._held]
+        if self.others or len(set(places) - {NOWHERE}) + places.count(NOWHERE) < MOST_REFUSED:
             return None
-        place = self.asked[self._held[0][0]].place
-        return NoneTaken(f"{place}: {self._held[0][1]}\nNone of the first {MOST_REFUSED} prompts is taken")
+        told = f"{places[0]}: {self._held[0][1]}\nNone of the first {MOST_REFUSED} prompts is taken"
+        return NoneTaken(told, self.passed())
 
     def passed(self) -> Iterator[tuple[int, Written]]:
         """Those since the last call, as empty answers."""
         while self._held:
             which, error = self._held.pop(0)
-            say(f"{self.asked[which].place}: {error}; passed over")
+            told = f"{self.asked[which].place}: {error}; passed over"
+            if told != self._told:
+                say(told)
+            self._told = told
             yield which, Written("", "refused")
 
 
@@ -129,12 +139,14 @@ class ModelTeacher:
                 except UserError as error:
                     if failed := refusals.add(i, error):
                         raise failed from None
-            yield from refusals.passed()
+            if refusals.others:
+                yield from refusals.passed()
             order = sorted(rows, key=lambda i: -rows[i].read)
             for first in range(0, len(order), self.batch):
                 some = order[first : first + self.batch]
                 self.model.finish([rows[i] for i in some], sampling)
                 yield from ((i, Written(rows[i].text, str(rows[i].finish))) for i in some)
+        yield from refusals.passed()
 
     def _begin(self, asked: Asked, sampling: Sampling):
         return self.model.begin(chat_ids(asked.messages, self.model.tokenizer), sampling, asked.copy)

@@ -12,10 +12,11 @@ from onefold.data.text.chat.answers import read_answers
 from onefold.data.text.chat.messages import with_chat
 from onefold.data.text.documents import TrainBPE
 from onefold.infer.generation.sampling import Sampling
+from onefold.infer.teaching import journal
 from onefold.infer.teaching.endpoint import keys_of
 from onefold.infer.teaching.feedback import FeedbackConfig, feedback
 from onefold.infer.teaching.judges import ASPECTS, RewardTeacher, judge_by_template, rating
-from onefold.infer.teaching.teacher import Asked, Written
+from onefold.infer.teaching.teacher import Asked, Refusals, Written
 from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.loaded import Loaded
 from tests.infer.service import serving
@@ -134,6 +135,38 @@ def test_what_was_said_is_asked_for_once_and_goes_on_to_the_same_pairs(config, t
     feedback(config, last, rest)
     assert len(pairs(config)) == 9
     assert pairs(config)[:8] == pairs(whole)
+
+
+class Narrow(Program):
+    """Takes nothing long."""
+
+    def answer(self, asked, sampling):
+        refusals = Refusals(asked)
+        for i, one in enumerate(asked):
+            if "LONG" in one.messages[-1]["content"].split("[Answer]")[0]:
+                if failed := refusals.add(i, UserError("too long")):
+                    raise failed
+                continue
+            refusals.others = True
+            yield from ((i, written) for _, written in super().answer([one], sampling))
+        yield from refusals.passed()
+
+
+def test_prompts_that_are_too_long_for_the_judge_end_nothing_wherever_they_stand(config, monkeypatch, capsys):
+    monkeypatch.setattr(journal, "TOGETHER", 90)  # questions about ten prompts
+    texts = ["LONG one", "short", "short, too", *(f"LONG {n}" for n in range(30)), "the last"]
+    config.prompts.write_text("\n".join(texts))
+
+    def narrow(limit=10**6):
+        return judge_by_template(Narrow("judge", by_length, limit), ["honesty", "helpfulness", "truthfulness"])
+
+    with pytest.raises(UserError, match="judge is down"):
+        feedback(config, narrow(limit=19), models())
+    assert (feedback(config, narrow(), models()).pairs, len(pairs(config))) == (3, 3)
+    assert "prompts.txt:4: too long; passed over" in capsys.readouterr().err
+    config.prompts.write_text("\n".join(text for text in texts if "LONG" in text))
+    with pytest.raises(UserError, match=r"prompts\.txt:1: too long\nNone of the first 8 prompts is taken"):
+        feedback(config.but({"out": config.out.with_name("none.jsonl")}), narrow(), models())
 
 
 def test_a_model_may_answer_more_than_once_and_few_of_many_each_prompt(config):
