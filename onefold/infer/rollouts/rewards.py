@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor
 
 from onefold.core.config import Config, Slot
@@ -34,6 +34,7 @@ class Answer:
 
 Score = Callable[[Sequence[Answer]], Sequence[float]]
 SURE = 1e-3  # as near to 0 and 1 as a rule's probability comes
+COMBINED = "combined are reward models, and rules that say 0 to 1"
 NUMBER = re.compile(r"[-+]?[$€£]?\d[\d,]*(?:\.\d+)?%?")
 
 
@@ -137,8 +138,8 @@ class Combined(Config):
     """logit R, R = R_safety where the prompt is tagged as risky or R_safety < threshold, else R_helpfulness (Llama 2,
     arXiv 2307.09288, section 3.2.3). Whoever learns from it whitens it over a phase: PPO's `whiten_rewards`.
 
-    Each R is a probability: σ of what a reward model says, or a rule's share from 0 to 1. A config of one's own says
-    with `logit = True` that its σ is meant.
+    Each R is a probability: σ of what a reward model says, or a rule's share from 0 to 1, which lengths are not. A
+    config of one's own says with `logit = True` that its σ is meant.
     """
 
     kind: Literal["combined"] = "combined"
@@ -148,8 +149,11 @@ class Combined(Config):
     threshold: float = Field(default=0.15, gt=0, lt=1)
 
     @model_validator(mode="after")
-    def _unweighted(self) -> "Combined":
-        if any(getattr(part, "weight", 1.0) != 1.0 for part in (self.helpfulness, self.safety)):
+    def _fits(self) -> "Combined":
+        parts = (self.helpfulness, self.safety)
+        if below := [part for part in parts if isinstance(part, Length | Unfinished)]:
+            raise ValueError(f"{below[0].kind} is never above 0: {COMBINED}")
+        if any(getattr(part, "weight", 1.0) != 1.0 for part in parts):
             raise ValueError("of two rewards that are combined one counts at a time: only both together have a weight")
         return self
 
@@ -173,19 +177,26 @@ def _logits(reward: Config, device: torch.device) -> Score:
     def logits(answers: Sequence[Answer]) -> list[float]:
         found = [float(value) for value in score(answers)]
         if beyond := [value for value in found if not 0 <= value <= 1]:
-            raise UserError(
-                f"reward {kind_of(reward)} is {beyond[0]:g}: combined are reward models, and rules that say 0 to 1"
-            )
+            raise UserError(f"reward {kind_of(reward)} is {beyond[0]:g}: {COMBINED}")
         return torch.tensor(found, dtype=torch.float64).logit(SURE).tolist()
 
     return logits
 
 
 AnyReward = Annotated[Exact | Pattern | Length | Unfinished | RewardModel | Combined, Slot()]
+
+
+def _some(rewards: tuple[Config, ...]) -> tuple[Config, ...]:
+    """No Field(min_length=1), which also complains of a list whose only reward is refused."""
+    if not rewards:
+        raise ValueError("give one reward at least")
+    return rewards
+
+
 # A single reward stands for a list of one, which is what one writes on a command line.
 Rewards = Annotated[
     tuple[AnyReward, ...],
-    Field(min_length=1),
+    AfterValidator(_some),
     BeforeValidator(lambda given: given if isinstance(given, list | tuple) else (given,)),
 ]
 

@@ -7,6 +7,7 @@ import torch
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
+from onefold.infer.rollouts.data import RolloutData
 from onefold.infer.rollouts.rewards import Answer, Combined, Exact, Length, Pattern, Unfinished, same, total
 
 CPU = torch.device("cpu")
@@ -77,6 +78,17 @@ def test_rules_that_are_combined_say_probabilities():
         score([answer("3")])
     with pytest.raises(ValueError, match="only both together have a weight"):
         Combined(helpfulness=Says(place=0), safety=Pattern(pattern="x", weight=2.0))
+
+
+@pytest.mark.parametrize("rule", [Length(target=4), Unfinished()])
+def test_rules_that_are_never_above_0_are_not_combined(rule):
+    """Told before anything is written, and nothing beside it."""
+    both = {"kind": "combined", "helpfulness": {"kind": "pattern", "pattern": "x"}, "safety": rule.to_dict()}
+    with pytest.raises(UserError, match=f"{rule.kind} is never above 0: combined are reward models") as told:
+        RolloutData.from_dict({"path": "p.jsonl", "rewards": both})
+    assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match="give one reward at least"):
+        RolloutData.from_dict({"path": "p.jsonl", "rewards": []})
 
 
 def test_a_reward_that_is_no_number_is_refused():
