@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from onefold.cli_common import Device, ServiceKey, Settings, example, read_settings
+from onefold.cli_common import Device, ServiceKeys, Settings, example, key_of, read_settings
 from onefold.core.errors import UserError
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -24,7 +24,7 @@ def tune(
         str, typer.Argument(metavar="MODEL|URL", help="A model that continues text, or a service of /v1/completions")
     ],
     settings: Settings = None,
-    key: ServiceKey = None,
+    key: ServiceKeys = None,
     device: Device = "auto",
 ):
     """Search the prompt that makes a model classify best, without gradients and from few labelled texts.
@@ -44,7 +44,8 @@ def tune(
         config = TuneConfig.from_dict({"endpoint": {"url": model}, "prompt": {"kind": "words"}, "device": device})
     else:
         config = TuneConfig.from_dict({"model": model, "device": device})
-    result = run(config.but(given), key)
+    config = config.but(given)
+    result = run(config, key_of(config.endpoint.url if config.endpoint else "", key))
     if result.status == "interrupted":
         raise typer.Exit(INTERRUPTED)
     if result.tuned and result.bare:

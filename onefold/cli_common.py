@@ -15,8 +15,11 @@ ModelPath = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto")]
 # Not ONEFOLD_KEY, which is what `serve` wants from its clients: nobody else's service is to be told that.
-ServiceKey = Annotated[
-    str | None, typer.Option(help="What the service wants to be sent; it is not saved", envvar="ONEFOLD_SERVICE_KEY")
+ServiceKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key", help="Of a service, not saved; of several, https://HOST=KEY each", envvar="ONEFOLD_SERVICE_KEY"
+    ),
 ]
 
 Adapters = Annotated[
@@ -31,6 +34,13 @@ Draft = Annotated[
         "tokens, ngram (what the text said before), or first:N (the model's own first N layers)"
     ),
 ]
+
+
+def key_of(name: str, keys: list[str] | None) -> str | None:
+    """Which of the keys is for the service at an address; None for what is no address."""
+    from onefold.infer.teaching.endpoint import keys_of
+
+    return keys_of([name], keys or ())[name] if "://" in name else None
 
 
 def example(*lines: str) -> str:

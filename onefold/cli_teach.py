@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from onefold.cli_common import Device, ServiceKey, Settings, example, read_settings
+from onefold.cli_common import Device, ServiceKeys, Settings, example, key_of, read_settings
 from onefold.core.errors import UserError
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -28,7 +28,7 @@ def teach(
     system: Annotated[str | None, typer.Option(help="What the teacher is told about how to answer")] = None,
     erase: Annotated[bool, typer.Option("--erase", help="Save nothing of what the system said to the teacher")] = False,
     generic: Annotated[str | None, typer.Option(help="What is saved in its place")] = None,
-    key: ServiceKey = None,
+    key: ServiceKeys = None,
     device: Device = "auto",
 ):
     """Let a model answer a file of prompts, and save conversations that a smaller one can learn from.
@@ -47,7 +47,14 @@ def teach(
         raise UserError(f"teach needs {missing[0]}=: onefold teach {teacher} prompts=FILE out=FILE.jsonl")
     files = given.pop("prompts"), given.pop("out")
     sampling = {name: given.pop(name) for name in list(given) if name in Sampling.model_fields}
-    run(open_teacher(teacher, key, str(pick(device)), **given), *files, system, erase, generic, **sampling)
+    run(
+        open_teacher(teacher, key_of(teacher, key), str(pick(device)), **given),
+        *files,
+        system,
+        erase,
+        generic,
+        **sampling,
+    )
 
 
 @app.command(
@@ -84,7 +91,7 @@ def select(
         "onefold align small.gguf chat=runs/tasks/chat.jsonl",
     ),
 )
-def self_instruct(teacher: TeacherName, settings: Settings = None, key: ServiceKey = None, device: Device = "auto"):
+def self_instruct(teacher: TeacherName, settings: Settings = None, key: ServiceKeys = None, device: Device = "auto"):
     """From a few tasks that people wrote to many by a model: instructions, instances, filters, conversations.
 
     [bold]seeds=[/bold] rows with instruction, input and output, and classification (true or false) where that is known;
@@ -102,7 +109,7 @@ def self_instruct(teacher: TeacherName, settings: Settings = None, key: ServiceK
         raise UserError(f"self-instruct needs seeds=: onefold self-instruct {teacher} seeds=FILE.jsonl")
     other = {"batch"} if "://" not in teacher else {"model", "parallel", "per_minute", "timeout", "attempts"}
     asking = {name: given.pop(name) for name in list(given) if name in other}
-    run(SelfInstructConfig.from_dict(given), open_teacher(teacher, key, str(pick(device)), **asking))
+    run(SelfInstructConfig.from_dict(given), open_teacher(teacher, key_of(teacher, key), str(pick(device)), **asking))
 
 
 @app.command(
@@ -112,7 +119,7 @@ def self_instruct(teacher: TeacherName, settings: Settings = None, key: ServiceK
         "onefold align small.gguf chat=runs/ghost/chat.jsonl data.learn=last",
     )
 )
-def ghost(teacher: TeacherName, settings: Settings = None, key: ServiceKey = None, device: Device = "auto"):
+def ghost(teacher: TeacherName, settings: Settings = None, key: ServiceKeys = None, device: Device = "auto"):
     """Write dialogues in which a rule given at the beginning holds to the end (ghost attention).
 
     The rule is put before every user's message while the teacher answers, and kept once, to learn from.
@@ -134,7 +141,7 @@ def ghost(teacher: TeacherName, settings: Settings = None, key: ServiceKey = Non
         raise UserError(f"ghost needs {missing[0]}=: onefold ghost {teacher} prompts=FILE instructions=FILE")
     config = GhostConfig.from_dict({name: given.pop(name) for name in list(given) if name in GhostConfig.model_fields})
     sampling = {name: given.pop(name) for name in list(given) if name in Sampling.model_fields}
-    run(config, open_teacher(teacher, key, str(pick(device)), **given), **sampling)
+    run(config, open_teacher(teacher, key_of(teacher, key), str(pick(device)), **given), **sampling)
 
 
 @app.command(
@@ -148,10 +155,7 @@ def ghost(teacher: TeacherName, settings: Settings = None, key: ServiceKey = Non
 def feedback(
     judge: Annotated[str, typer.Argument(metavar="JUDGE", help="A model that chats, a service, or a reward model")],
     settings: Settings = None,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(help="Of a service, not saved; of several, https://HOST=KEY each", envvar="ONEFOLD_SERVICE_KEY"),
-    ] = None,
+    key: ServiceKeys = None,
     device: Device = "auto",
 ):
     """Let models answer prompts and a judge rate the answers, and save preferences that a model can learn from.

@@ -30,6 +30,7 @@ from onefold.infer.label_words import LabelWordsConfig
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that pass
 REFUSED = {400, 413, 422}  # of this request; others may be answered
 FIRST_WAIT, LONGEST = 1.0, 60.0  # seconds between two attempts
+PORTS = {"http": 80, "https": 443}
 LARGEST = 2**24  # bytes of an answer
 
 T = TypeVar("T")
@@ -65,21 +66,28 @@ def keys_of(urls: Iterable[str], keys: Sequence[str]) -> dict[str, str | None]:
     """The key of each address. A plain key is for the only service, or all that have none of their own, where these are
     at one host; others are told apart as https://HOST=KEY. Raises UserError where a key might go to a stranger.
     """
-    hosts, own, plain = {url: _host(url) for url in urls}, dict[str, str](), list[str]()
-    for key in keys:
+    hosts, own, plain, others = {url: _host(url) for url in urls}, dict[str, str](), list[str](), list[str]()
+    for key in " ".join(keys).split():
         address, equals, secret = key.partition("=")
         if "://" in address and equals:
             own[_host(address)] = secret
+            others += [address] * (_host(address) not in hosts.values())
         else:
             plain.append(key)
     if plain and (len(plain) > 1 or len(set(hosts.values()) - set(own)) > 1):
         raise UserError("with services at several hosts, say whose each key is: https://HOST=KEY")
+    if others:
+        say(f"passed over: the keys of {', '.join(others)}, since nothing is asked there")
     return {url: own.get(host, plain[0] if plain else None) for url, host in hosts.items()}
 
 
 def _host(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
+    """However it is written: in capitals, with the port that goes without saying."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname}:{parts.port or PORTS.get(parts.scheme)}"
+    except ValueError as error:
+        raise UserError(f"{url} is no address of a service: {error}") from None
 
 
 class Service:

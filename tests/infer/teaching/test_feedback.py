@@ -255,12 +255,17 @@ def test_services_are_told_apart_by_their_models_names(config, monkeypatch):
         assert service.keys == {"Bearer secret"}
 
 
-def test_a_key_goes_to_no_stranger():
+def test_a_key_goes_to_no_stranger(capsys):
     urls = ["https://a.org/v1#x", "https://a.org/v1#y", "http://localhost:1/v1"]
     assert keys_of(urls[:2], ["k"]) == dict.fromkeys(urls[:2], "k")
     assert keys_of(urls, ["https://a.org=k=="]) == {urls[0]: "k==", urls[1]: "k==", urls[2]: None}
     assert keys_of(urls, ["http://localhost:1=own", "k"])[urls[0]] == "k"
     assert not any(keys_of(urls, ["https://b.org=k"]).values())
+    assert keys_of(["HTTPS://A.org:443/v1"], ["https://a.org=k"]) == {"HTTPS://A.org:443/v1": "k"}
+    assert keys_of(["https://a.org:8443/v1"], ["https://a.org=k"]) == {"https://a.org:8443/v1": None}
+    assert "the keys of https://b.org, since" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no address of a service"):
+        keys_of(["https://a.org:x/v1"], ["k"])
     for keys in (["k"], ["k", "l"]):
         with pytest.raises(UserError, match="say whose each key is"):
             keys_of(urls, keys)

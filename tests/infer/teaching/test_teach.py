@@ -72,6 +72,11 @@ def test_a_service_gets_its_own_key_and_not_the_servers(service, prompts, tmp_pa
     keys = {"ONEFOLD_KEY": "server", "ONEFOLD_SERVICE_KEY": "service"}
     assert CliRunner().invoke(app, asked, env=keys).exit_code == 0
     assert service.keys == {"Bearer service"}
+    keys["ONEFOLD_SERVICE_KEY"] = "https://a.org=A https://b.org=B"
+    asked[-1] = f"out={tmp_path / 'others.jsonl'}"
+    service.keys.clear()
+    assert CliRunner().invoke(app, asked, env=keys).exit_code == 0
+    assert service.keys == {None}
 
 
 def test_what_the_teacher_was_told_is_erased(service, prompts, tmp_path):
