@@ -32,7 +32,7 @@ COPIES = 2  # answers to each request
 ROWS = 32  # written at once
 FEWEST = 8  # pairs from which on there is something to learn
 SHORT = 512  # characters of a request and its known answer, so that these and another answer fit the context
-MEASURED = 256  # held-out requests at the most
+MEASURED, TRIES = 512, 3  # held-out requests at the most, and answers to each: few pass, so it takes many to tell
 SHOWN = 3
 ANSWERS, HELD_OUT, PAIRS, KEPT = "answers.jsonl", "held_out.jsonl", "pairs.jsonl", "asked.json"
 
@@ -64,13 +64,13 @@ class OwnAnswers:
     def pairs(self, start: Path, requests: Iterable[Request], held_out: int, seconds: float) -> Path | None:
         """A table of pairs, from as many of `requests` as `start` answers in so many seconds; None: there are too few.
 
-        held_out: how many requests there are to measure by, of which as many are taken as take as long.
+        held_out: how many requests there are to measure by, of which as many are taken as take twice as long.
         """
         table = self.folder / PAIRS
         if not table.is_file():
             journal = Journal(ModelTeacher(_chatting(start), str(start), ROWS), self.folder / ANSWERS)
             chosen = self._asked(journal, requests, held_out, seconds)
-            said = journal.ask("answering", [one for r in chosen for one in _copies(r)], self.sampling)
+            said = journal.ask("answering", [one for r in chosen for one in _copies(r, COPIES)], self.sampling)
             rows = list(_compared(chosen, said))
             atomic_write(table, "".join(json.dumps(row) + "\n" for row in rows))
             own = sum(row["own"] for row in rows)
@@ -86,9 +86,9 @@ class OwnAnswers:
         kept, some = self.folder / KEPT, iter(requests)
         few, began = list(islice(some, ROWS // COPIES)), time.monotonic()
         if not kept.is_file():
-            journal.ask("first answers", [one for r in few for one in _copies(r)], self.sampling)
+            journal.ask("first answers", [one for r in few for one in _copies(r, COPIES)], self.sampling)
             fitting = int(len(few) * max(1.0, seconds / (time.monotonic() - began)))
-            counts = Counts(requests=fitting, held_out=min(held_out, MEASURED, COPIES * fitting))
+            counts = Counts(requests=fitting, held_out=min(held_out, MEASURED, 2 * COPIES * fitting // TRIES))
             atomic_write(kept, counts.to_json() + "\n")
         return few + list(islice(some, self._counts.requests - len(few)))
 
@@ -98,16 +98,20 @@ class OwnAnswers:
         return Counts.from_json(kept.read_text(), str(kept))
 
     def gain(self, before: Path, after: Path, requests: Iterable[Request]) -> dict[str, Any]:
-        """How many answers to requests held out pass the check: see study/gain.py."""
+        """How many answers to requests held out pass the check: see study/gain.py.
+
+        Answers to one request are alike, so intervals count requests only.
+        """
         asked = list(islice(requests, self._counts.held_out))
         said = [self._said(place, asked) for place in (before, after)]
-        faults = [[_fault(r, w) for r, w in zip(asked, answers)] for answers in said]
-        passed = np.array([[found is None for found in some] for some in faults], float)
+        faults = [[_fault(asked[n // TRIES], w) for n, w in enumerate(answers)] for answers in said]
+        passed = np.array([[found is None for found in some] for some in faults], float).reshape(2, -1, TRIES).mean(2)
         figures = [share(name, float(row.sum()), len(asked)) for name, row in zip(("before", "after"), passed)]
         gained = resampled("gain", lambda rows: float((passed[1] - passed[0])[rows].mean()), len(asked))
         table = [json.loads(line) for line in (self.folder / PAIRS).read_text().splitlines()]
         return {
             "requests": len(asked),
+            "tries": TRIES,
             "pairs": len(table),
             "own": sum(row["own"] for row in table),
             **{figure.name: _plain(figure) for figure in (*figures, gained)},
@@ -119,7 +123,7 @@ class OwnAnswers:
 
     def _said(self, place: Path, requests: Sequence[Request]) -> list[Written]:
         journal = Journal(ModelTeacher(_chatting(place), str(place), ROWS), self.folder / HELD_OUT)
-        asked = [next(_copies(request)) for request in requests]
+        asked = [one for request in requests for one in _copies(request, TRIES)]
         return journal.ask(f"held-out requests ({place.name})", asked, self.sampling)
 
 
@@ -139,8 +143,8 @@ def _chatting(place: Path) -> Model:
     return model
 
 
-def _copies(request: Request) -> Iterator[Asked]:
-    return (Asked([{"role": "user", "content": request.text}], copy) for copy in range(COPIES))
+def _copies(request: Request, count: int) -> Iterator[Asked]:
+    return (Asked([{"role": "user", "content": request.text}], copy) for copy in range(count))
 
 
 def _fault(request: Request, written: Written) -> str | None:
@@ -163,7 +167,7 @@ def _examples(
     """The first requests with both answers, short ones, whatever became of them."""
     short = [n for n, request in enumerate(requests) if len(request.text) <= 240][:SHOWN]
     for n in short:
-        answers = [{"text": w[n].text, "fault": f[n]} for w, f in zip(said, faults)]
+        answers = [{"text": w[n * TRIES].text, "fault": f[n * TRIES]} for w, f in zip(said, faults)]
         yield {"request": requests[n].text, "before": answers[0], "after": answers[1]}
 
 

@@ -2,7 +2,8 @@
 
 The values come from recipes/_own_answers.py:
 
-    requests, pairs, own   how many were held out; learned from; and of those, with a preferred answer of its own
+    requests, tries        how many were held out, and answers to each
+    pairs, own             how many were learned from; and of those, with a preferred answer of its own
     before, after, gain    {"value", "low", "high"}: shares that pass, and the difference, each with its 95% interval
     faults                 [{fault or "": how many}] before and after; "" passes
     length                 [characters] of a mean answer before and after
@@ -20,7 +21,7 @@ from onefold.study.samples import sample_html
 FINE = (
     "The check parses and compiles an answer, compares its name and arguments with what was asked, and looks up the "
     "names that it uses. Nothing is run: an answer that passes may still do something else. A mean answer has {:,.0f} "
-    "characters before and {:,.0f} after. Each request is answered once, {}."
+    "characters before and {:,.0f} after. Each request is answered {} times, {}; intervals count requests only."
 )
 
 
@@ -29,7 +30,7 @@ def gain_section(found: Mapping[str, Any]) -> Markup:
     settings = found["settings"]
     drawn = f"at temperature {settings['temperature']:g} and top-p {settings['top_p']:g}"
     body = Markup('<div class="card">{}<p class="fine">{}</p></div>').format(
-        _table(found), FINE.format(*found["length"], drawn)
+        _table(found), FINE.format(*found["length"], found["tries"], drawn)
     )
     for example in found["examples"]:
         body += Markup('<article class="card sample">{}</article>').format(sample_html(_talk(example)))
@@ -56,14 +57,14 @@ def change(found: Mapping[str, Any]) -> str:
     if gain["low"] <= 0 <= gain["high"]:
         points = f"no difference that so few requests could show ({between})"
     return (
-        f"Of {found['requests']:,} requests that it has never seen, {after['value']:.1%} get a function that passes, "
-        f"and {before['value']:.1%} before: {points}."
+        f"Of {found['tries'] * found['requests']:,} answers to {found['requests']:,} requests that it has never seen, "
+        f"{after['value']:.1%} pass, and {before['value']:.1%} before: {points}."
     )
 
 
 def _table(found: Mapping[str, Any]) -> Markup:
     """A row for what passes and for each fault, with bars before and after, the most frequent fault first."""
-    (before, after), requests = found["faults"], found["requests"]
+    (before, after), answers = found["faults"], found["tries"] * found["requests"]
     others = sorted({*before, *after} - {""}, key=lambda name: -before.get(name, 0))
     widest = max([*before.values(), *after.values()])
     intervals = ", ".join(f"{found[n]['low']:.1%} to {found[n]['high']:.1%} {n}" for n in ("before", "after"))
@@ -78,7 +79,7 @@ def _table(found: Mapping[str, Any]) -> Markup:
             name or "passes the check",
             Markup("" if name else "<small>95% intervals: {}</small>").format(intervals),
             Markup("").join(Markup('<i style="width: {:.2f}%"></i>').format(100 * n / widest) for n in counts),
-            *(f"{n / requests:.1%}" for n in counts),
+            *(f"{n / answers:.1%}" for n in counts),
         )
     return Markup(
         '<table class="bars gain"><thead><tr><th scope="col">An answer …</th><td></td><th scope="col" class="n">Before'

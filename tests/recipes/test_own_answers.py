@@ -74,11 +74,14 @@ def test_little_time_asks_one_batch(own, monkeypatch):
 def test_the_gain_is_told_with_its_interval_and_none_is_called_none(own):
     own.pairs(Path("start"), REQUESTS, 24, seconds=1e9)
     gained = own.gain(Path("start"), Path("better"), REQUESTS)
-    assert (gained["before"]["value"], gained["after"]["value"]) == (0.0, 23 / 24)  # one did not come to an end
-    assert gained["gain"]["low"] > 0.8
-    assert sum(gained["faults"][0].values()) == gained["requests"] == 24
+    before = 16 / 72  # of three answers to every third request two are good
+    assert gained["before"]["value"] == pytest.approx(before)
+    assert gained["after"]["value"] == pytest.approx(23 / 24)  # one did not come to an end
+    assert gained["gain"]["low"] > 0.55
+    assert gained["requests"] == 24
+    assert sum(gained["faults"][0].values()) == 3 * 24
     page = str(gain_section(gained))
-    assert "95.8 points more" in page
+    assert "73.6 points more" in page
     assert "24 pairs" in page
     assert "did not come to an end" in page
 
