@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, overload
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from onefold.adapt.merge import can_be_merged, merge_active
 from onefold.adapt.surgery import switch_of
@@ -107,7 +107,7 @@ class Writer(OpenedText, ABC):
 
     def run(self, rows: Sequence[Continuation], sampling: Sampling) -> Iterator[None]:
         """Write the rows, a token a step each (with a draft several); close the iterator to stop early."""
-        self._settle(rows)
+        take_in(self.network, rows)
         if sampling.beams > 1:
             self.finish(rows, sampling)
             return iter((None,))
@@ -119,7 +119,7 @@ class Writer(OpenedText, ABC):
         """Write the rows to their ends."""
         if not rows:
             return
-        self._settle(rows)
+        take_in(self.network, rows)
         if sampling.beams == 1:
             for _ in self.run(rows, sampling):
                 pass
@@ -129,14 +129,6 @@ class Writer(OpenedText, ABC):
         found = beam_search(self._network(rows), prompts, budgets, sampling, rows[0].ends, counted)
         for row, (best, *_) in zip(rows, found):
             row.write(best.ids, best.finish)
-
-    def _settle(self, rows: Sequence[Continuation]) -> None:
-        """Take the only adapter into the weights, where so much is to be written that it pays."""
-        switch = switch_of(self.network)
-        if len(switch.names) != 1 or switch.beside is None or max((row.budget for row in rows), default=0) < PAYS:
-            return
-        if can_be_merged(self.network, to_spare()):
-            merge_active(self.network)
 
     @abstractmethod
     def _network(self, rows: Sequence[Continuation]) -> Any:
@@ -151,3 +143,12 @@ class Writer(OpenedText, ABC):
         vocab = self.config.vocab
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
             raise UserError(f"token ids must lie between 0 and {vocab - 1}; found {int(ids.min())} to {int(ids.max())}")
+
+
+def take_in(network: nn.Module, rows: Sequence[Continuation]) -> None:
+    """Merge the only adapter into the weights until `switch.unmerge()`, where so much is to be written that it pays."""
+    switch = switch_of(network)
+    if len(switch.names) != 1 or switch.beside is None or max((row.budget for row in rows), default=0) < PAYS:
+        return
+    if can_be_merged(network, to_spare()):
+        merge_active(network)

@@ -8,7 +8,7 @@ each writes and looks at its share of a phase, and judges all of it, so that eve
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from onefold.adapt.surgery import switch_of
 from onefold.core import dist
 from onefold.core.batch import RolloutBatch
 from onefold.core.errors import UserError
@@ -28,6 +29,7 @@ from onefold.infer.generation.few_rows import for_decoding
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.model import behind
 from onefold.infer.rollouts.rewards import Answer
+from onefold.infer.writer import take_in
 from onefold.objectives.log_probs import token_log_probs
 
 AT_ONCE = 4  # times as many rows as are learned from: writing keeps no activations
@@ -75,7 +77,12 @@ class Policy:
             stream = tokenizer.stream() if not isinstance(prompt.said, str) else behind(tokenizer, prompt.ids)
             room = budget(prompt.ids, sampling.max_new_tokens, context)
             found.append(Continuation(prompt.ids, room, tokenizer.stops, (), stream, np.random.default_rng(seed)))
-        with self.whole(), evaluating(self.model), torch.compiler.set_stance("force_eager"):
+        with (
+            self.whole(),
+            evaluating(self.model),
+            torch.compiler.set_stance("force_eager"),
+            taken_in(self.model, found),
+        ):
             model = for_decoding(self.model) if dist.world() == 1 else self.model  # FSDP's modules cannot be copied
             together, even = AT_ONCE * self.rows, sorted(found, key=lambda row: len(row.prompt))  # little is padded
             for start in range(0, len(even), together):
@@ -111,6 +118,19 @@ class Policy:
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
         ):
             return joined([look(model, part.to(self.device)).to("cpu") for part in rollouts.split(self.rows)])
+
+
+@contextmanager
+def taken_in(model: nn.Module, rows: Sequence[Continuation]) -> Iterator[None]:
+    """The only adapter a part of the weights while these rows are written, where that pays; then beside them again."""
+    if dist.world() > 1:  # FSDP's weights belong to all processes
+        yield
+        return
+    try:
+        take_in(model, rows)
+        yield
+    finally:
+        switch_of(model).unmerge()
 
 
 def assemble(
