@@ -165,8 +165,8 @@ def feedback(
     twice. [bold]out=[/bold] a JSONL file of the best answer of each prompt and a worse one. All that is said is kept
     beside it: given again, the command goes on where it stopped. Other settings: [bold]against=[/bold] random or worst,
     [bold]answers=[/bold] how many of the models answer each prompt, [bold]aspects=[/bold] what is rated,
-    [bold]template=[/bold] what the judge reads, temperature, top_p, max_new_tokens, seed; batch of models; parallel,
-    per_minute, timeout and attempts of services.
+    [bold]template=[/bold] what the judge reads, [bold]judge_max_new_tokens=[/bold] how much it may say; temperature,
+    top_p, max_new_tokens, seed; batch of models; parallel, per_minute, timeout and attempts of services.
     """
     from onefold.core.device import pick
     from onefold.infer.teaching.endpoint import keys_of
@@ -188,6 +188,8 @@ def feedback(
         raise UserError(f"{next(iter(asking))} is a setting of services, and none is asked")
     batch, where = given.pop("batch", 16), str(pick(device))
     told = {name: given.pop(name) for name in ("aspects", "template") if name in given}
+    if (tokens := given.pop("judge_max_new_tokens", None)) is not None:
+        told["max_new_tokens"] = tokens
     config = FeedbackConfig.from_dict(given)
     teachers = {
         name: open_teacher(name, keys[name], **asking) if "://" in name else LazyTeacher(name, where, batch)

@@ -10,10 +10,12 @@ All but these is a pure function of settings, prompts and what was said: resumin
 """
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
+from math import inf
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -30,7 +32,7 @@ from onefold.data.text.chat.prompts import read_prompts
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.teaching.journal import Journal, asked_key
 from onefold.infer.teaching.judges import Judge
-from onefold.infer.teaching.teacher import Asked, LazyTeacher, Teacher
+from onefold.infer.teaching.teacher import Asked, LazyTeacher, Teacher, Written
 
 Count = Annotated[int, Field(ge=1)]
 Against = Literal["random", "worst"]
@@ -64,9 +66,12 @@ class Judged:
 
     pairs: int = 0
     ties: int = 0  # prompts all of whose answers are equally good
+    spoilt: int = 0  # prompts whose better answers are all cut off
     lacking: int = 0  # prompts with fewer than two different answers that have a rating
     empty: int = 0  # answers that say nothing
-    unread: int = 0  # answers without a rating that could be read
+    cut: int = 0  # answers that reached max_new_tokens before their end: none of them is ever preferred
+    unread: int = 0  # answers without a rating that could be read…
+    unsaid: int = 0  # …of which the judge was cut off
     ratings: dict[str, list[float]] = field(default_factory=dict)  # by model
     best: Counter[str] = field(default_factory=Counter)  # pairs whose better answer is a model's
 
@@ -75,6 +80,7 @@ class Judged:
 class _Answer:
     author: str
     text: str
+    cut: bool
     score: float | None
 
 
@@ -113,21 +119,30 @@ def feedback(config: FeedbackConfig, judge: Judge, models: Sequence[Teacher]) ->
     done, journal = Judged(), Journal(judge.teacher, config.asked)
     answers = (one for request in requests for one in _answers(config, request, models, journal))
     questions = len(judge.questions("", "", ""))
-    asked = (q for request, _, text in answers if text for q in judge.questions(request.prompt, text, request.place))
-    ratings = journal.each("ratings", asked, answered * questions, judge.sampling)
-    with atomic_file(config.out) as temporary, temporary.open("w", encoding="utf-8") as file:
+    asked = (
+        question
+        for request, _, said in answers
+        if said.text
+        for question in judge.questions(request.prompt, said.text, request.place)
+    )
+    rating = closing(journal.each("ratings", asked, answered * questions, judge.sampling))
+    with rating as ratings, atomic_file(config.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for request in requests:
             found = []
-            for _, author, text in _answers(config, request, models, journal):
-                done.empty += not text
-                if text:
-                    score = judge.rate([*islice(ratings, questions)])
+            for _, author, said in _answers(config, request, models, journal):
+                done.empty += not said.text
+                if said.text:
+                    opinions = [*islice(ratings, questions)]
+                    score, cut = judge.rate(opinions), said.finish == "length"
+                    done.cut += cut
                     done.unread += score is None
-                    found.append(_Answer(author, text, score))
+                    done.unsaid += score is None and any(one.finish == "length" for one in opinions)
+                    found.append(_Answer(author, said.text, cut, score))
             if row := _pair(config, request, found, done):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        deque(ratings, maxlen=0)  # to its end, which tells that it is done
         if not done.pairs:
-            raise UserError(f"no pairs: {_told(done)}; all that was said is in {config.asked}")
+            raise UserError(f"no pairs: {_told(config, done)}; all that was said is in {config.asked}")
     _tell(config, done)
     return done
 
@@ -162,11 +177,12 @@ def _ask(config: FeedbackConfig, requests: Iterable[_Request], models: Sequence[
 
 def _answers(
     config: FeedbackConfig, request: _Request, models: Sequence[Teacher], journal: Journal
-) -> Iterator[tuple[_Request, str, str]]:
+) -> Iterator[tuple[_Request, str, Written]]:
     """(the request, who says, what) of all its answers, as they lie in the journal."""
     for number, copy in _copies(request, models):
         key = asked_key(models[number], request.asked(copy), config.sampling())
-        yield request, models[number].name, journal[key].text.strip()
+        said = journal[key]
+        yield request, models[number].name, said._replace(text=said.text.strip())
 
 
 def _copies(request: _Request, models: Sequence[Teacher]) -> Iterator[tuple[int, int]]:
@@ -176,7 +192,7 @@ def _copies(request: _Request, models: Sequence[Teacher]) -> Iterator[tuple[int,
 
 
 def _pair(config: FeedbackConfig, request: _Request, found: Sequence[_Answer], done: Judged) -> dict[str, Any] | None:
-    """The best of the answers and its rival, as a row; what hinders it is counted."""
+    """The best of the answers that are whole and its rival, as a row; what hinders it is counted."""
     rated: dict[str, tuple[_Answer, float]] = {}
     for one in found:
         if one.score is not None:
@@ -185,15 +201,17 @@ def _pair(config: FeedbackConfig, request: _Request, found: Sequence[_Answer], d
     if len(rated) < 2:
         done.lacking += 1
         return None
-    top = max(score for _, score in rated.values())
+    best = max(score for _, score in rated.values())
+    top = max((score for one, score in rated.values() if not one.cut), default=-inf)
     worse = [(one, score) for one, score in rated.values() if score < top]
     if not worse:
-        done.ties += 1
+        done.ties += top == best
+        done.spoilt += top < best
         return None
     if config.against == "worst":
         worst = min(score for _, score in worse)
         worse = [(one, score) for one, score in worse if score == worst]
-    chosen = request.random.choice([one for one, score in rated.values() if score == top])
+    chosen = request.random.choice([one for one, score in rated.values() if score == top and not one.cut])
     rejected, low = request.random.choice(worse)
     done.pairs += 1
     done.best[chosen.author] += 1
@@ -207,15 +225,19 @@ def _pair(config: FeedbackConfig, request: _Request, found: Sequence[_Answer], d
     return row | told
 
 
-def _told(done: Judged) -> str:
+def _told(config: FeedbackConfig, done: Judged) -> str:
     notes = [f"{done.ties:,} ties"] * bool(done.ties)
+    notes += [f"{done.spoilt:,} prompts whose better answers are all cut off"] * bool(done.spoilt)
     notes += [f"{done.lacking:,} prompts with fewer than two different answers that have a rating"] * bool(done.lacking)
     notes += [f"{done.empty:,} empty answers"] * bool(done.empty)
-    notes += [f"{done.unread:,} answers without a rating that could be read"] * bool(done.unread)
+    cut = f"{done.cut:,} answers cut off at max_new_tokens={config.max_new_tokens}, of which none is preferred"
+    notes += [cut] * bool(done.cut)
+    unsaid = f" ({done.unsaid:,} cut off: judge_max_new_tokens)" * bool(done.unsaid)
+    notes += [f"{done.unread:,} answers without a rating that could be read{unsaid}"] * bool(done.unread)
     return "; ".join(notes) or "nothing is missing"
 
 
 def _tell(config: FeedbackConfig, done: Judged) -> None:
-    say(f"{done.pairs:,} pairs in {config.out}; {_told(done)}")
+    say(f"{done.pairs:,} pairs in {config.out}; {_told(config, done)}")
     for name, ratings in sorted(done.ratings.items(), key=lambda item: -fmean(item[1])):
         say(f"  rated {fmean(ratings):6.3g}, the better one in {done.best[name] / done.pairs:4.0%} of pairs: {name}")

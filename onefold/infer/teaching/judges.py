@@ -39,9 +39,12 @@ to 10 (very good), on a last line of its own:
 Rating: N"""
 LEAST, MOST = 1.0, 10.0
 TOGETHER = 64  # answers that a reward model reads at once
-_LABELLED = re.compile(r"(?:rating|score)\W{0,12}?(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+FEW = 8  # words of a text whose only number is its rating
+_LABEL = re.compile(r"ratings?|scores?", re.IGNORECASE)
+_LABELLED = re.compile(rf"(?:{_LABEL.pattern})(?:\s+(?:is|of))?\W{{0,12}}?(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
-_SCALE = re.compile(r"\*|\s*(?:/|out of)\s*10\b|\(?\b1\s*(?:-|–|to)\s*10\b\)?", re.IGNORECASE)  # no rating itself
+# What is no rating itself, and may stand where one does.
+_SCALE = re.compile(r"\*|\\boxed|\s*(?:/|out of)\s*10\b|\(?\b1\s*(?:-|–|to)\s*10\b\)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ class Judge:
     sampling: Sampling
 
     def rate(self, said: Sequence[Written]) -> float | None:
-        """The mean of what it says to the questions about one answer; None where one of them has no rating, since
-        means over other aspects cannot be compared."""
-        ratings = [self.read(written.text) for written in said]
+        """The mean of what it says to the questions about one answer; None where one of them has no rating, as what
+        was cut off before it, since means over other aspects cannot be compared."""
+        ratings = [None if written.finish == "length" else self.read(written.text) for written in said]
         known = [rating for rating in ratings if rating is not None]
         return sum(known) / len(known) if known and len(known) == len(ratings) else None
 
@@ -68,24 +71,29 @@ def open_judge(
     key: str | None = None,
     device: str = "cpu",
     batch: int = 16,
+    max_new_tokens: int = 256,
     **settings: Any,
 ) -> Judge:
     """A judge by its address or path: a service, a model that chats, or a reward model, which is asked once for each
     answer, and for no aspect. Errors: UserError for what is none of these, aspects and templates that say nothing.
     """
     if "://" in name:
-        return judge_by_template(open_teacher(name, key, device, batch, **settings), aspects, template)
+        service = open_teacher(name, key, device, batch, **settings)
+        return judge_by_template(service, aspects, template, max_new_tokens)
     if settings:
         raise UserError(f"{next(iter(settings))} is a setting of services, and {name} is a model")
     model = load(name, device)
     if isinstance(model, TextEncoder):
         scorer = RewardTeacher(model, name)
         return Judge(scorer, lambda *one: [Asked(_turns(*one[:2]), place=one[2])], _plain, Sampling())
-    return judge_by_template(as_teacher(as_writer(model, name), name, batch), aspects, template)
+    return judge_by_template(as_teacher(as_writer(model, name), name, batch), aspects, template, max_new_tokens)
 
 
 def judge_by_template(
-    teacher: Teacher, aspects: str | Sequence[str] = tuple(ASPECTS), template: str = TEMPLATE
+    teacher: Teacher,
+    aspects: str | Sequence[str] = tuple(ASPECTS),
+    template: str = TEMPLATE,
+    max_new_tokens: int = 256,
 ) -> Judge:
     """A judge that is asked for a rating of each aspect: names in ASPECTS, or questions of your own."""
     if isinstance(aspects, str):
@@ -106,14 +114,15 @@ def judge_by_template(
         texts = [_filled(template, said | {"aspect": ASPECTS.get(aspect, aspect)}) for aspect in aspects]
         return [Asked([{"role": "user", "content": text}], place=place) for text in texts]
 
-    return Judge(teacher, questions, rating, Sampling(max_new_tokens=256))
+    return Judge(teacher, questions, rating, Sampling.from_dict({"max_new_tokens": max_new_tokens}))
 
 
 def rating(text: str) -> float | None:
-    """The number from 1 to 10 that a text gives: behind its last "Rating:" or "Score:", or else its only number."""
+    """The number from 1 to 10 that a text gives: behind its last "Rating:" or "Score:", or, of a few
+    words without these, its only number."""
     plain = _SCALE.sub("", text)
     labelled, numbers = _LABELLED.findall(plain), _NUMBER.findall(plain)
-    if not labelled and len(numbers) != 1:
+    if not labelled and (len(numbers) != 1 or _LABEL.search(plain) or len(plain.split()) > FEW):
         return None
     found = float((labelled or numbers)[-1])
     return found if LEAST <= found <= MOST else None

@@ -169,6 +169,33 @@ def test_prompts_that_are_too_long_for_the_judge_end_nothing_wherever_they_stand
         feedback(config.but({"out": config.out.with_name("none.jsonl")}), narrow(), models())
 
 
+def test_what_is_cut_off_is_no_rating_and_never_preferred(config, capsys):
+    class Cut(Program):
+        def answer(self, asked, sampling):
+            for i, written in super().answer(asked, sampling):
+                yield (
+                    i,
+                    written._replace(finish="length" if "question 0" in asked[i].messages[-1]["content"] else "stop"),
+                )
+
+    cut = Cut("cut", lambda text, copy: "x" * 7)
+    done = feedback(config, judge(), [*models()[:2], cut])
+    assert (done.pairs, done.cut, done.spoilt) == (8, 1, 0)
+    assert [row["chosen_model"] for row in pairs(config)] == ["b", *["cut"] * 7]
+    assert pairs(config)[0]["rejected_model"] == "a"
+    told = capsys.readouterr().err
+    assert "1 answers cut off at max_new_tokens=512, of which none is preferred" in told
+    assert "ratings: 24/24" in told
+    two = config.but({"out": config.out.with_name("two.jsonl")})
+    done = feedback(two, judge(), [models()[0], cut])
+    assert (done.pairs, done.spoilt, done.ties) == (7, 1, 0)
+    brief = judge_by_template(Cut("brief", by_length), ["honesty"], max_new_tokens=9)
+    done = feedback(two, brief, models())
+    assert (done.pairs, done.unread, done.unsaid, done.lacking) == (7, 3, 3, 1)
+    assert brief.sampling.max_new_tokens == 9
+    assert "3 answers without a rating that could be read (3 cut off: judge_max_new_tokens)" in capsys.readouterr().err
+
+
 def test_a_model_may_answer_more_than_once_and_few_of_many_each_prompt(config):
     drawn = Program("drawn", lambda text, copy: "x" * (copy + 1))
     feedback(config, judge(), [drawn, drawn, drawn])
@@ -214,6 +241,10 @@ def test_where_nothing_differs_there_is_no_file(config):
         ("Rating: 3\n\nOn reflection, rating: 4.", 4.0),
         ("10", 10.0),
         ("I give it 4.", 4.0),
+        ("The rating is 8, then.", 8.0),
+        ("Ratings: \\boxed{7}", 7.0),
+        ("Rating: eight, since 2 facts", None),
+        ("The answer names 3 of the planets that were asked for.", None),
         ("Rating: 11", None),
         ("Rating: -3", None),
         ("2 things are wrong in 3 places", None),
