@@ -106,7 +106,7 @@ class RolloutData(Config):
                 yield "held_out", row
 
     def _read(self, path: str) -> Iterator[Asked]:
-        return read_prompts(path, self.columns.prompt, self.columns.answer, self.columns.risky)
+        return read_prompts(path, self.columns.prompt, self.columns.answer, self.columns.risky, tagged=True)
 
     def _key(self, row: Asked) -> int:
         return content_hash(json.dumps(row.prompt), self.split_seed)

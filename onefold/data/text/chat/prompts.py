@@ -17,7 +17,7 @@ from onefold.data.tables import TABLES, Pick, read_table
 from onefold.data.text.chat.answers import USUAL, Said, read_said
 
 NAMES = {"prompt": USUAL["prompt"], "answer": ("answer", "solution", "target"), "risky": ("risky",)}  # usual ones
-TAGS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
+TAGS = dict.fromkeys(("", "0", "0.0", "false", "no"), False) | dict.fromkeys(("1", "1.0", "true", "yes"), True)
 
 
 class Asked(NamedTuple):
@@ -34,11 +34,13 @@ def read_prompts(
     prompt: str | None = None,
     answer: str | None = None,
     risky: str | None = None,
+    tagged: bool = False,
     answered: bool = False,
 ) -> Iterator[Asked]:
     """The rows of a file. prompt, answer, risky: what the columns are called; None: by their usual names.
 
-    answered: a conversation may end with what the assistant says, which is left out.
+    tagged: whether risky prompts are told apart; otherwise a column of that name means whatever it means. answered: a
+    conversation may end with what the assistant says, which is left out.
 
     Raises UserError that names the file and the row where one is no prompt.
     """
@@ -46,7 +48,8 @@ def read_prompts(
     if not file.is_file():
         raise UserError(f"{path} does not exist: prompts are rows of a file ({', '.join(TABLES)}, .txt)")
     empty = True
-    for number, asked, right, tag in _rows(file, {"prompt": prompt, "answer": answer, "risky": risky}):
+    columns = {"prompt": prompt, "answer": answer} | ({"risky": risky} if tagged else {})
+    for number, (asked, right, *tags) in _rows(file, columns):
         empty = False
         place = f"{file}:{number}"
         said = read_said(asked, f"{place}: prompt", open_end=True)
@@ -54,31 +57,29 @@ def read_prompts(
             said = said[:-1]
         if not said or (not isinstance(said, str) and said[-1]["role"] == "assistant"):
             raise UserError(f"{place}: nothing is asked; mend or delete this row")
-        tagged = TAGS.get("" if tag is None else str(tag).strip().lower())
-        if tagged is None:
-            raise UserError(f"{place}: risky is true or false, not {str(tag)[:40]!r}")
-        yield Asked(place, said, "" if right is None else str(right), tagged)
+        tag = "" if tags in ([], [None]) else str(tags[0]).strip()
+        if tag.lower() not in TAGS:
+            raise UserError(f"{place}: risky is true or false, not {tag[:40]!r}")
+        yield Asked(place, said, "" if right is None else str(right), TAGS[tag.lower()])
     if empty:
         raise UserError(f"{path} has no rows")
 
 
-def _rows(file: Path, columns: Mapping[str, str | None]) -> Iterator[tuple[int, object, object, object]]:
+def _rows(file: Path, columns: Mapping[str, str | None]) -> Iterator[tuple[int, Sequence[object]]]:
     if set(file.suffixes) & set(TABLES):
-        for number, (asked, right, tag) in read_table(file, _pick(columns)):
-            yield number, asked, right, tag
+        yield from read_table(file, _pick(columns))
         return
     with open_text(file) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield number, line.rstrip("\r\n"), None, None
+                yield number, (line.rstrip("\r\n"), None)
 
 
 def _pick(columns: Mapping[str, str | None]) -> Pick:
     def pick(known: Sequence[str], where: str) -> list[str | None]:
         found = []
-        for kind, usual in NAMES.items():
-            named = columns.get(kind)
-            name = named or next((name for name in usual if name in known), None)
+        for kind, named in columns.items():
+            name = named or next((name for name in NAMES[kind] if name in known), None)
             if (named or kind == "prompt") and name not in known:
                 raise UserError(
                     f"{where} has {', '.join(known) or 'no columns'}, and no {name or kind!r}: "

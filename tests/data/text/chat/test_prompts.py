@@ -17,14 +17,15 @@ def test_tables_and_lines(tmp_path):
 
 def test_prompts_are_tagged_as_risky(tmp_path):
     file = tmp_path / "rows.jsonl"
-    tags = ["", ', "risky": true', ', "risky": 0', ', "risky": "Yes"', ', "risky": null']
+    tags = ["", ', "risky": true', ', "risky": 0', ', "risky": "Yes"', ', "risky": null', ', "risky": 1.0']
     file.write_text("".join(f'{{"prompt": "a"{tag}}}\n' for tag in tags))
-    assert [row.risky for row in read_prompts(file)] == [False, True, False, True, False]
+    assert [row.risky for row in read_prompts(file, tagged=True)] == [False, True, False, True, False, True]
     with pytest.raises(UserError, match=r"rows\.jsonl:1 has prompt, and no 'harm': .* data\.columns\.risky=NAME"):
-        list(read_prompts(file, risky="harm"))
+        list(read_prompts(file, risky="harm", tagged=True))
     file.write_text('{"prompt": "a"}\n{"prompt": "b", "risky": "perhaps"}\n')
     with pytest.raises(UserError, match=r"rows\.jsonl:2: risky is true or false, not 'perhaps'"):
-        list(read_prompts(file))
+        list(read_prompts(file, tagged=True))
+    assert not any(row.risky for row in read_prompts(file))  # nobody asked
 
 
 def test_mistakes_are_told_with_their_line(tmp_path):
