@@ -129,6 +129,9 @@ def ghost(teacher: TeacherName, settings: Settings = None, key: ServiceKeys = No
     those of the file; [bold]combine=[/bold] how many rules at most; [bold]shorten=[/bold] share kept in short;
     [bold]place=[/bold] system or user; seed. Others are those of sampling, [bold]batch=[/bold] of a model, and
     [bold]model= parallel= per_minute= timeout= attempts=[/bold] of a service.
+
+    With place=user learn from it with [bold]data.too_long=skip[/bold]: a dialogue that is shortened to fit the context
+    loses its first messages, and the rule with them.
     """
     from onefold.core.device import pick
     from onefold.infer.generation.sampling import Sampling

@@ -7,6 +7,8 @@ the rule before every message, and keep it in the first alone, they stay with it
     onefold ghost MODEL prompts=dialogues.jsonl instructions=rules.jsonl out=runs/ghost
     onefold train ghost_attention start=MODEL chat=runs/ghost/chat.jsonl
 
+Dialogues that do not fit are left out: those shortened would lose a rule that a user tells in the first message.
+
 The paper fine-tunes the model that wrote the answers. Deviations: it does not say which settings it did this with; ours
 are those of its supervised fine-tuning (section 3.1), for a third of the steps.
 """
@@ -54,7 +56,7 @@ LEARNED = {  # by what is compared: the folder of its dialogues, and which of th
 def recipe(start: str | None = None, chat: str = "runs/ghost/chat.jsonl") -> Run:
     """Fine-tuning of all weights of `start`; the loss is on the last answer of each dialogue alone."""
     return Run(
-        data=ChatData(path=chat, context=4096, learn="last"),
+        data=ChatData(path=chat, context=4096, learn="last", too_long="skip"),
         start=start,
         optimizer=AdamWConfig(lr=2e-5, weight_decay=0.1),
         trainer=TrainerConfig(steps=300, batch=64, schedule=Cosine(warmup=0.03), clip=1.0, evaluate_every=50),
