@@ -78,15 +78,17 @@ def consulted(run: "Run", dataset: Prepared, device: torch.device) -> dict[str, 
     return {name: opened(run, name, dataset, device) for name in run.frozen if name != NAME}
 
 
-def recognised(run: "Run", good: Path | None, models: Mapping[str, nn.Module]) -> dict[str, str]:
-    """The hashes of models that are asked all along, by name.
+def recognised(
+    run: "Run", good: Path | None, models: Mapping[str, nn.Module], computed: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The hashes of models that are asked all along, by name. computed: see `hash_of`.
 
     Errors: UserError when one is not what it was at the checkpoint `good`.
     """
     known = read_card(good)["card"].get(CONSULTED, {}) if good else {}
-    found = {name: hash_of(model) for name, model in models.items()}
+    found = {name: hash_of(model, computed) for name, model in models.items()}
     for name, now in found.items():
-        if known.get(name, now) != now:
+        if known.get(name, now) not in (now, hash_of(models[name])):  # which all models went by once
             given = f"frozen.{name}={run.frozen[name]}" if name in run.frozen else f"start={run.start}"
             raise UserError(f"{given} has changed since {run.out} was begun: put it back, or give another out=")
     return found
@@ -106,10 +108,15 @@ def opened(run: "Run", name: str, dataset: Prepared, device: torch.device) -> nn
     return loaded.model.requires_grad_(False)
 
 
-def hash_of(model: nn.Module) -> str:
-    """Of a model's config and weights, also when these are spread over processes."""
-    config = getattr(model, "config", None)
+def hash_of(model: nn.Module, computed: Mapping[str, str] | None = None) -> str:
+    """Of a model's config and weights, also when these are spread over processes.
+
+    computed: by what weights go that no file has as they are, since another processor may round them otherwise
+    (Loaded.computed).
+    """
+    config, origins = getattr(model, "config", None), computed or {}
     prints: list[Any] = [config.to_dict() if isinstance(config, Config) else None]
     for name, weight in own_weights(model).items():
-        prints.append((name, fingerprint(weight.full_tensor() if isinstance(weight, DTensor) else weight)))
+        origin = origins.get(name.replace(".base.", "."))
+        prints.append((name, origin or fingerprint(weight.full_tensor() if isinstance(weight, DTensor) else weight)))
     return blake2b(json.dumps(prints).encode(), digest_size=8).hexdigest()

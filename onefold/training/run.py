@@ -139,11 +139,12 @@ def assemble(run: Run, device: torch.device, checkpoints: Checkpoints, good: Pat
     memory = estimate.check_memory(config, run.optimizer, device, run.adapt)
     torch.manual_seed(run.seed)
     model, base = begin(config, start, run, good, early) if start else (config.build(), None)
+    computed = start.computed if start and copied else None
     del start
     near = policy.near(run, objective, dataset, model, device)
     if near and (copied or reference.NAME in run.frozen):  # else it is what is adapted, which `begin` has recognised
         with near() as other:
-            consulted |= reference.recognised(run, good, {reference.NAME: other})
+            consulted |= reference.recognised(run, good, {reference.NAME: other}, computed)
     parallel.place(model, run.trainer.parallel, device, run.trainer.compile)
     if refers and not asked:
         asked = reference.ask(run, dataset, objective, model, device)

@@ -9,6 +9,8 @@ import time
 import pytest
 import torch
 
+from onefold.adapt.merge import merge
+from onefold.adapt.surgery import matrices
 from onefold.core.errors import UserError
 from onefold.infer.model import load
 from onefold.interop.artifact import save_artifact
@@ -102,6 +104,21 @@ def test_adapters_are_compared_with_what_they_adapt(start, tmp_path):
     log = train(learning(start, tmp_path, adapt=[{"kind": "lora", "rank": 2, "dropout": 0.0}])).log
     assert log[0]["kl"] == pytest.approx(0, abs=1e-9)
     assert log[-1]["kl"] > 1e-6
+
+
+@pytest.mark.slow
+def test_a_reference_is_recognised_where_its_adapters_are_merged_with_other_rounding(start, tmp_path, monkeypatch):
+    def otherwise(model):
+        for matrix in matrices(merge(model).blocks):
+            matrix.module.weight.data *= 1 + 1e-6
+        return model
+
+    text = small_run(make_corpus(tmp_path / "text"), tmp_path / "tuned")
+    lora = {"model": None, "start": str(start), "adapt": [{"kind": "lora", "rank": 2}], "trainer.steps": 2}
+    run = learning(train(text.but(lora)).out, tmp_path, **{"trainer.steps": 2})
+    train(run)
+    monkeypatch.setattr("onefold.interop.adapted.merge", otherwise)
+    assert train(run.but({"trainer.steps": 3})).step == 3
 
 
 @pytest.mark.slow
