@@ -98,7 +98,10 @@ def shipped(package: str) -> Path | None:
     A name with dots would import the packages above it.
     """
     name = package.replace("-", "_")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:  # a module that came without one, as the program itself
+        spec = None
     places = (spec and spec.submodule_search_locations) or ()
     files = [file for place in places for file in Path(place).glob("*.gguf")]
     return files[0] if len(files) == 1 else None

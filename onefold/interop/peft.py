@@ -148,7 +148,8 @@ def _in_full(
                 raise UserError(f"{folder} adapts another model, or one whose vocabulary was changed before: {told}")
         if not new:
             continue
-        if name == "embed.token.weight" and base.config.tied and not tied:
+        head = getattr(base.config, "tied", getattr(base.config, "masked", None))  # is the same matrix
+        if name == "embed.token.weight" and head and not tied:
             raise UserError(f"{folder} trained the embedding without the head, which this model has as one matrix")
         name, _, leaf = name.rpartition(".")
         path = f"{adapted[name]}.base.{leaf}" if name in adapted else f"{name}.{leaf}"
@@ -304,9 +305,9 @@ def _places(base: Loaded) -> dict[str, Place]:
     Errors: UserError when the base is of no published family.
     """
     family, _ = write_config(base.config, prefer=base.card.get("family"))
-    found = {}
+    found, embedding = {}, base.model.embed.token.weight
     for matrix in matrices(base.model):
-        if matrix.name.startswith("classifier"):
+        if matrix.name.startswith("classifier") or getattr(matrix.module, "weight", None) is embedding:
             continue
         rows = torch.arange(matrix.module.out_features)[:, None].double()
         for name, written in family.table.write(base.config, {f"{matrix.name}.weight": rows}).items():

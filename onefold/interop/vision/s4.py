@@ -84,7 +84,7 @@ def save_s4(path: Path, loaded: Loaded, dtype: "str | torch.dtype | None" = None
 def _config(weights: Mapping[str, Tensor], where: str) -> ViTConfig:
     try:
         return _described(weights)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise UserError(f"{where}: no S4D that is supported ({error})") from None
 
 
