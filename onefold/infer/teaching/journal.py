@@ -1,7 +1,7 @@
 """What a teacher has said so far, raw, by what it was asked: whatever is made of it goes on by replaying."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
 from itertools import islice
@@ -44,7 +44,7 @@ class Journal:
         """The answers in order. Raises UserError when the teacher fails; what it said by then is kept."""
         return list(self.each(step, asked, len(asked), sampling))
 
-    def each(self, step: str, asked: Iterable[Asked], count: int, sampling: Sampling) -> Iterator[Written]:
+    def each(self, step: str, asked: Iterable[Asked], count: int, sampling: Sampling) -> Generator[Written, None, None]:
         """The same for `count` questions, of which few are in memory at a time."""
         questions, known = iter(asked), 0
         taken = False  # anything so far: then prompts that are refused are no reason to give up

@@ -17,7 +17,8 @@ from onefold.data.tables import TABLES, Pick, read_table
 from onefold.data.text.chat.answers import USUAL, Said, read_said
 
 NAMES = {"prompt": USUAL["prompt"], "answer": ("answer", "solution", "target"), "risky": ("risky",)}  # usual ones
-TAGS = dict.fromkeys(("", "0", "0.0", "false", "no"), False) | dict.fromkeys(("1", "1.0", "true", "yes"), True)
+TAGS: dict[str, bool] = dict.fromkeys(("", "0", "0.0", "false", "no"), False)
+TAGS |= dict.fromkeys(("1", "1.0", "true", "yes"), True)
 
 
 class Asked(NamedTuple):
