@@ -53,9 +53,9 @@ def _has_kernel(x: Tensor, weight: Tensor) -> bool:
 
 
 def _by_kernel(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    y = F.grouped_mm(x, weight.mT, offs=ends)
-    read = torch.arange(len(x), device=x.device) < ends[-1]
-    return torch.where(read[:, None], y, 0)  # what it leaves unread is undefined
+    # Rows that it leaves unread are undefined, in the product and in the gradient of x.
+    read = (torch.arange(len(x), device=x.device) < ends[-1])[:, None]
+    return torch.where(read, F.grouped_mm(torch.where(read, x, 0), weight.mT, offs=ends), 0)
 
 
 def _one_by_one(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

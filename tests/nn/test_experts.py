@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onefold.core.errors import UserError
+from onefold.nn import grouped
 from onefold.nn.experts import Experts, ExpertsConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.own_losses import listening
@@ -233,11 +234,37 @@ def test_bad_settings_are_told(changes, words):
         ExpertsConfig.from_dict({"experts": 5, "expert": {"kind": "gated", "width": 8}, **changes})
 
 
+def test_rows_that_a_kernel_leaves_unwritten_have_no_gradient(monkeypatch):
+    def unwritten(x, weight, offs):
+        ends = offs.tolist()
+        parts = [x[a:b] @ w for a, b, w in zip([0, *ends], ends, weight)]
+        return torch.cat((*parts, x[ends[-1] :, :1] * torch.full((weight.shape[2],), torch.nan)))
+
+    monkeypatch.setattr(grouped.F, "grouped_mm", unwritten, raising=False)
+    x, weight = torch.randn(9, 8).requires_grad_(), torch.randn(3, 4, 8).requires_grad_()
+    ends = torch.tensor([2, 2, 6])
+    found = []
+    for product in (grouped._by_kernel, grouped._one_by_one):
+        y = product(x, weight, ends)
+        found.append((y, *torch.autograd.grad(y.square().sum(), (x, weight))))
+    for got, expected in zip(*found):
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.slow
-def test_cuda_kernels_are_the_loop():
+@pytest.mark.parametrize("capacity", [None, 0.5])
+def test_cuda_kernels_are_the_loop(capacity):
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
     torch.manual_seed(0)
-    made = ExpertsConfig(experts=8, expert=GatedMLPConfig(width=64)).build(32).cuda().bfloat16()
-    x = torch.randn(2, 100, 32, device="cuda", dtype=torch.bfloat16)
-    torch.testing.assert_close(made(x).float(), made.float()(x.float()), atol=0.05, rtol=0.05)
+    config = ExpertsConfig(experts=8, expert=GatedMLPConfig(width=64), capacity=capacity)
+    made = config.build(32).cuda().bfloat16()
+    x = torch.randn(2, 100, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    results = []
+    for kernel in (grouped._by_kernel, grouped._one_by_one):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(grouped, "_has_kernel", lambda *_, by=kernel: by is grouped._by_kernel)
+            y = made(x)
+            results.append((y, *torch.autograd.grad(y.float().square().sum(), (x, *made.experts.parameters()))))
+    for got, expected in zip(*results):
+        torch.testing.assert_close(got.float(), expected.float(), atol=0.05, rtol=0.05)
