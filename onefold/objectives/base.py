@@ -35,10 +35,13 @@ class Loss:
         sums: dict[str, list[tuple[Tensor, float]]] = {}  # (weighted mean of a module's calls, weight)
         metrics: dict[str, Term] = {}
         for module, calls in told.items():
-            units = sum(call.units for call in calls)
+            units: dict[str, int] = {}  # of the calls that have this loss: those without gradients have none
             for call in calls:
-                share = call.units / units
+                for name in call.losses:
+                    units[name] = units.get(name, 0) + call.units
+            for call in calls:
                 for name, (value, weight) in call.losses.items():
+                    share = call.units / units[name]
                     sums.setdefault(name, []).append((value * share * weight, weight * share))
                 for name, value in call.figures.items():
                     name = f"{name}/{module}" if value.ndim else name

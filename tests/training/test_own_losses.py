@@ -75,6 +75,9 @@ def test_calls_are_averaged_by_what_they_read():
     assert term.weight * term.sum / term.count == pytest.approx(0.5 * 1.75 + 0.25 * 4)
     assert term.weight == pytest.approx(0.75)
     assert heard.metrics["load/b"].sum.tolist() == [5, 0]
+    unlearned = Told(40, {}, {})  # a pass without gradients: the losses of others weigh what they did
+    again = Loss({"ce": first}).heard({"a": [*calls, unlearned], "b": other}).terms["balance"]
+    assert (again.weight, again.sum) == (term.weight, term.sum)
 
 
 def test_passes_that_are_repeated_tell_nothing_twice(make_run):
