@@ -31,6 +31,7 @@ from onefold.models.transformer import (
     with_new_tokens,
 )
 from onefold.nn.attention import AttentionConfig, Layout
+from onefold.nn.experts import upcycled
 from onefold.nn.feedforward import Activation, activation
 from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig
@@ -248,8 +249,9 @@ class Encoder(nn.Module):
 
         Errors: UserError where another mixer stands in its place.
         """
-        if not isinstance(self.config.block.mixer, AttentionConfig):
-            raise UserError(f"this model has no attention to look at: its mixer is {self.config.block.mixer.kind}")
+        other = {block.mixer.kind for block in self.config.blocks() if not isinstance(block.mixer, AttentionConfig)}
+        if other:
+            raise UserError(f"this model has no attention to look at: its mixer is {', '.join(sorted(other))}")
         layout = self._layout(tokens, positions, segments)
         x = self.embed(tokens, layout, types)
         for block in self.layers():
@@ -260,10 +262,10 @@ class Encoder(nn.Module):
         """The weights of another encoder as this one takes them.
 
         Heads that it lacks, or of another shape, stay fresh here; those that this model lacks are left out. Tokens that
-        this model adds begin as the mean of the others.
+        this model adds begin as the mean of the others. Where this one has experts, a dense layer is upcycled.
         """
         own = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        given = below(weights, "trunk")
+        given = upcycled(below(weights, "trunk"), self)
         if self.transform is None and "transform.dense.weight" in given:
             # Classes of pre-training (is this the next sentence?) are not those of a task, even if as many.
             given = {name: tensor for name, tensor in given.items() if not name.startswith("classifier.")}

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config, Slot
+from onefold.core.errors import UserError
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig, activation, gated
 from onefold.nn.grouped import gather, grouped_linear, spread
 from onefold.nn.own_losses import Told
@@ -84,6 +85,8 @@ class GroupedMLP(nn.Module):
         self.gated = isinstance(config, GatedMLPConfig)
         inner = GroupedLinear(experts, width, (1 + self.gated) * config.width, config.bias)
         self.add_module("gate_up" if self.gated else "up", inner)
+        if self.gated:
+            self.packed = {"gate_up.weight": (config.width, config.width)}
         self.activation = activation(config.activation)
         self.out = GroupedLinear(experts, config.width, width, config.bias)
 
@@ -135,8 +138,10 @@ class Experts(nn.Module):
 def upcycled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Weights of a model that has dense layers where `model` has experts, as it takes them.
 
-    Each expert, and `shared`, begins as the dense layer; routers begin afresh (Sparse Upcycling, arXiv 2212.05055).
-    Where weights of a token's experts add up to 1, the model says at first what the dense one did.
+    Each expert begins as the dense layer; routers begin afresh (Sparse Upcycling, arXiv 2212.05055). `shared` begins as
+    it, too, where it fits and the two are `mixed`; where they are added up, `shared` begins by adding nothing. Where
+    weights of a token's experts add up to 1, the model says at first what the dense one did, unless `mixed` weighs a
+    `shared` that could not begin so. Errors: UserError where the dense layer does not fit the experts.
     """
     found = dict(weights)
     for name, layer in model.named_modules():
@@ -145,7 +150,16 @@ def upcycled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
         for leaf, own in layer.named_parameters():
             part, _, rest = leaf.partition(".")
             dense = weights.get(f"{name}.{rest}") if part in ("experts", "shared") else None
-            copies = (len(own),) if part == "experts" else ()
             found.pop(f"{name}.{rest}", None)
-            found[f"{name}.{leaf}"] = own.detach() if dense is None else dense.expand(*copies, *dense.shape)
+            begun = own.detach()
+            if part == "shared" and layer.mix is None and rest.startswith("out."):
+                begun = torch.zeros_like(begun)
+            elif part == "experts" and dense is not None:
+                if dense.shape != own.shape[1:]:
+                    there, here = list(dense.shape), list(own.shape[1:])
+                    raise UserError(f"{name}: {rest} of the dense layer is {there}, that of an expert {here}")
+                begun = dense.expand(own.shape)
+            elif dense is not None and dense.shape == own.shape:
+                begun = dense
+            found[f"{name}.{leaf}"] = begun
     return found

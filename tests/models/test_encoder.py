@@ -227,5 +227,8 @@ def test_layers_may_differ_by_a_pattern():
     ):
         with pytest.raises(UserError, match=words):
             EncoderConfig.from_dict({**config.to_dict(), "pattern": pattern})
+    mixed = MODELS["bert"].but({"pattern": [{}, {"mixer": {"kind": "s4d", "states": 8, "causal": False}}]})
+    with pytest.raises(UserError, match="its mixer is s4d"):
+        next(mixed.build().attention(torch.zeros(2, 5, dtype=torch.long)))
     with pytest.raises(UserError, match="groups and pattern"):
         config.but({"groups": 1})

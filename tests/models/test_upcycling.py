@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from onefold.core.errors import UserError
 from onefold.models.seq2seq_families import t5
+from tests.models.test_encoder import MODELS as ENCODERS
 from tests.models.test_transformer import MODELS, tokens
 
 EXPERTS = {"kind": "experts", "experts": 3, "expert": {"kind": "gated", "width": 40}}
@@ -11,7 +13,14 @@ EXPERTS = {"kind": "experts", "experts": 3, "expert": {"kind": "gated", "width":
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "more", [{}, {"shared": {"kind": "gated", "width": 40}, "mixed": True}], ids=["plain", "mixed"]
+    "more",
+    [
+        {},
+        {"shared": {"kind": "gated", "width": 40}, "mixed": True},
+        {"shared": {"kind": "gated", "width": 40}},
+        {"shared": {"kind": "gated", "width": 24}},
+    ],
+    ids=["plain", "mixed", "shared", "narrow"],
 )
 def test_experts_begin_as_the_dense_layer(more):
     dense = MODELS["mistral"].build()
@@ -23,6 +32,18 @@ def test_experts_begin_as_the_dense_layer(more):
     again = made.config.build()
     again.load_state_dict(again.adopt(dict(made.named_parameters())), strict=False)
     torch.testing.assert_close(again(tokens(2, 12)), made(tokens(2, 12)))
+
+
+@torch.no_grad()
+def test_an_encoders_layer():
+    dense = ENCODERS["bert"].build().eval()
+    ffn = {**EXPERTS, "expert": dense.config.block.ffn.to_dict()}
+    made = dense.config.but({"pattern": [{}, {"ffn": ffn}]}).build().eval()
+    made.load_state_dict(made.adopt(dict(dense.named_parameters())), strict=False)
+    torch.testing.assert_close(made(tokens(2, 12)), dense(tokens(2, 12)), atol=1e-5, rtol=1e-5)
+    ffn = {**ffn, "expert": {**ffn["expert"], "width": 12}}
+    with pytest.raises(UserError, match="of the dense layer is"):
+        dense.config.but({"pattern": [{}, {"ffn": ffn}]}).build().adopt(dict(dense.named_parameters()))
 
 
 @torch.no_grad()
