@@ -72,7 +72,7 @@ STEPS = 60  # of 32 pairs: four epochs, of few pairs
 
 def check(report: Report) -> None:
     """Held-out pairs ranked rightly, against chance and against lengths; and how scores follow the known reward."""
-    learned, by_length, ceiling, alike, first, means = ([] for _ in range(6))
+    ranked, by_length, ceiling, alike, first, means = ([] for _ in range(6))
     for seed in synthetic.SEEDS:
         world = synthetic.world(seed)
         result = learned(world, tiny(world.tables()[0], str(world.start)), "reward")
@@ -81,7 +81,7 @@ def check(report: Report) -> None:
         prompts, chosen, rejected = zip(*(map(json.loads, row) for row in dataset.texts("held_out")))
         texts = [[said[-1]["content"] for said in answers] for answers in (chosen, rejected)]
         gaps = model.score(prompts, chosen) - model.score(prompts, rejected)
-        learned.append(_rightly(gaps.tolist()))
+        ranked.append(_rightly(gaps.tolist()))
         words = [len(c.split()) - len(r.split()) for c, r in zip(*texts)]
         by_length.append(
             max(_rightly(words), 1 - _rightly(words))
@@ -93,8 +93,8 @@ def check(report: Report) -> None:
         first.append(abs(result.log[0]["bt"] - log(2)))
         means.append(abs(float(scores.mean())))
     ours = "held-out pairs ranked rightly"
-    report.less(f"{ours} by chance, against by the reward model", 0.5, learned)
-    report.less(f"{ours} by their lengths, against by the reward model", by_length, learned)
+    report.less(f"{ours} by chance, against by the reward model", 0.5, ranked)
+    report.less(f"{ours} by their lengths, against by the reward model", by_length, ranked)
     report.note(f"{ours} by the reward that people went by, who are not always sure", ceiling)
     report.note("correlation of scores with the synthetic reward, other answers", alike)
     report.note("distance of the first loss from ln 2", first)

@@ -1,8 +1,10 @@
 """llama.cpp as an oracle, in a process of its own (a crash there is a failed test, not the end of the suite)."""
 
+import fcntl
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -54,9 +56,11 @@ def ask(*jobs: dict) -> list[dict]:
     tokens after each of the `scored` prompts. Prompts are texts or ids."""
     pytest.importorskip("xllamacpp", reason="llama.cpp (the package xllamacpp) is not installed")
     jobs = [{"context": 256, **job, "model": str(Path(job["model"]))} for job in jobs]
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM], input=json.dumps(jobs), capture_output=True, text=True, timeout=170
-    )
+    with (Path(tempfile.gettempdir()) / "onefold-llama-oracle.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # one server at a time: two that start together can wait for each other
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM], input=json.dumps(jobs), capture_output=True, text=True, timeout=170
+        )
     lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS")]
     assert lines, f"llama.cpp failed ({done.returncode}): {done.stdout[-1500:]}{done.stderr[-1500:]}"
     return json.loads(lines[-1].removeprefix("ANSWERS"))
