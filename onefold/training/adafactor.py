@@ -39,14 +39,14 @@ def adafactor_step(group: dict, state: dict) -> None:
         if "square" in kept:
             directions = [_direction(gradients[0], kept["square"], new, group["eps"][0])]
         else:
-            sides = zip(gradients, _parts(kept["rows"], rows), kept["columns"])
+            sides = zip(gradients, _parts(kept["rows"], rows, -1), kept["columns"])
             directions = [_factored(g, row, column, new, group["eps"][0]) for g, row, column in sides]
         for direction, weight in zip(directions, weights):
             direction /= (_size(direction) / group["clip"]).clamp(min=1)
             direction *= group["lr"] * _size(weight).clamp(min=group["eps"][1])
         if group["weight_decay"]:
             own.mul_(1 - group["lr"] * group["weight_decay"])
-        own.sub_(shard(torch.cat(directions) if rows else directions[0], parameter))
+        own.sub_(shard(torch.cat(directions, -2) if rows else directions[0], parameter))
 
 
 def _factored(gradient: Tensor, rows: Tensor, columns: Tensor, new: float, least: float) -> Tensor:
@@ -61,8 +61,9 @@ def _direction(gradient: Tensor, square: Tensor, new: float, least: float) -> Te
     return gradient * square.rsqrt()
 
 
-def _parts(tensor: Tensor, rows: tuple[int, ...] | None) -> tuple[Tensor, ...]:
-    return tensor.split(rows) if rows else (tensor,)
+def _parts(tensor: Tensor, rows: tuple[int, ...] | None, dim: int = -2) -> tuple[Tensor, ...]:
+    """Of matrices, or of what is kept of their rows, which is one dimension less."""
+    return tensor.split(rows, dim) if rows else (tensor,)
 
 
 def _size(tensor: Tensor) -> Tensor:

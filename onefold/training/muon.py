@@ -40,8 +40,8 @@ def muon_step(group: dict, state: State) -> None:
 def orthogonal_updates(directions: list[Tensor], rows: Iterable, group: dict, share: bool) -> list[Tensor]:
     """Each direction with every matrix in it made orthogonal and scaled. `share`: each process does its part of them.
 
-    A parameter may hold several matrices: packed one below the other (`rows`: how many rows each has) or, in three
-    dimensions, stacked. Matrices of the same shape, or of its transpose, go through Newton-Schulz together.
+    A parameter may hold several matrices: packed one below the other (`rows`: how many rows each has), in three
+    dimensions stacked, or both. Matrices of the same shape, or of its transpose, go through Newton-Schulz together.
     """
     updates = [torch.zeros_like(d) for d in directions]
     buckets: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
@@ -84,9 +84,9 @@ def newton_schulz(x: Tensor, iterations: int = 5) -> Tensor:
 
 
 def _matrices(tensor: Tensor, rows: tuple[int, ...] | None) -> list[Tensor]:
-    if tensor.ndim > 2:  # a stack of matrices; further dimensions (of a convolution) count as columns
-        return list(tensor.flatten(2)) if tensor.ndim == 3 else [tensor.flatten(1)]
-    return list(tensor.split(rows)) if rows else [tensor]
+    if tensor.ndim > 3:  # further dimensions (of a convolution) count as columns
+        return [tensor.flatten(1)]
+    return [part for matrix in _each(tensor) for part in (matrix.split(rows) if rows else [matrix])]
 
 
 def _each(tensor: Tensor) -> Iterable[Tensor]:

@@ -20,7 +20,7 @@ class Tiny(nn.Module):
         self.embed = nn.Embedding(11, 8)
         block = nn.Module()
         block.qkv = nn.Linear(8, 20)
-        block.packed = {"qkv.weight": (12, 4, 4)}
+        block.packed = {"qkv.weight": (12, 4, 4), "experts": (6, 2)}
         block.out = nn.Linear(12, 8, bias=False)
         block.experts = nn.Parameter(torch.randn(3, 8, 5))
         block.norm = nn.LayerNorm(8)
@@ -76,7 +76,7 @@ def test_muon_moves_each_matrix_by_itself(scale, nesterov):
     parts = {
         "blocks.0.qkv.weight": [np.s_[0:12], np.s_[12:16], np.s_[16:20]],
         "blocks.0.out.weight": [np.s_[:]],
-        "blocks.0.experts": [np.s_[0], np.s_[1], np.s_[2]],
+        "blocks.0.experts": [np.s_[e, rows] for e in range(3) for rows in (np.s_[:6], np.s_[6:])],
     }
     for step in range(3):
         model.fill_gradients(step)
@@ -178,22 +178,23 @@ def test_adafactor_is_the_one_of_transformers():
     optimization = pytest.importorskip("transformers.optimization")
     ours, theirs = Tiny(), Tiny()
     a = AdafactorConfig(lr=0.05).build(ours)
-    block = theirs.blocks[0]
-    parts = [nn.Parameter(part.detach().clone()) for part in block.qkv.weight.split((12, 4, 4))]
-    others = [p for p in theirs.parameters() if p is not block.qkv.weight]
-    b = optimization.Adafactor([*parts, *others], lr=0.05, scale_parameter=True, relative_step=False, warmup_init=False)
+    packed = {"blocks.0.qkv.weight": (12, 4, 4), "blocks.0.experts": (6, 2)}
+    named = dict(theirs.named_parameters())
+    parts = {n: [nn.Parameter(p.detach().clone()) for p in named[n].split(rows, -2)] for n, rows in packed.items()}
+    others = [p for n, p in named.items() if n not in packed]
+    others += [part for several in parts.values() for part in several]
+    b = optimization.Adafactor(others, lr=0.05, scale_parameter=True, relative_step=False, warmup_init=False)
     for step in range(5):
         for model in (ours, theirs):
             model.fill_gradients(step)
-        for part, gradient in zip(parts, block.qkv.weight.grad.split((12, 4, 4))):
-            part.grad = gradient
+        for name, rows in packed.items():
+            for part, gradient in zip(parts[name], named[name].grad.split(rows, -2)):
+                part.grad = gradient
         a.step()
         b.step()
-    torch.testing.assert_close(ours.blocks[0].qkv.weight, torch.cat(parts), rtol=1e-5, atol=1e-7)
-    named = dict(theirs.named_parameters())
     for name, p in ours.named_parameters():
-        if name != "blocks.0.qkv.weight":
-            torch.testing.assert_close(p, named[name], rtol=1e-5, atol=1e-7)
+        theirs_now = torch.cat(parts[name], -2) if name in packed else named[name]
+        torch.testing.assert_close(p, theirs_now, rtol=1e-5, atol=1e-7)
 
 
 def test_adafactor_keeps_little():
@@ -203,7 +204,7 @@ def test_adafactor_keeps_little():
     assert kept["embed.weight.rows"] == (11,)
     assert kept["embed.weight.columns"] == (1, 8)
     assert (kept["blocks.0.qkv.weight.rows"], kept["blocks.0.qkv.weight.columns"]) == ((20,), (3, 8))
-    assert (kept["blocks.0.experts.rows"], kept["blocks.0.experts.columns"]) == ((3, 8), (1, 3, 5))
+    assert (kept["blocks.0.experts.rows"], kept["blocks.0.experts.columns"]) == ((3, 8), (2, 3, 5))
     assert kept["blocks.0.norm.weight.square"] == (8,)
     total = sum(t.nbytes for t in optimizer.named_state().values())
     assert sum(map(memory_bytes, optimizer.param_groups)) == total
