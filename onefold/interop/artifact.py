@@ -84,7 +84,11 @@ def write_artifact(
     `weights`: parameters by our names, shared ones once. `more`: what an adapted model says beside (adapted.py).
     """
     kind = dtype_named(dtype)
-    write_safetensors(folder, weights, kind)
+    with torch.device("meta"):
+        model = config.build()
+    holders = ((name, model.get_submodule(name.rpartition(".")[0])) for name, _ in model.named_parameters())
+    least = {name: holder.least for name, holder in holders if hasattr(holder, "least")}
+    write_safetensors(folder, weights, kind, least=least)
     if processor is not None:
         save_processor(folder, processor)
     stored = kind or next(iter(weights.values())).dtype

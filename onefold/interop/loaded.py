@@ -90,10 +90,12 @@ def fill(
     for first, *others in (*places.values(), *([name] for name in buffers)):
         tensor = weights[first]
         kind = kind or choose_dtype(dtype, device, tensor.dtype)  # the embedding's decides for all
-        empty = getattr(model.get_submodule(first.rpartition(".")[0]), first.rpartition(".")[2])
+        holder = model.get_submodule(first.rpartition(".")[0])
+        empty = getattr(holder, first.rpartition(".")[2])
         if tensor.shape != empty.shape:
             raise UserError(_misfit(first, tensor, empty.shape, where))
-        filled = torch.empty(empty.shape, device=device, dtype=kind).copy_(tensor)
+        own = torch.promote_types(kind, getattr(holder, "least", kind))
+        filled = torch.empty(empty.shape, device=device, dtype=own).copy_(tensor)
         if not torch.isfinite(filled.sum(dtype=torch.float32)):  # one pass: a sum keeps every NaN and infinity
             raise UserError(f"{where}: {first} has numbers that are not finite: damaged, or the dtype too narrow")
         if isinstance(empty, nn.Parameter):

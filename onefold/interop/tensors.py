@@ -97,13 +97,20 @@ def _named(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(
-    folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    least: Mapping[str, torch.dtype] | None = None,
 ) -> None:
     """`model.safetensors`, or shards of at most `shard_bytes` and their index, as Hugging Face names them.
 
-    `dtype`: None keeps each tensor's. Memory: one shard where tensors have to be converted or copied.
+    `dtype`: None keeps each tensor's. `least`: tensors that are not made narrower than so.
+    Memory: one shard where tensors have to be converted or copied.
     """
-    sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in weights.items()}
+    least = least or {}
+    kinds = {name: dtype and torch.promote_types(dtype, least.get(name, dtype)) for name in weights}
+    sizes = {name: tensor.numel() * (kinds[name] or tensor.dtype).itemsize for name, tensor in weights.items()}
     shards: list[list[str]] = [[]]
     size = 0
     for name in weights:
@@ -117,7 +124,7 @@ def write_safetensors(
         file = "model.safetensors" if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
         places |= dict.fromkeys(names, file)
         try:
-            save_file({name: _alone(weights[name], dtype) for name in names}, folder / file, {"format": "pt"})
+            save_file({name: _alone(weights[name], kinds[name]) for name in names}, folder / file, {"format": "pt"})
         except SafetensorError as error:  # a full disk, most often
             raise OSError(f"{error}") from error
     if len(shards) > 1:

@@ -50,7 +50,11 @@ class StateSpace(nn.Module, ABC):
     """The parameters of a layer's state spaces, named and laid out as S4's authors do, complex numbers as pairs.
 
     directions: 2 for a kernel that looks ahead as well; both share all but C.
+
+    Powers of rounded numbers would be other numbers: parameters stay in `least`, whatever the model is turned into.
     """
+
+    least = torch.float32
 
     def __init__(self, width: int, states: int, dt: tuple[float, float], directions: int):
         super().__init__()
@@ -61,6 +65,14 @@ class StateSpace(nn.Module, ABC):
         self.A_imag = nn.Parameter(torch.empty(width, half))
         self.C = nn.Parameter(torch.empty(directions, width, half, 2))
         self.D = nn.Parameter(torch.empty(width))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "StateSpace":
+        def unrounded(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            dtype = torch.promote_types(made.dtype, self.least)
+            return made if made.dtype == dtype else tensor.to(made.device, dtype)
+
+        return super()._apply(unrounded, recurse)
 
     def _begin(self, eigenvalues: Complex[Tensor, " N"]) -> None:
         """Steps log-uniform in their range; C and D random (S4D, arXiv 2206.11893, section 5)."""

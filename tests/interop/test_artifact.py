@@ -1,5 +1,6 @@
 """Our own folder: what was saved is what is loaded, and damage is named."""
 
+import copy
 import json
 import os
 import subprocess
@@ -58,6 +59,16 @@ def test_types_and_a_missing_tokenizer(config, tmp_path):
     assert load_artifact(tmp_path / "a").model.norm.weight.dtype == torch.float32
     assert load_artifact(tmp_path / "a", dtype="auto").model.norm.weight.dtype == torch.bfloat16
     assert load_artifact(tmp_path / "a", dtype=torch.float64).model.norm.weight.dtype == torch.float64
+
+
+def test_state_spaces_are_not_rounded(config, tmp_path):
+    model = config.but({"pattern": [], "block.mixer": {"kind": "s4d", "states": 8}}).build()
+    save_artifact(tmp_path / "a", model, model.config, None, dtype="bfloat16")
+    loaded = load_artifact(tmp_path / "a", dtype="bfloat16").model
+    assert loaded.blocks[0].mixer.out.weight.dtype == torch.bfloat16
+    for made in (loaded, copy.deepcopy(model).bfloat16()):
+        for name, parameter in made.blocks[0].mixer.kernel.named_parameters():
+            assert torch.equal(parameter, model.blocks[0].mixer.kernel.get_parameter(name)), name
 
 
 def test_every_damaged_file_is_named(config, tokenizer, tmp_path):
