@@ -291,8 +291,8 @@ class Tuning:
         for record, candidate in zip(known, candidates):
             if record["asked"] != digest(candidate):
                 raise UserError(
-                    f"{journal.path} was written on another machine, or by other versions of cma and numpy: "
-                    "give another out="
+                    f"{journal.path} was written on another machine, with other threads (OMP_NUM_THREADS), or by other "
+                    "versions of cma and numpy: go on as it was begun, or give another out="
                 )
         return [record["loss"] for record in known]
 
