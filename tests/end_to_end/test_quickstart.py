@@ -89,7 +89,7 @@ def test_python_goes_on_to_preferences(tmp_path, monkeypatch, capsys):
     assert [stage["name"] for stage in found["stages"]] == ["pretrain", "chat", "prefer"]
     gain = found["preferences"]
     assert gain["pairs"] > 0
-    assert [sum(faults.values()) for faults in gain["faults"]] == [gain["requests"]] * 2
+    assert [sum(faults.values()) for faults in gain["faults"]] == [gain["tries"] * gain["requests"]] * 2
     page = (tmp_path / "out" / "report.html").read_text()
     assert "What it learned from preferences" in page
     assert "Learning from preferences" in page
