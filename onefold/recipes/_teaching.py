@@ -15,7 +15,7 @@ from typing import Any
 from onefold.core.files import atomic_write
 from onefold.data.text.chat.conversations import ChatData
 from onefold.data.text.chat.messages import chat_ids
-from onefold.data.text.documents import TrainBPE
+from onefold.data.text.documents import Source, TextData, TrainBPE
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.model import Model, load
 from onefold.infer.teaching.teacher import Asked, Written
@@ -69,6 +69,19 @@ def small(vocab: int = VOCAB, context: int = CONTEXT) -> DecoderConfig:
     """The shape of all students."""
     block = BlockConfig(mixer=AttentionConfig(heads=4, position=RotaryConfig()), ffn=GatedMLPConfig(width=128))
     return DecoderConfig(vocab=vocab, width=64, depth=2, context=context, block=block, init="fan_in")
+
+
+def reader(file: Path, out: Path, seed: int, context: int, vocab: int, steps: int) -> Path:
+    """The run of a small model that reads the texts of a file, and no conversations."""
+    run = Run(
+        data=TextData(sources=(Source(path=str(file)),), context=context, tokenizer=TrainBPE(vocab=vocab)),
+        model=small(vocab, context),
+        optimizer=AdamWConfig(lr=5e-3),
+        trainer=TrainerConfig(steps=steps, batch=32, schedule=Linear(warmup=0.1), checkpoint_every=steps),
+        seed=seed,
+        out=out,
+    )
+    return whole(train(run)).out
 
 
 def student(

