@@ -20,7 +20,7 @@ from onefold.data.text.chat.conversations import TOGETHER
 from onefold.data.text.chat.docstrings import pairs
 from onefold.data.text.chat.messages import Message, Row, encode, scripts, with_chat
 from onefold.data.text.tokenizers.tokenizer import Tokenizer
-from onefold.interop.reader import open_tokenizer
+from onefold.interop.tokenizers.reader import open_tokenizer
 
 MARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"

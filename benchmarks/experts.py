@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-from onefold.nn.experts import Experts, ExpertsConfig
 from onefold.nn.feedforward import GatedMLPConfig
+from onefold.nn.sparse.experts import Experts, ExpertsConfig
 
 WIDTH, INNER, K = 256, 512, 2
 

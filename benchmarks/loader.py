@@ -4,7 +4,7 @@
     python benchmarks/loader.py --task jpeg --clock wall --rounds 9
     python benchmarks/loader.py --open 5                 # instead: what opening a store of 5 GB costs
 
-The tasks are those of onefold/recipes/_feeding.py, which the check of ffcv races in small:
+The tasks are those of onefold/recipes/vision/_feeding.py, which the check of ffcv races in small:
 
     tokens   windows of 1,024 tokens, and what follows each, as int64
     small    32 x 32 pictures: moved by up to 4 pixels, mirrored, normalised to float32
@@ -46,7 +46,7 @@ from torch.utils.data import DataLoader
 from onefold.data.ahead import AHEAD
 from onefold.data.picture_columns import encoded_record, picture_columns
 from onefold.data.records import INDEX, Column, RecordsWriter
-from onefold.recipes._feeding import (
+from onefold.recipes.vision._feeding import (
     CONTEXT,
     WORKERS,
     Feed,

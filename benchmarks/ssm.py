@@ -13,7 +13,7 @@ from race import begin, parser, race
 from torch import nn
 
 from onefold.nn.attention import AttentionConfig, Layout
-from onefold.nn.ssm import S4DConfig
+from onefold.nn.states.ssm import S4DConfig
 
 WIDTH, BATCH, HEADS = 128, 4, 4
 MIXERS = {"attention": AttentionConfig(heads=HEADS), "S4D": S4DConfig()}

@@ -23,7 +23,7 @@ from onefold.models import families
 from onefold.models.transformer import count_parameters
 from onefold.recipes.quickstart import VOCAB, Quickstart, pretraining
 from onefold.training.dial import Size, size_up
-from onefold.training.optim import AdamWConfig
+from onefold.training.optimizers.optim import AdamWConfig
 from onefold.training.run import Result, Run, train
 
 

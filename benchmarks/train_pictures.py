@@ -25,11 +25,11 @@ from onefold.core.batch import ImageBatch
 from onefold.data.pictures.images import ImageData, ImageDataset
 from onefold.data.pictures.transforms import Flip
 from onefold.infer.classify import predict
-from onefold.models.residual import ResidualConfig
 from onefold.models.transformer import count_parameters
+from onefold.models.vision.residual import ResidualConfig
 from onefold.objectives.classification import Classification
-from onefold.training.optim import AdamWConfig
-from onefold.training.schedule import Linear
+from onefold.training.optimizers.optim import AdamWConfig
+from onefold.training.optimizers.schedule import Linear
 
 FASHION = "/usr/share/datasets/fashion-mnist"
 ROWS = 128

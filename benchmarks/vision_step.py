@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from onefold.core.config import Config
 from onefold.interop.table import own_weights
 from onefold.interop.vision.folder import write_config
-from onefold.models import vision_sizes
 from onefold.models.transformer import count_parameters
+from onefold.models.vision import sizes as vision_sizes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.interop.timm_oracle import timm

@@ -24,7 +24,7 @@ from race import machine, race
 from onefold.core.cores import cores
 from onefold.data.sources import STDLIB
 from onefold.data.text.words import END, WordCorpus, WordData
-from onefold.training.skipgram import SkipGram, SkipGramConfig
+from onefold.training.words.skipgram import SkipGram, SkipGramConfig
 
 SENTENCE = 1000  # words at most, as gensim's own reader of text8 cuts them
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onefold.infer.model import load as load
-    from onefold.interop.word_vectors import load_vectors as load_vectors
+    from onefold.interop.words.word_vectors import load_vectors as load_vectors
     from onefold.recipes import train as train
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # Importing torch takes seconds; `import onefold` and `onefold --help` must not pay for it.
 _LAZY = {
     "load": "onefold.infer.model",
-    "load_vectors": "onefold.interop.word_vectors",
+    "load_vectors": "onefold.interop.words.word_vectors",
     "train": "onefold.recipes",
 }
 

@@ -22,7 +22,7 @@ def loaded_by(code: str) -> set[str]:
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
-@pytest.mark.parametrize("code", ["import onefold", "import onefold.cli", "import onefold.recipes"])
+@pytest.mark.parametrize("code", ["import onefold", "import onefold.cli.main", "import onefold.recipes"])
 def test_importing_loads_nothing_heavy(code):
     assert not loaded_by(code) & {"torch", "pydantic", "numpy", "pyarrow", "transformers"}
 

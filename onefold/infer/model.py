@@ -22,14 +22,14 @@ from onefold.infer.generation.speculative import Draft, ModelDraft, NgramDraft, 
 from onefold.infer.seq2seq import Seq2SeqModel
 from onefold.infer.text_encoder import TextEncoder
 from onefold.infer.writer import Prompt, Writer
-from onefold.models.bilm import BiLMConfig
 from onefold.models.embedder import EmbedderConfig
 from onefold.models.encoder import EncoderConfig
-from onefold.models.recurrent import RecurrentConfig
-from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
+from onefold.models.recurrent.bilm import BiLMConfig
+from onefold.models.recurrent.language_model import RecurrentConfig
+from onefold.models.recurrent.seq2seq import RecurrentSeq2SeqConfig
 from onefold.models.seq2seq import Seq2SeqConfig
 from onefold.models.transformer import DecoderConfig
-from onefold.models.word_reader import WordReaderConfig
+from onefold.models.words.word_reader import WordReaderConfig
 from onefold.nn.position import LearnedPositionConfig
 
 REMEMBERED = 16  # ids of the prompt that a continuation's first piece of text is decoded behind

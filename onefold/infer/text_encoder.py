@@ -15,9 +15,9 @@ from onefold.infer.generation.padding import padded
 from onefold.infer.opened import OpenedText
 from onefold.infer.reward import finite, framed_answers
 from onefold.infer.tags import Tag, tag_texts
-from onefold.models.bilm import BiLMConfig
 from onefold.models.embedder import Pooling, pool
 from onefold.models.encoder import EncoderConfig
+from onefold.models.recurrent.bilm import BiLMConfig
 
 ROWS = 32  # texts at once
 

@@ -18,26 +18,26 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.loaded import Arrived, Loaded, dtype_named, fill, name_of
-from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors, write_safetensors
-from onefold.interop.tokens import check_vocabulary
-from onefold.interop.word_reader import as_reader
-from onefold.interop.word_vectors import KIND, load_vectors
-from onefold.models.bilm import BiLMConfig
-from onefold.models.convnext import ConvNeXtConfig
+from onefold.interop.tokenizers.processors import Processor, load_processor, save_processor
+from onefold.interop.tokenizers.tokens import check_vocabulary
+from onefold.interop.words.word_reader import as_reader
+from onefold.interop.words.word_vectors import KIND, load_vectors
 from onefold.models.embedder import EmbedderConfig
 from onefold.models.encoder import EncoderConfig
-from onefold.models.mae import MAEConfig
-from onefold.models.nfnet import NFNetConfig
-from onefold.models.recurrent import RecurrentConfig
-from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
-from onefold.models.residual import ResidualConfig
-from onefold.models.resnet import ResNetConfig
+from onefold.models.recurrent.bilm import BiLMConfig
+from onefold.models.recurrent.language_model import RecurrentConfig
+from onefold.models.recurrent.seq2seq import RecurrentSeq2SeqConfig
 from onefold.models.seq2seq import Seq2SeqConfig
 from onefold.models.transformer import DecoderConfig, count_parameters
-from onefold.models.vit import ViTConfig
-from onefold.models.word_reader import WordReaderConfig
+from onefold.models.vision.convnext import ConvNeXtConfig
+from onefold.models.vision.mae import MAEConfig
+from onefold.models.vision.nfnet import NFNetConfig
+from onefold.models.vision.residual import ResidualConfig
+from onefold.models.vision.resnet import ResNetConfig
+from onefold.models.vision.vit import ViTConfig
+from onefold.models.words.word_reader import WordReaderConfig
 
 FILE, FORMAT, VERSION = "artifact.json", "onefold", 1
 Picture = ViTConfig | MAEConfig | ConvNeXtConfig | ResNetConfig | ResidualConfig | NFNetConfig

@@ -13,9 +13,9 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.core.progress import say
 from onefold.data.text.tokenizers.tokenizer import Tokenizer
-from onefold.interop.config_json import family_of, read_config, says_family, write_config
-from onefold.interop.encoders import class_names
-from onefold.interop.family import Family
+from onefold.interop.families.config_json import family_of, read_config, says_family, write_config
+from onefold.interop.families.encoders import class_names
+from onefold.interop.families.family import Family
 from onefold.interop.loaded import Arrived, Loaded, dtype_named, fill, name_of
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import (
@@ -26,7 +26,7 @@ from onefold.interop.tensors import (
     read_pickled,
     write_safetensors,
 )
-from onefold.interop.tokens import check_vocabulary, load_tokenizer, save_tokenizer, token_ids
+from onefold.interop.tokenizers.tokens import check_vocabulary, load_tokenizer, save_tokenizer, token_ids
 
 GENERATION = (
     *("bad_words_ids", "eos_token_id", "forced_bos_token_id", "length_penalty", "max_length", "min_length"),

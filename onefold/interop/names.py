@@ -68,7 +68,7 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution's weight as the matrix of `onefold.nn.patches.Patches`, of squares of this side."""
+    """A convolution's weight as the matrix of `onefold.nn.vision.patches.Patches`, of squares of this side."""
 
     side: int
 

@@ -14,12 +14,13 @@ from onefold.adapt.surgery import switch_of
 from onefold.core.device import pick
 from onefold.core.errors import UserError
 from onefold.core.progress import say
-from onefold.interop import artifact, hub, meta
+from onefold.interop import artifact, hub
 from onefold.interop.adapted import Unlike, attach, load_adapted, recognise
-from onefold.interop.fair_esm import load_fair_esm
 from onefold.interop.gguf import load_gguf
 from onefold.interop.huggingface import load_folder
 from onefold.interop.loaded import Arrived, Loaded
+from onefold.interop.makers import meta
+from onefold.interop.makers.fair_esm import load_fair_esm
 from onefold.interop.peft import base_of, is_peft
 from onefold.interop.sentence_transformers import is_sentence_folder, load_sentences
 from onefold.interop.vision import folder as vision

@@ -23,7 +23,7 @@ from onefold.adapt.prompts import PrefixTuningConfig, Prompt, PromptTuningConfig
 from onefold.adapt.surgery import Matrix, fits, matrices, switch_of
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
-from onefold.interop.config_json import write_config
+from onefold.interop.families.config_json import write_config
 from onefold.interop.huggingface import read_json
 from onefold.interop.loaded import Loaded
 from onefold.interop.table import own_weights

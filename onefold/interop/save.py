@@ -12,10 +12,10 @@ from onefold.adapt.surgery import switch_of
 from onefold.core.errors import UserError
 from onefold.interop.adapted import plain
 from onefold.interop.artifact import Picture, save_artifact
-from onefold.interop.fair_esm import save_fair_esm
 from onefold.interop.gguf.model import save_gguf
 from onefold.interop.huggingface import save_folder
 from onefold.interop.loaded import Loaded
+from onefold.interop.makers.fair_esm import save_fair_esm
 from onefold.interop.peft import save_peft
 from onefold.interop.sentence_transformers import save_sentences
 from onefold.interop.vision.folder import save_vision

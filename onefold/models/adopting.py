@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from onefold.nn.patches import resample
+from onefold.nn.vision.patches import resample
 
 
 def below(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

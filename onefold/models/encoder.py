@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.models.adopting import below
-from onefold.models.depths import depth_of
 from onefold.models.transformer import (
     Block,
     BlockConfig,
@@ -30,12 +29,13 @@ from onefold.models.transformer import (
     patterned,
     with_new_tokens,
 )
+from onefold.models.vision.depths import depth_of
 from onefold.nn.attention import AttentionConfig, Layout
-from onefold.nn.experts import upcycled
 from onefold.nn.feedforward import Activation, activation
 from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig
 from onefold.nn.position import LearnedPositionConfig
+from onefold.nn.sparse.experts import upcycled
 
 _HEADS = ("pooler.", "transform.", "unembed.", "classifier.", "regression.")  # what a new task may have afresh
 

@@ -12,11 +12,11 @@ from onefold.core.config import unknown_name
 from onefold.core.errors import UserError
 from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
 from onefold.nn.attention import AttentionConfig
-from onefold.nn.experts import ExpertsConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
 from onefold.nn.position import LearnedPositionConfig, Llama3Scaling, RotaryConfig
-from onefold.nn.routing import TopKConfig
+from onefold.nn.sparse.experts import ExpertsConfig
+from onefold.nn.sparse.routing import TopKConfig
 
 T = TypeVar("T")
 

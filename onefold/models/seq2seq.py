@@ -17,7 +17,6 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config
-from onefold.models.depths import depth_of
 from onefold.models.encoder import EncoderConfig
 from onefold.models.transformer import (
     BlockConfig,
@@ -29,10 +28,11 @@ from onefold.models.transformer import (
     patterned,
     with_new_tokens,
 )
+from onefold.models.vision.depths import depth_of
 from onefold.nn.attention import Attention
 from onefold.nn.cross import CrossAttention
-from onefold.nn.experts import upcycled
 from onefold.nn.padding import text_places
+from onefold.nn.sparse.experts import upcycled
 
 
 class StackConfig(Config):

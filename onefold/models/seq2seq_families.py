@@ -9,11 +9,11 @@ from onefold.models.families import pick
 from onefold.models.seq2seq import Seq2SeqConfig, StackConfig
 from onefold.models.transformer import BlockConfig, EmbedConfig
 from onefold.nn.attention import AttentionConfig
-from onefold.nn.experts import ExpertsConfig
 from onefold.nn.feedforward import Activation, GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
 from onefold.nn.position import LearnedPositionConfig, RelativeBiasConfig, SinusoidalPositionConfig
-from onefold.nn.routing import SwitchConfig
+from onefold.nn.sparse.experts import ExpertsConfig
+from onefold.nn.sparse.routing import SwitchConfig
 
 # width, ffn, heads, dropout; six layers a side
 TRANSFORMER = {"base": (512, 2048, 8, 0.1), "big": (1024, 4096, 16, 0.3)}

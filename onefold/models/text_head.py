@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from onefold.core.config import Config
-from onefold.nn.batch_norm import BatchNorm
 from onefold.nn.linear import Linear
 from onefold.nn.lstm import BiLSTM
 from onefold.nn.padding import text_places
+from onefold.nn.vision.batch_norm import BatchNorm
 
 PREFIX = "classifier."
 

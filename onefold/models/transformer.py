@@ -22,13 +22,13 @@ from onefold.models.text_head import PREFIX, TextHeadConfig, adopt_head
 from onefold.nn.attention import AttentionConfig, KVCache, Layout
 from onefold.nn.cross import CrossAttention, KeysValues
 from onefold.nn.drop_path import DropPath
-from onefold.nn.experts import ExpertsConfig, upcycled
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
 from onefold.nn.position import LearnedPositionConfig, RelativeBias, RelativeBiasConfig, SinusoidalPositionConfig
-from onefold.nn.ssm import S4Config, S4DConfig
-from onefold.nn.state_spaces import Recurrence
+from onefold.nn.sparse.experts import ExpertsConfig, upcycled
+from onefold.nn.states.ssm import S4Config, S4DConfig
+from onefold.nn.states.state_spaces import Recurrence
 
 Norm = Annotated[LayerNormConfig | RMSNormConfig, Slot()]
 

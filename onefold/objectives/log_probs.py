@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from onefold.core.batch import RolloutBatch
 from onefold.core.errors import UserError
-from onefold.models.recurrent import RecurrentConfig
+from onefold.models.recurrent.language_model import RecurrentConfig
 from onefold.models.transformer import DecoderConfig
 from onefold.nn.linear import linear
 from onefold.objectives.cross_entropy import chunks

@@ -1,4 +1,4 @@
-"""The landmark systems as short recipes, one file each; a recipe is known by its file's name.
+"""The landmark systems as short recipes, one file each; a recipe is known by its file's name, in whichever room it is.
 
 A recipe module has
     recipe(…) -> Run      the published setting
@@ -20,22 +20,29 @@ from typing import TYPE_CHECKING, Any
 from onefold.core.errors import UserError
 
 if TYPE_CHECKING:
-    from onefold.study.tune import TuneConfig, TuneResult
+    from onefold.study.tuning.tune import TuneConfig, TuneResult
     from onefold.training.run import Result, Run
-    from onefold.training.words import WordResult, WordRun
+    from onefold.training.words.run import WordResult, WordRun
 
 
 def names() -> list[str]:
     """All recipes, by file name; nothing is imported."""
-    return sorted(f.stem for f in Path(__file__).parent.glob("*.py") if not f.stem.startswith("_"))
+    return sorted(_modules())
 
 
 def find(name: str) -> ModuleType:
-    if name not in names():
+    modules = _modules()
+    if name not in modules:
         from onefold.core.config import unknown_name
 
-        raise UserError(unknown_name(name, names()).replace("setting", "recipe"))
-    return import_module(f"onefold.recipes.{name}")
+        raise UserError(unknown_name(name, sorted(modules)).replace("setting", "recipe"))
+    return import_module(modules[name])
+
+
+def _modules() -> dict[str, str]:
+    here = Path(__file__).parent
+    files = (f.relative_to(here).with_suffix("") for f in here.rglob("*.py") if not f.stem.startswith("_"))
+    return {f.name: ".".join(("onefold.recipes", *f.parts)) for f in files}
 
 
 def resolve(
@@ -49,9 +56,9 @@ def resolve(
     named = isinstance(what, str | Path) and not _is_path(what)
     module = find(str(what)) if named else None  # a mistyped name is told before torch is imported
 
-    from onefold.study.tune import TuneConfig
+    from onefold.study.tuning.tune import TuneConfig
     from onefold.training.run import Run
-    from onefold.training.words import WordRun
+    from onefold.training.words.run import WordRun
 
     if isinstance(what, Run | WordRun | TuneConfig):
         return what.but(overrides)
@@ -98,9 +105,10 @@ def train(
     Given the same `out` again, it goes on where it stopped. Raises UserError for what the caller can mend.
     """
     from onefold.core import dist
-    from onefold.study import tune
     from onefold.study.review import review, review_words
-    from onefold.training import run, words
+    from onefold.study.tuning import tune
+    from onefold.training import run
+    from onefold.training.words import run as words
 
     root = resolve(what, overrides, tiny)
     if isinstance(root, tune.TuneConfig):

@@ -98,7 +98,7 @@ class OwnAnswers:
         return Counts.from_json(kept.read_text(), str(kept))
 
     def gain(self, before: Path, after: Path, requests: Iterable[Request]) -> dict[str, Any]:
-        """How many answers to requests held out pass the check: see study/gain.py.
+        """How many answers to requests held out pass the check: see study/pages/gain.py.
 
         Answers to one request are alike, so intervals count requests only.
         """

@@ -25,14 +25,16 @@ from markupsafe import Markup
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
 from onefold.data.text.documents import Source, TextData
-from onefold.recipes import _transfer as transfer
-from onefold.recipes import elmo, gpt, roberta, text_classifier, ulmfit, word2vec
-from onefold.recipes._encoders import SEEDS
-from onefold.study.charts import Axis, Curve, Level, draw
+from onefold.recipes.encoders import _transfer as transfer
+from onefold.recipes.encoders import roberta, text_classifier
+from onefold.recipes.encoders._encoders import SEEDS
+from onefold.recipes.language import elmo, gpt, ulmfit
+from onefold.recipes.words import word2vec
 from onefold.study.check import Report, whole
-from onefold.training import words
+from onefold.study.pages.charts import Axis, Curve, Level, draw
 from onefold.training.log import read_log
 from onefold.training.run import Run
+from onefold.training.words import run as words
 
 EPOCHS = 30  # of word2vec's, in the time that the others have
 METHODS: dict[str, Callable[..., Run]] = {

@@ -33,8 +33,8 @@ from onefold.objectives.preference import DPO, Preference
 from onefold.recipes._own_answers import OwnAnswers, read_requests, to_learn_from
 from onefold.study import baselines, forecast, machine
 from onefold.study.check import Report
-from onefold.study.gain import change
-from onefold.study.report import write_report
+from onefold.study.pages.gain import change
+from onefold.study.pages.report import write_report
 from onefold.study.results import read_results, write_results
 from onefold.training.dial import Size, size_up
 from onefold.training.log import read_log

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from onefold.core.errors import UserError
 from onefold.study.ngram import ByteNgram
-from onefold.study.words import size
+from onefold.study.pages.words import size
 
 PRESET = 9 | lzma.PRESET_EXTREME
 DICTIONARY = 64 << 20  # bytes that preset 9 looks back

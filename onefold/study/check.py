@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
-from onefold.study.words import duration
+from onefold.study.pages.words import duration
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -90,8 +90,8 @@ class Report:
         self._seen("published", name, "" if ours is None else ours, f"{_text(paper)} (paper)")
 
     def chart(self, name: str, drawing: "Markup") -> Path:
-        """A drawing of onefold.study.charts, written to a file that the terminal names and the page shows."""
-        from onefold.study.charts import standalone
+        """A drawing of onefold.study.pages.charts, written to a file that the terminal names and the page shows."""
+        from onefold.study.pages.charts import standalone
 
         path = self.charts / f"{_slug(self.name)}-{_slug(name)}.svg"
         atomic_write(path, standalone(drawing))

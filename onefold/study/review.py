@@ -17,13 +17,13 @@ from onefold.infer.model import load
 from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.open import open_model
 from onefold.study import machine
-from onefold.study.pictures import picture_results
-from onefold.study.report import write_report
+from onefold.study.pages.pictures import picture_results
+from onefold.study.pages.report import write_report
+from onefold.study.pages.texts import text_results
+from onefold.study.pages.translations import translation_results
 from onefold.study.results import read_results, write_results
-from onefold.study.texts import text_results
-from onefold.study.translations import translation_results
 from onefold.training.run import Result, first_processor
-from onefold.training.words import WordResult
+from onefold.training.words.run import WordResult
 
 ROWS = 64  # pictures at once
 PAIRS = 300  # of texts that are translated for a report, at most

@@ -79,7 +79,7 @@ class RunRecord:
     def loss_unit(self) -> str:
         """What the loss is counted in, such as "nats per token"; empty where the objective is none of ours."""
         from onefold.objectives.every import AnyObjective  # imports torch
-        from onefold.training.words import WordRun
+        from onefold.training.words.run import WordRun
 
         trained = self.config.get("objective") or self.config.get("model")  # word vectors' model says what it minimises
         kind = trained.get("kind") if isinstance(trained, Mapping) else None

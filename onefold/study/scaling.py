@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup
 
 from onefold.core.errors import UserError
-from onefold.study.charts import MARKERS, Axis, Curve, draw
+from onefold.study.pages.charts import MARKERS, Axis, Curve, draw
 
 Point = tuple[float, float]  # compute in FLOPs, loss; seeds are points of the same compute
 

@@ -15,8 +15,8 @@ from onefold.core.files import atomic_folder
 from onefold.core.progress import say
 from onefold.interop.artifact import FILE, read_card, read_model_config, write_artifact
 from onefold.interop.open import CHECKPOINTS
-from onefold.interop.processors import load_processor
 from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors
+from onefold.interop.tokenizers.processors import load_processor
 from onefold.training.state import Checkpoints
 
 AVERAGED = "averaged"  # where in a run's folder the mean goes

@@ -17,8 +17,9 @@ from onefold.core.progress import say
 from onefold.models import families
 from onefold.models.transformer import DecoderConfig, count_parameters
 from onefold.objectives.language import NextToken
-from onefold.training import estimate, parallel
-from onefold.training.optim import Group, MuonConfig
+from onefold.training import estimate
+from onefold.training.optimizers.optim import Group, MuonConfig
+from onefold.training.processes import parallel
 
 Precision = Literal["fp32", "bf16"]
 

@@ -21,7 +21,7 @@ from onefold.core.batch import Batch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.interop.table import own_buffers
-from onefold.training.rules import memory_bytes
+from onefold.training.optimizers.rules import memory_bytes
 
 # Dense bf16 operations a second, as the makers publish them.
 PUBLISHED_PEAK = {

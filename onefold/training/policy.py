@@ -14,7 +14,8 @@ from onefold.core.errors import UserError
 from onefold.infer.rollouts.data import RolloutDataset
 from onefold.infer.rollouts.rewards import total
 from onefold.infer.rollouts.rollout import Policy
-from onefold.training import parallel, reference
+from onefold.training import reference
+from onefold.training.processes import parallel
 
 if TYPE_CHECKING:
     from onefold.training.run import Run

@@ -24,7 +24,7 @@ from onefold.interop.adapted import fingerprint
 from onefold.interop.artifact import read_card
 from onefold.interop.open import open_model
 from onefold.interop.table import own_weights
-from onefold.training.parallel import reshard
+from onefold.training.processes.parallel import reshard
 
 if TYPE_CHECKING:
     from onefold.training.run import Run

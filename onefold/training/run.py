@@ -32,15 +32,16 @@ from onefold.interop.adapted import Base, Early, trained
 from onefold.interop.artifact import FILE, ModelConfig, read_card, read_model_config, write_artifact
 from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model
-from onefold.interop.processors import Processor, load_processor, save_processor
 from onefold.interop.table import own_weights
+from onefold.interop.tokenizers.processors import Processor, load_processor, save_processor
 from onefold.objectives.base import body_of
 from onefold.objectives.every import AnyObjective, check_reads
 from onefold.objectives.language import NextToken
-from onefold.training import estimate, parallel, policy, reference
+from onefold.training import estimate, policy, reference
 from onefold.training.folder import claimed, read_facts, write_facts
 from onefold.training.log import read_log
-from onefold.training.optim import AdafactorConfig, AdamWConfig, MuonConfig, SGDConfig
+from onefold.training.optimizers.optim import AdafactorConfig, AdamWConfig, MuonConfig, SGDConfig
+from onefold.training.processes import parallel
 from onefold.training.state import Checkpoints, TrainState, copy_tensors
 from onefold.training.trainer import Objective, Trainer, TrainerConfig, is_over
 

@@ -30,8 +30,8 @@ from onefold.core.files import atomic_folder, atomic_write, clear_leftovers, ver
 from onefold.core.progress import say
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, find_safetensors
-from onefold.training.optim import Optimizer
-from onefold.training.shards import Held
+from onefold.training.optimizers.optim import Optimizer
+from onefold.training.processes.shards import Held
 
 FORMAT = 3  # 2: buffers had no moving averages; 1: what was read was called "tokens"
 

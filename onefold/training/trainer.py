@@ -27,15 +27,15 @@ from onefold.core.progress import Progress, say
 from onefold.data.prepared import Split
 from onefold.nn.own_losses import listening
 from onefold.objectives.base import Loss
-from onefold.training.buffers import Buffers
 from onefold.training.interrupt import Interrupt
 from onefold.training.log import Log, Pace
-from onefold.training.optim import Optimizer, local_gradients
-from onefold.training.parallel import UNITS, Unit, reshard, synchronise
-from onefold.training.schedule import WSD, Schedule
-from onefold.training.spikes import SkipConfig, SpikeRule
+from onefold.training.optimizers.optim import Optimizer, local_gradients
+from onefold.training.optimizers.schedule import WSD, Schedule
+from onefold.training.optimizers.spikes import SkipConfig, SpikeRule
+from onefold.training.processes.buffers import Buffers
+from onefold.training.processes.parallel import UNITS, Unit, reshard, synchronise
+from onefold.training.processes.totals import Totals, global_counts
 from onefold.training.state import Checkpoints, TrainState, save_due
-from onefold.training.totals import Totals, global_counts
 
 Count = Annotated[int, Field(ge=1)]
 Objective = Callable[[nn.Module, Any, int], Loss]

@@ -12,7 +12,7 @@ from onefold.core.errors import UserError
 from onefold.models.families import gpt2, llama2
 from onefold.nn.linear import Linear
 from onefold.training.estimate import parameter_bytes
-from onefold.training.optim import AdamWConfig, MuonConfig
+from onefold.training.optimizers.optim import AdamWConfig, MuonConfig
 
 IDS = torch.arange(8)[None]
 SMALL = {"vocab": 40, "width": 16, "depth": 2, "context": 32, "block.mixer.heads": 4, "block.ffn.width": 24}

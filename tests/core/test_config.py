@@ -81,7 +81,7 @@ def test_merging_keeps_what_was_not_named():
     "picked", [{"optimizer": "muon"}, {"optimizer.kind": "muon"}, {"optimizer": {"kind": "muon", "eps": 1e-9}}]
 )
 def test_a_variant_just_picked_takes_all_of_its_own_settings(picked):
-    from onefold.training.optim import MuonConfig
+    from onefold.training.optimizers.optim import MuonConfig
     from onefold.training.run import Run
 
     run = Run(data={"kind": "text"}).but({**picked, "optimizer.lr": 0.01, "optimizer.adamw_lr": 0.003})

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from typer.testing import CliRunner
 
-from onefold.cli import app
+from onefold.cli.main import app
 from onefold.data.text.pairs.synthetic import ADJECTIVES, NOUNS
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"

@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 import onefold
-from onefold.cli import app
-from onefold.recipes import qlora
+from onefold.cli.main import app
+from onefold.recipes.adapters import qlora
 from onefold.study.results import read_results
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ from onefold.data.pictures.images import ImageData, ImageDataset
 from onefold.infer.classify import Classifier, predict
 from onefold.infer.evaluation.features import judge_features
 from onefold.interop.loaded import Loaded
-from onefold.models import vision_sizes
-from onefold.study.pictures import picture_results, picture_sections
+from onefold.models.vision import sizes as vision_sizes
+from onefold.study.pages.pictures import picture_results, picture_sections
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import onefold
-from onefold.cli import main
+from onefold.cli.main import main
 from onefold.core.errors import UserError
 from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, Tokenizer
 from onefold.infer import embed_file as module

@@ -3,7 +3,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from onefold.cli import app
+from onefold.cli.main import app
 from onefold.core.errors import UserError
 from onefold.data.proteins.alphabet import AminoAcids
 from onefold.infer.model import load

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import onefold
-from onefold.cli import app
+from onefold.cli.main import app
 from onefold.core.errors import UserError
 from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, T5_TOKENS, Tokenizer
 from onefold.infer.generation.continuation import Continuation
@@ -20,7 +20,7 @@ from onefold.infer.seq2seq import Seq2SeqModel
 from onefold.interop.artifact import save_artifact
 from onefold.interop.loaded import Loaded
 from onefold.models import seq2seq_families as families
-from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
+from onefold.models.recurrent.seq2seq import RecurrentSeq2SeqConfig
 from onefold.serve.engine import Job
 from onefold.serve.queue import Queue
 from tests.interop.published_seq2seq import CASES, published, saved

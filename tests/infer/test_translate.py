@@ -7,7 +7,7 @@ import sacrebleu
 
 from onefold.core.errors import UserError
 from onefold.infer.translate import BEAMS, sacrebleu_scores, translate, translate_file
-from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
+from onefold.models.recurrent.seq2seq import RecurrentSeq2SeqConfig
 
 TEXTS = [f"{'word ' * (n % 7 + 1)}{n}" for n in range(50)]
 

@@ -13,7 +13,7 @@ from onefold.core.errors import UserError
 from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.interop.artifact import load_artifact, save_artifact
 from onefold.interop.table import own_weights
-from onefold.interop.tokens import with_stops
+from onefold.interop.tokenizers.tokens import with_stops
 from onefold.models.families import gpt2, llama2
 from onefold.models.transformer import DecoderConfig
 

@@ -8,7 +8,7 @@ import torch
 
 from onefold.core.errors import UserError
 from onefold.data.text.tokenizers.tokenizer import Tokenizer
-from onefold.interop.config_json import canonical
+from onefold.interop.families.config_json import canonical
 from onefold.interop.gguf import load_gguf, save_gguf
 from onefold.interop.gguf.container import open_container, write_container
 from onefold.interop.huggingface import load_folder

@@ -11,7 +11,7 @@ from onefold.core.errors import UserError
 from onefold.interop.loaded import Loaded
 from onefold.interop.open import open_model
 from onefold.interop.save import save
-from onefold.models import vision_sizes
+from onefold.models.vision import sizes as vision_sizes
 
 
 def weights(width: int = 6, half: int = 4, depth: int = 2, channels: int = 3, classes: int = 5) -> dict[str, Tensor]:

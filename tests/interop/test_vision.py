@@ -18,8 +18,8 @@ from onefold.interop.table import own_weights
 from onefold.interop.vision import convnets
 from onefold.interop.vision.folder import knows, load_vision, save_vision, write_config
 from onefold.interop.vision.reader import read_huggingface, read_timm, write_huggingface, write_timm
-from onefold.models import vision_sizes
 from onefold.models.transformer import count_parameters
+from onefold.models.vision import sizes as vision_sizes
 from tests.interop.timm_oracle import timm
 
 TOLERANCE = 1e-4

@@ -3,9 +3,9 @@
 import pytest
 from typer.testing import CliRunner
 
-from onefold.cli_words import app
+from onefold.cli.words import app
 from onefold.core.errors import UserError
-from onefold.interop.word_vectors import load_vectors
+from onefold.interop.words.word_vectors import load_vectors
 
 GLOVE = "king 1 1 0\nqueen 1 -1 0.1\nman 0 1 0.2\nwoman 0 -1 0.2\napple -1 0 1\n"
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from onefold.core.errors import UserError
-from onefold.models import vision_sizes
-from onefold.models.residual import ResidualConfig
 from onefold.models.transformer import count_parameters
-from onefold.nn.batch_norm import BatchNorm
-from onefold.nn.standardised import StandardisedConv
+from onefold.models.vision import sizes as vision_sizes
+from onefold.models.vision.residual import ResidualConfig
+from onefold.nn.vision.batch_norm import BatchNorm
+from onefold.nn.vision.standardised import StandardisedConv
 from tests.models.test_vision import CONVNEXT_WORDS, SMALL, fresh, pictures
 
 COUNTS = {

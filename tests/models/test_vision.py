@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from onefold.models import vision_sizes
-from onefold.models.residual import ResidualConfig
+from onefold.models.vision import sizes as vision_sizes
+from onefold.models.vision.residual import ResidualConfig
 
 SMALL = {
     "vit": vision_sizes.vit("ti/16", image=32, classes=5).but(

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from onefold.core.errors import UserError
-from onefold.nn.batch_norm import BatchNorm
 from onefold.nn.norm import RMSNormConfig
+from onefold.nn.vision.batch_norm import BatchNorm
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

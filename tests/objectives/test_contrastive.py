@@ -15,7 +15,7 @@ from onefold.nn.feedforward import MLPConfig
 from onefold.objectives.contrastive import LARGEST_SCALE, InfoNCE, bounded, infonce
 from onefold.training.log import read_log
 from onefold.training.run import Run, train
-from tests.training.test_parallel import train_with_two
+from tests.training.processes.test_parallel import train_with_two
 
 ROWS = 13
 

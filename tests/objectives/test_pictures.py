@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onefold.models import vision_sizes
+from onefold.models.vision import sizes as vision_sizes
 from onefold.objectives.classification import Classification
 from onefold.objectives.reconstruction import Reconstruction
-from onefold.training.optim import AdamWConfig, MuonConfig
+from onefold.training.optimizers.optim import AdamWConfig, MuonConfig
 from tests.models.test_vision import SMALL
 
 from .small_pictures import picture_batch

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from onefold.core import dist
 from onefold.core.batch import PreferenceBatch
 from onefold.core.errors import UserError
-from onefold.models.recurrent import RecurrentConfig
+from onefold.models.recurrent.language_model import RecurrentConfig
 from onefold.models.transformer import BlockConfig, DecoderConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import MLPConfig

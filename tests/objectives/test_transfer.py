@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from onefold.core.batch import LabelledTextBatch, TokenBatch
 from onefold.core.errors import UserError
 from onefold.models import families
-from onefold.models.recurrent import RecurrentConfig
+from onefold.models.recurrent.language_model import RecurrentConfig
 from onefold.objectives.language import NextToken
 from onefold.objectives.transfer import ClassificationAndNext, RegularizedNextToken
 

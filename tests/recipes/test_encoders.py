@@ -10,11 +10,11 @@ from onefold import recipes
 from onefold.core.errors import UserError
 from onefold.infer.evaluation.judge import judge_rows
 from onefold.models.transformer import count_parameters
-from onefold.recipes import _encoders as encoders
-from onefold.recipes import bert, roberta
+from onefold.recipes.encoders import _encoders as encoders
+from onefold.recipes.encoders import bert, roberta
 from onefold.study.check import Report
+from onefold.training.optimizers.schedule import Linear
 from onefold.training.run import Run
-from onefold.training.schedule import Linear
 
 QUICK = {"trainer.steps": 3, "trainer.batch": 4, "trainer.evaluate_every": 3, "trainer.evaluate_batches": 2}
 

@@ -7,8 +7,8 @@ from onefold.core.errors import UserError
 from onefold.data.text.chat.answers import read_answers
 from onefold.infer.teaching.feedback import FeedbackConfig, feedback
 from onefold.infer.teaching.judges import judge_by_template
-from onefold.recipes import _feedback, zephyr
-from onefold.recipes import _teaching as world
+from onefold.recipes.alignment import _feedback, zephyr
+from onefold.recipes.alignment import _teaching as world
 from onefold.training.run import Run
 
 

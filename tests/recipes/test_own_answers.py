@@ -8,7 +8,7 @@ import pytest
 from onefold.infer.teaching.teacher import Written
 from onefold.recipes import _own_answers
 from onefold.recipes._own_answers import ANSWERS, OwnAnswers, Request, read_requests, to_learn_from
-from onefold.study.gain import gain_section
+from onefold.study.pages.gain import gain_section
 
 GOOD, BAD = "def f(a):\n    return a", "def f(a"
 REQUESTS = [Request(f"Write a Python function. Number {n} of them.", f"def g{n}(a):\n    return a") for n in range(24)]

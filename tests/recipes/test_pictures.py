@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from onefold.data.pictures.store import info
-from onefold.recipes._pictures import stored
+from onefold.recipes.vision._pictures import stored
 from tests.data.pictures.makers import class_folders
 
 

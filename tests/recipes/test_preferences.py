@@ -6,8 +6,8 @@ import pytest
 from onefold import recipes
 from onefold.core.errors import UserError
 from onefold.data.text.pairs.synthetic import NOUNS
-from onefold.recipes import _preferences as synthetic
-from onefold.recipes import rlhf
+from onefold.recipes.alignment import _preferences as synthetic
+from onefold.recipes.alignment import rlhf
 from onefold.training.run import Run
 
 

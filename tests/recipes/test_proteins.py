@@ -7,9 +7,9 @@ from onefold.data.proteins import potts
 from onefold.data.proteins.alphabet import AMINO_ACIDS
 from onefold.infer.proteins import embed_chains
 from onefold.models.transformer import count_parameters
-from onefold.recipes import esm1b
+from onefold.recipes.encoders import esm1b
+from onefold.training.optimizers.schedule import InverseSqrt
 from onefold.training.run import Run
-from onefold.training.schedule import InverseSqrt
 
 QUICK = {"trainer.steps": 3, "trainer.batch": 4, "trainer.evaluate_every": 3, "trainer.evaluate_batches": 2}
 

@@ -8,11 +8,11 @@ import onefold
 from onefold import recipes
 from onefold.core.errors import UserError
 from onefold.models.transformer import count_parameters
-from onefold.recipes import _encoders as encoders
-from onefold.recipes import _seq2seq as seq2seq
-from onefold.recipes import bart, t5
+from onefold.recipes.encoders import _encoders as encoders
+from onefold.recipes.seq2seq import _seq2seq as seq2seq
+from onefold.recipes.seq2seq import bart, t5
 from onefold.study.check import Report
-from onefold.training.optim import AdafactorConfig
+from onefold.training.optimizers.optim import AdafactorConfig
 from onefold.training.run import Run
 
 QUICK = {"trainer.steps": 3, "trainer.batch": 4, "trainer.evaluate_every": 3, "trainer.evaluate_batches": 2}

@@ -6,8 +6,8 @@ import pytest
 
 from onefold import recipes
 from onefold.data.text.chat.files import read_conversations
-from onefold.recipes import _teaching as world
-from onefold.recipes import ghost_attention, lima, orca2
+from onefold.recipes.alignment import _teaching as world
+from onefold.recipes.alignment import ghost_attention, lima, orca2
 from onefold.training.run import Run
 
 

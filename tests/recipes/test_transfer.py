@@ -9,9 +9,10 @@ from onefold import recipes
 from onefold.core.errors import UserError
 from onefold.models.transformer import count_parameters
 from onefold.objectives.transfer import BothDirections, ClassificationAndNext
-from onefold.recipes import elmo, gpt, history, ulmfit
+from onefold.recipes import history
+from onefold.recipes.language import elmo, gpt, ulmfit
+from onefold.training.optimizers.schedule import Cosine, SlantedTriangular
 from onefold.training.run import Run
-from onefold.training.schedule import Cosine, SlantedTriangular
 
 QUICK = {"trainer.steps": 3, "trainer.batch": 4, "trainer.evaluate_every": 3, "trainer.evaluate_batches": 2}
 

@@ -6,10 +6,10 @@ import pytest
 pytest.importorskip("numba")
 
 from onefold import recipes
-from onefold.recipes import _words as questions
+from onefold.recipes.words import _words as questions
 from onefold.study.check import Report
-from onefold.training import skipgram
-from onefold.training.words import WordRun
+from onefold.training.words import skipgram
+from onefold.training.words.run import WordRun
 
 QUESTIONS = {
     questions.steps_follow_the_gradient: 2,

@@ -67,7 +67,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without their drawings, which take most of the time."""
-    monkeypatch.setattr("onefold.study.curves.draw", lambda *_, **__: Markup('<svg class="chart"></svg>'))
+    monkeypatch.setattr("onefold.study.pages.curves.draw", lambda *_, **__: Markup('<svg class="chart"></svg>'))
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from onefold.study.charts import Axis, Curve, draw
 from onefold.study.check import Report, run_check, run_checks, write_landmarks
+from onefold.study.pages.charts import Axis, Curve, draw
 
 
 def test_assertions_pass_and_fail():

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from onefold.core.errors import UserError
-from onefold.study.tune import TuneConfig, tune
+from onefold.study.tuning.tune import TuneConfig, tune
 from tests.infer.service import serving
 
 

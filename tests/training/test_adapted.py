@@ -22,7 +22,7 @@ from onefold.training.average import average_checkpoints
 from onefold.training.log import read_log
 from onefold.training.run import train
 from tests.training.conftest import make_corpus, small_run
-from tests.training.test_parallel import train_with_two
+from tests.training.processes.test_parallel import train_with_two
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from onefold.training import estimate
-from onefold.training.optim import AdamWConfig, MuonConfig
+from onefold.training.optimizers.optim import AdamWConfig, MuonConfig
 from onefold.training.run import train
 
-from .test_optim import Tiny
-from .test_parallel import log, train_with_two
+from .optimizers.test_optim import Tiny
+from .processes.test_parallel import log, train_with_two
 
 
 @pytest.mark.parametrize("kind", [AdamWConfig, MuonConfig])

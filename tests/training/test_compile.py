@@ -26,7 +26,8 @@ def test_without_a_compiler_it_says_so_and_goes_on(make_run, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_a_machine_without_compiler_is_noticed(tmp_path):
-    script = "import torch; from onefold.training.parallel import can_compile; print(can_compile(torch.device('cpu')))"
+    found = "from onefold.training.processes.parallel import can_compile"
+    script = f"import torch; {found}; print(can_compile(torch.device('cpu')))"
     environment = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
     assert ended.stdout.strip() == "False", ended.stderr[-2000:]

@@ -9,11 +9,11 @@ from onefold.core.batch import ImageBatch, TokenBatch
 from onefold.core.errors import UserError
 from onefold.models.families import gpt2
 from onefold.models.transformer import count_parameters
-from onefold.models.vision_sizes import convnext, nfnet, resnet
+from onefold.models.vision.sizes import convnext, nfnet, resnet
 from onefold.objectives.classification import Classification
 from onefold.objectives.language import NextToken
 from onefold.training import estimate
-from onefold.training.optim import AdamWConfig, MuonConfig
+from onefold.training.optimizers.optim import AdamWConfig, MuonConfig
 
 
 def batch(rows: int, length: int, vocab: int) -> TokenBatch:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from onefold.nn.own_losses import Told, listening
 from onefold.objectives.base import Loss, Term
 from onefold.training.run import train
-from tests.training.test_parallel import log, train_with_two, weights
+from tests.training.processes.test_parallel import log, train_with_two, weights
 
 GATED = {"kind": "gated", "width": 20}
 ROUTER = {"kind": "top_k", "k": 2, "balance": 0.05, "z_loss": 0.01}

@@ -15,11 +15,11 @@ from onefold.data.pictures.sources import open_pictures
 from onefold.data.pictures.store import append, build
 from onefold.infer.classify import predict
 from onefold.infer.model import load
-from onefold.models import vision_sizes
+from onefold.models.vision import sizes as vision_sizes
 from onefold.recipes import resolve
 from onefold.training.run import train
 
-from .test_parallel import log, train_with_two
+from .processes.test_parallel import log, train_with_two
 
 SMALL = {
     "resnet": vision_sizes.resnet().but({"blocks": (1, 1), "widths": (8, 16), "stem": 8}),

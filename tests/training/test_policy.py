@@ -14,11 +14,11 @@ from onefold.adapt.surgery import matrices
 from onefold.core.errors import UserError
 from onefold.infer.model import load
 from onefold.interop.artifact import save_artifact
-from onefold.study.report import write_report
+from onefold.study.pages.report import write_report
 from onefold.training.run import Run, train
 from onefold.training.state import Checkpoints
 from tests.training.conftest import WORDS, make_corpus, small_run
-from tests.training.test_parallel import CHILD, ROOT, log, train_with_two, weights
+from tests.training.processes.test_parallel import CHILD, ROOT, log, train_with_two, weights
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from onefold.infer.model import load
 from onefold.training.log import read_log
 from onefold.training.run import Run, train
 from tests.training.conftest import WORDS, make_corpus, small_run
-from tests.training.test_parallel import train_with_two
+from tests.training.processes.test_parallel import train_with_two
 
 
 @pytest.fixture(scope="module")

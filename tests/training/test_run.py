@@ -139,7 +139,7 @@ def test_a_run_without_model_or_start(make_run):
 
 
 def test_rows_must_be_at_least_one_each():
-    from onefold.training.parallel import check_rows
+    from onefold.training.processes.parallel import check_rows
 
     check_rows(8, 4)
     with pytest.raises(UserError, match=r"trainer\.batch=6 rows cannot be shared evenly by 4"):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from onefold.core.errors import UserError
-from onefold.training.optim import AdamWConfig
+from onefold.training.optimizers.optim import AdamWConfig
 from onefold.training.state import Checkpoints, TrainState, in_history, save_due, to_keep
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from onefold.models import seq2seq_families as families
-from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
+from onefold.models.recurrent.seq2seq import RecurrentSeq2SeqConfig
 from onefold.training.log import read_log
 from onefold.training.run import Run, train
 

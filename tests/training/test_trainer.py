@@ -15,8 +15,8 @@ import onefold.training.run as runs
 from onefold.core.errors import UserError
 from onefold.objectives.base import Loss, Term
 from onefold.objectives.language import NextToken
+from onefold.training.optimizers.spikes import SkipConfig, SpikeRule
 from onefold.training.run import train
-from onefold.training.spikes import SkipConfig, SpikeRule
 
 PLAIN = {"model.block.dropout": 0.0, "optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.2}}
 

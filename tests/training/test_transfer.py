@@ -9,8 +9,8 @@ import torch
 import onefold
 from onefold.core.errors import UserError
 from onefold.interop.open import open_model
-from onefold.interop.word_vectors import save_vectors
-from onefold.models.word_vectors import WordVectors
+from onefold.interop.words.word_vectors import save_vectors
+from onefold.models.words.word_vectors import WordVectors
 from onefold.training.run import Run, train
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onefold.core.errors import UserError
 from onefold.data.text.tokenizers.tokenizer import Tokenizer
 from onefold.infer.generation.engine import device_of, evaluating
-from onefold.models.recurrent_seq2seq import RecurrentSeq2Seq
+from onefold.models.recurrent.seq2seq import RecurrentSeq2Seq
 from onefold.models.seq2seq import Seq2Seq
 
 END = "</s>"  # how the token that ends a source is shown

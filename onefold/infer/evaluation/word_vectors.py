@@ -8,7 +8,7 @@ import numpy as np
 
 from onefold.core.errors import UserError
 from onefold.data.sources import open_text
-from onefold.models.word_vectors import WordVectors
+from onefold.models.words.word_vectors import WordVectors
 
 QUESTIONS = 256  # answered at once
 

@@ -17,7 +17,7 @@ from onefold.core.errors import UserError
 from onefold.infer.generation.continuation import Continuation
 from onefold.infer.generation.padding import padded
 from onefold.infer.generation.sampling import Sampler, Sampling
-from onefold.models.recurrent import RecurrentConfig
+from onefold.models.recurrent.language_model import RecurrentConfig
 from onefold.nn.position import LearnedPositionConfig
 
 CHUNK = 1024  # columns of a prompt read at once: bounds memory, and still fills the machine

@@ -34,7 +34,7 @@ from onefold.infer.model import WRITES
 from onefold.infer.rollouts.pool import Pool
 from onefold.infer.rollouts.rewards import Answer, Rewards
 from onefold.infer.rollouts.rollout import Memory, Policy, Prompt, Rollouts, assemble, of_all, wrote
-from onefold.models.recurrent import RecurrentConfig
+from onefold.models.recurrent.language_model import RecurrentConfig
 from onefold.models.transformer import DecoderConfig
 
 

@@ -12,13 +12,13 @@ from onefold.core.config import differences
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_file
 from onefold.core.progress import say
-from onefold.interop.config_json import canonical, read_config, write_config
+from onefold.interop.families.config_json import canonical, read_config, write_config
 from onefold.interop.gguf.blocks import BLOCK, KINDS
 from onefold.interop.gguf.container import open_container, write_container
 from onefold.interop.gguf.vocab import read_tokenizer, write_tokenizer
 from onefold.interop.loaded import Arrived, Loaded, fill
 from onefold.interop.table import GateUp, QueryKeyValue, Row, Table, own_weights
-from onefold.interop.tokens import check_vocabulary
+from onefold.interop.tokenizers.tokens import check_vocabulary
 from onefold.models.transformer import DecoderConfig
 from onefold.nn.position import Llama3Scaling, RotaryConfig
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 from onefold.core.errors import UserError
 from onefold.data.text.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER
 from onefold.data.text.tokenizers.tokenizer import Tokenizer
-from onefold.interop.vocabulary import CUTS, SAME_CUT, byte_level, cut_of, frame, mark_special, scored_pieces
+from onefold.interop.tokenizers.vocabulary import CUTS, SAME_CUT, byte_level, cut_of, frame, mark_special, scored_pieces
 
 _KEY = "tokenizer.ggml."
 _TEMPLATE = "tokenizer.chat_template"

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from onefold.core.errors import UserError
-from onefold.interop.family import THEIR_ACTIVATION, Keys, labels
+from onefold.interop.families.family import THEIR_ACTIVATION, Keys, labels
 from onefold.interop.names import Convolution, Names, Row, Scalar, Squeezed
 from onefold.interop.vision.format import Format, classes, finish, of_type, square, timm_folder
-from onefold.models.convnext import ConvNeXtConfig
-from onefold.models.nfnet import NFNetConfig
-from onefold.models.resnet import ResNetConfig
-from onefold.models.vision_sizes import CONVNEXT, NFNET, RESNET, nfnet
+from onefold.models.vision.convnext import ConvNeXtConfig
+from onefold.models.vision.nfnet import NFNetConfig
+from onefold.models.vision.resnet import ResNetConfig
+from onefold.models.vision.sizes import CONVNEXT, NFNET, RESNET, nfnet
 from onefold.nn.norm import LayerNormConfig
 
 

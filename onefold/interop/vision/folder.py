@@ -13,7 +13,7 @@ from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.core.progress import say
 from onefold.data.pictures.reader import PictureReader
-from onefold.interop.family import Keys
+from onefold.interop.families.family import Keys
 from onefold.interop.huggingface import open_weights, read_json
 from onefold.interop.loaded import Loaded, dtype_named, fill, name_of
 from onefold.interop.table import own_weights

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.interop.family import Keys
+from onefold.interop.families.family import Keys
 from onefold.interop.names import Names
 
 Library = Literal["huggingface", "timm"]

@@ -19,9 +19,9 @@ from onefold.interop.names import Names, Row, Squeezed
 from onefold.interop.table import Heads, own_weights
 from onefold.interop.tensors import read_pickled, read_settings
 from onefold.models.transformer import BlockConfig
-from onefold.models.vit import ViTConfig
+from onefold.models.vision.vit import ViTConfig
 from onefold.nn.norm import LayerNormConfig
-from onefold.nn.ssm import S4DConfig
+from onefold.nn.states.ssm import S4DConfig
 
 _SIDES = {1: 28, 3: 32}  # of MNIST's and CIFAR's pictures, by channels
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from onefold.core.errors import UserError
-from onefold.interop.family import THEIR_ACTIVATION, Keys, labels, need
+from onefold.interop.families.family import THEIR_ACTIVATION, Keys, labels, need
 from onefold.interop.names import Convolution, Joined, Names, Row, Squeezed
 from onefold.interop.vision.format import Format, classes, finish, of_type, square, timm_folder
-from onefold.models.mae import MAEConfig
 from onefold.models.transformer import BlockConfig
-from onefold.models.vision_sizes import VIT
-from onefold.models.vit import ViTConfig
+from onefold.models.vision.mae import MAEConfig
+from onefold.models.vision.sizes import VIT
+from onefold.models.vision.vit import ViTConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import MLPConfig
 from onefold.nn.norm import LayerNormConfig

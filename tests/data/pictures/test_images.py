@@ -17,7 +17,7 @@ from onefold.data.pictures.images import ImageData
 from onefold.data.pictures.reader import PictureReader
 from onefold.data.pictures.store import build, is_store
 from onefold.data.pictures.transforms.frame import scaled
-from onefold.models.resnet import ResNetConfig
+from onefold.models.vision.resnet import ResNetConfig
 from tests.data.pictures.makers import class_folders, idx
 from tests.data.pictures.transforms.helpers import pictures
 

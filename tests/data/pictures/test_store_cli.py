@@ -3,7 +3,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from onefold.cli_data import app
+from onefold.cli.data import app
 from onefold.core.errors import UserError
 from tests.data.pictures.makers import class_folders
 

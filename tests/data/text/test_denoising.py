@@ -12,7 +12,7 @@ from onefold.data.text.documents import LoadTokenizer
 from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, T5_TOKENS
 from onefold.models.families import gpt2
 from onefold.models.seq2seq_families import t5
-from onefold.training.optim import AdamWConfig
+from onefold.training.optimizers.optim import AdamWConfig
 from onefold.training.run import Run, train
 from onefold.training.trainer import TrainerConfig
 

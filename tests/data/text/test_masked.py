@@ -13,7 +13,7 @@ from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS
 from onefold.models.encoder_families import bert
 from onefold.models.families import gpt2
 from onefold.objectives.language import MaskedAndNext, NextToken
-from onefold.training.optim import AdamWConfig
+from onefold.training.optimizers.optim import AdamWConfig
 from onefold.training.run import Run, train
 from onefold.training.trainer import TrainerConfig
 

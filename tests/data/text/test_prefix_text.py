@@ -7,8 +7,8 @@ from onefold.core.errors import UserError
 from onefold.data.text.documents import TextData
 from onefold.data.text.prefix_text import PrefixTextData
 from onefold.models.families import gpt2
-from onefold.models.recurrent import RecurrentConfig
-from onefold.training.optim import AdamWConfig
+from onefold.models.recurrent.language_model import RecurrentConfig
+from onefold.training.optimizers.optim import AdamWConfig
 from onefold.training.run import Run, train
 from onefold.training.trainer import TrainerConfig
 

@@ -5,7 +5,7 @@ import json
 from typer.testing import CliRunner
 
 import onefold
-from onefold.cli import app
+from onefold.cli.main import app
 
 
 def said(*command: str, code: int = 0) -> str:

@@ -8,7 +8,7 @@ from onefold.core.errors import UserError
 from onefold.data.text.tokenizers.tokenizer import T5_TOKENS, Tokenizer
 from onefold.infer.evaluation.alignment import align, attention
 from onefold.models import seq2seq_families as families
-from onefold.models.recurrent_seq2seq import RecurrentSeq2SeqConfig
+from onefold.models.recurrent.seq2seq import RecurrentSeq2SeqConfig
 
 SOURCE, TARGET = "two  young dogs", "zwei junge Hunde rennen"
 

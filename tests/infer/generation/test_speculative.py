@@ -10,7 +10,7 @@ from onefold.infer.generation import engine
 from onefold.infer.generation.continuation import Continuation
 from onefold.infer.generation.sampling import Sampling, probabilities
 from onefold.infer.generation.speculative import ModelDraft, NgramDraft, Speculation, shallow, takes_back, verify
-from onefold.models.recurrent import RecurrentConfig
+from onefold.models.recurrent.language_model import RecurrentConfig
 from tests.infer.small_models import config, decoder
 
 PROMPT = [5, 9, 2, 44, 5, 9, 2, 17, 3, 5, 9]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from onefold.cli import app
+from onefold.cli.main import app
 from onefold.core.errors import UserError
 from onefold.data.text.chat.answers import read_answers
 from onefold.data.text.chat.messages import with_chat

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from onefold.cli import app
+from onefold.cli.main import app
 from onefold.core.errors import UserError
 from onefold.data.text.chat.conversations import ChatData
 from onefold.data.text.chat.files import read_conversations

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import onefold.infer.teaching.endpoint as endpoint
-from onefold.cli import app
+from onefold.cli.main import app
 from onefold.core.errors import UserError
 from onefold.core.json_lines import growing, read_rows
 from onefold.data.text.chat.files import read_conversations

@@ -5,11 +5,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from onefold.cli import app
+from onefold.cli.main import app
 from onefold.core.errors import UserError
 from onefold.data.text.chat.conversations import ChatData
 from onefold.data.text.chat.report import LEARNED, coloured, inspect_chat, show
-from onefold.interop.reader import open_tokenizer
+from onefold.interop.tokenizers.reader import open_tokenizer
 
 TALK = [
     {"role": "user", "content": "the river?\x1b[2J <|end|>"},

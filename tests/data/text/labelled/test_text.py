@@ -17,9 +17,9 @@ from onefold.data.text.labelled.passages import passages
 from onefold.data.text.labelled.text import LabelledTextData
 from onefold.data.text.tokenizers.tokenizer import ENCODER_TOKENS, Tokenizer
 from onefold.models.encoder_families import roberta
-from onefold.models.vision_sizes import mae
+from onefold.models.vision.sizes import mae
 from onefold.objectives.classification import Classification
-from onefold.training.optim import AdamWConfig
+from onefold.training.optimizers.optim import AdamWConfig
 from onefold.training.run import Run, train
 from onefold.training.trainer import TrainerConfig
 from tests.data.conftest import prose

@@ -1,0 +1,1 @@
+"""The command line: verbs that translate what was typed; what they do lives below."""

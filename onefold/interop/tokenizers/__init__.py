@@ -1,0 +1,1 @@
+"""Tokenizers beside models, and out of what model files hold."""

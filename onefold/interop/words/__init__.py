@@ -1,0 +1,1 @@
+"""Word vectors on disk, and as a model that learns from few labels."""

@@ -1,0 +1,1 @@
+"""LSTMs that read and write texts."""

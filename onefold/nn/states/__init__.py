@@ -1,0 +1,1 @@
+"""State spaces: filters whose memory does not grow."""

@@ -1,0 +1,1 @@
+"""Teaching large models with little memory, or with their answers alone."""

@@ -1,0 +1,1 @@
+"""More parameters, longer texts or fewer operations at the same cost."""

@@ -1,0 +1,1 @@
+"""Models that read both ways, and what is made of them."""

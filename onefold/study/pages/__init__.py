@@ -1,0 +1,1 @@
+"""What a run looks like: its report, comparisons, and what they are drawn of."""

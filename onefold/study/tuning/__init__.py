@@ -1,0 +1,1 @@
+"""Searching without gradients."""

@@ -1,0 +1,1 @@
+"""Several processes as one: models in shards, sums over all of them."""

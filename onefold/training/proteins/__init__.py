@@ -1,0 +1,1 @@
+"""Fitting the contact head of an encoder of proteins."""

@@ -1,0 +1,1 @@
+"""Word vectors, which are trained by loops of their own."""
