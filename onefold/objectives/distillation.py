@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from onefold.core.batch import TokenBatch
@@ -21,13 +21,14 @@ from onefold.core.errors import UserError
 from onefold.nn.linear import linear
 from onefold.objectives.base import Loss, Term
 from onefold.objectives.cross_entropy import chunks
+from onefold.objectives.language import token_loss
 
 Divergence = Literal["forward", "reverse"]
 Readout = tuple[Tensor, Tensor, Tensor | None]  # features [N, D], head [V, D], bias [V]
 
 
 class Distillation(Config):
-    """(1 - hard) · τ² · D + hard · cross-entropy of the data's targets, the mean over tokens of weight 1, in nats.
+    """soft · τ² · D + hard · cross-entropy of the data's targets, the mean over tokens of weight 1, in nats.
 
     forward: D = KL(p ‖ q), which with τ² makes gradients as large at every temperature (Hinton et al. 2015, arXiv
     1503.02531, section 2). reverse: KL(q ‖ p), which leaves out what the teacher finds unlikely instead of covering
@@ -35,6 +36,10 @@ class Distillation(Config):
     policy gradients on the student's own.
 
     The teacher is `frozen.teacher`, and reads what the student reads. Metrics: `kl` (D) and `ce` (nats per token).
+
+    From step `until` on only the data teach, by hard · cross-entropy, and the teacher is not asked: staged distillation
+    (DeepSpeed-MoE, arXiv 2201.05596, section 4.2), for a student too small to say all that its teacher says. The loss
+    means something else then: let trainer.metric be ce.
     """
 
     reads: ClassVar = TokenBatch
@@ -42,7 +47,21 @@ class Distillation(Config):
     kind: Literal["distillation"] = "distillation"
     divergence: Divergence = "forward"
     temperature: Annotated[float, Field(gt=0)] = 1.0  # τ, of both
-    hard: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    hard: Annotated[float, Field(ge=0)] = 0.0
+    soft: Annotated[float, Field(gt=0)] | None = None  # None: what `hard` leaves of 1
+    until: Annotated[int, Field(ge=1)] | None = None  # None: the teacher stays to the end
+
+    @model_validator(mode="after")
+    def _teaches(self) -> "Distillation":
+        if self.soft is None and self.hard >= 1:
+            raise ValueError(
+                "hard leaves nothing for the teacher to say: set it below 1, or soft to the teacher's weight"
+            )
+        if self.until is not None and not self.hard:
+            raise ValueError(
+                "from step `until` on there is nothing to learn: set hard to the weight of the data's targets"
+            )
+        return self
 
     def build(self, frozen: Mapping[str, Any] | None = None) -> Callable[[nn.Module, TokenBatch, int], Loss]:
         teacher = (frozen or {}).get("teacher")
@@ -53,6 +72,10 @@ class Distillation(Config):
         return partial(self._loss, teacher.eval())
 
     def _loss(self, teacher: nn.Module, model: nn.Module, batch: TokenBatch, step: int) -> Loss:
+        if self.until is not None and step >= self.until:
+            ce = token_loss(model, model.features(*batch.inputs()), batch).terms["ce"]
+            metrics = {"ce": Term(ce.sum.detach(), ce.count)}
+            return Loss({"distillation": Term(self.hard * ce.sum, ce.count)}, metrics)
         features, targets, weights = model.features(*batch.inputs()), batch.targets.flatten(), batch.weights.flatten()
         with torch.no_grad():
             if batch.tokens.is_meta:  # only what it costs is asked
@@ -66,7 +89,7 @@ class Distillation(Config):
                 targets, weights = targets[kept], weights[kept]
         with torch.no_grad():
             said = teacher.readout(shown)
-        settings = self.temperature, self.divergence, self.hard
+        settings = self.temperature, self.divergence, self.hard, self.soft
         total, kl, ce = distillation_loss(model.readout(features), said, targets, weights, *settings)
         count = batch.weights.sum()
         return Loss({"distillation": Term(total, count)}, {"kl": Term(kl, count), "ce": Term(ce, count)})
@@ -80,11 +103,12 @@ def distillation_loss(
     temperature: float = 1.0,
     divergence: Divergence = "forward",
     hard: float = 0.0,
+    soft: float | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """Σ weight · ((1 - hard) · τ² · D + hard · cross-entropy), and Σ weight · D, Σ weight · cross-entropy to look at.
+    """Σ weight · (soft · τ² · D + hard · cross-entropy), and Σ weight · D, Σ weight · cross-entropy to look at.
 
-    All are fp32 scalars; only the first carries a gradient, to the student. Errors: UserError when the two have
-    different numbers of tokens.
+    soft: 1 - hard where it is None. All are fp32 scalars; only the first carries a gradient, to the student. Errors:
+    UserError when the two have different numbers of tokens.
     """
     ours, theirs = student[1].shape[0], teacher[1].shape[0]
     if ours != theirs:
@@ -92,12 +116,15 @@ def distillation_loss(
             f"the teacher tells {theirs} tokens apart, the student {ours}: distillation needs one vocabulary, "
             "so take a teacher with the student's tokenizer"
         )
-    return _Distillation.apply(*student, *teacher, targets, weights.float(), temperature, divergence, hard)
+    soft = 1 - hard if soft is None else soft
+    return _Distillation.apply(*student, *teacher, targets, weights.float(), temperature, divergence, hard, soft)
 
 
 class _Distillation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, head, bias, shown, their_head, their_bias, targets, weights, temperature, which, hard):
+    def forward(
+        ctx, features, head, bias, shown, their_head, their_bias, targets, weights, temperature, which, hard, soft
+    ):
         wants_features, wants_head, wants_bias = ctx.needs_input_grad[:3]
         d_features = torch.empty_like(features) if wants_features else None
         d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if wants_head else None
@@ -119,11 +146,11 @@ class _Distillation(torch.autograd.Function):
                 slope = q.mul_(gap.sub_(each))  # τ · d KL(q ‖ p) / d logits
             normaliser = logits.logsumexp(-1, keepdim=True)
             nll = normaliser - logits.gather(1, y)
-            total = total + (w * ((1 - hard) * temperature**2 * each + hard * nll)).sum()
+            total = total + (w * (soft * temperature**2 * each + hard * nll)).sum()
             kl, ce = kl + (w * each).sum(), ce + (w * nll).sum()
             if not any(ctx.needs_input_grad[:3]):
                 continue
-            slope *= (1 - hard) * temperature * w
+            slope *= soft * temperature * w
             if hard:
                 slope += hard * w * logits.sub_(normaliser).exp_()
                 slope.scatter_add_(1, y, -hard * w)
@@ -145,7 +172,7 @@ class _Distillation(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, *_):
         found = (None if d is None else d * gradient for d in ctx.saved_tensors)
-        return *found, *(None,) * 8
+        return *found, *(None,) * 9
 
 
 def _outline(model: nn.Module) -> nn.Module:

@@ -14,19 +14,21 @@ from onefold.objectives.language import NextToken
 V = 13
 
 
-def plain(logits, theirs, targets, weights, temperature, divergence, hard):
+def plain(logits, theirs, targets, weights, temperature, divergence, hard, soft=None):
     """As the papers write it, by torch's kl_div, of which (input, target) is KL(target ‖ input)."""
     q, p = ((x / temperature).log_softmax(-1) for x in (logits, theirs))
     pair = (q, p) if divergence == "forward" else (p, q)
     each = F.kl_div(*pair, reduction="none", log_target=True).sum(-1)
     nll = F.cross_entropy(logits, targets, reduction="none")
-    return (weights * ((1 - hard) * temperature**2 * each + hard * nll)).sum()
+    return (weights * ((1 - hard if soft is None else soft) * temperature**2 * each + hard * nll)).sum()
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("temperature", "hard"), [(1.0, 0.0), (2.5, 0.0), (0.7, 0.3)])
+@pytest.mark.parametrize(
+    ("temperature", "hard", "soft"), [(1.0, 0.0, None), (2.5, 0.0, None), (0.7, 0.3, None), (1.5, 1.0, 0.8)]
+)
 @pytest.mark.parametrize("divergence", ["forward", "reverse"])
-def test_equals_the_plain_formula_with_gradients(monkeypatch, divergence, temperature, hard, biased):
+def test_equals_the_plain_formula_with_gradients(monkeypatch, divergence, temperature, hard, soft, biased):
     monkeypatch.setattr(cross_entropy, "FEWEST", 1)
     monkeypatch.setitem(cross_entropy.CHUNK, "cpu", 100)  # several chunks, the last one short
     torch.manual_seed(0)
@@ -35,14 +37,15 @@ def test_equals_the_plain_formula_with_gradients(monkeypatch, divergence, temper
     leaves = (features, head, bias) if biased else (features, head)
     teacher = torch.randn(7, 5), torch.randn(V, 5), torch.randn(V)
     targets, weights = torch.randint(0, V, (7,)), torch.rand(7)
-    total, kl, ce = distillation_loss((features, head, bias), teacher, targets, weights, temperature, divergence, hard)
+    settings = temperature, divergence, hard, soft
+    total, kl, ce = distillation_loss((features, head, bias), teacher, targets, weights, *settings)
     (total * 0.3).backward()
     got = [leaf.grad.clone() for leaf in leaves]
     for leaf in leaves:
         leaf.grad = None
 
     logits, theirs = features @ head.T + (bias if biased else 0), teacher[0] @ teacher[1].T + teacher[2]
-    expected = plain(logits, theirs, targets, weights, temperature, divergence, hard)
+    expected = plain(logits, theirs, targets, weights, *settings)
     (expected * 0.3).backward()
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(got, [leaf.grad for leaf in leaves])
@@ -93,3 +96,24 @@ def test_a_teacher_of_other_tokens_is_refused_in_a_line():
         Distillation().build({"teacher": small(0, vocab=40)})(small(1), some(), 0)
     with pytest.raises(UserError, match=r"frozen\.teacher=PATH"):
         Distillation().build({})
+
+
+def test_from_a_step_on_only_the_data_teach_and_nobody_asks_the_teacher():
+    teacher, model = small(0), small(1)
+    staged = Distillation(hard=1, soft=1, until=5).build({"teacher": teacher})
+    always = Distillation(hard=1, soft=1).build({"teacher": teacher})
+    before = staged(model, some(), 4)
+    torch.testing.assert_close(before.terms["distillation"].sum, always(model, some(), 4).terms["distillation"].sum)
+    assert before.metrics["kl"].sum > 0
+    teacher.features = None
+    after = staged(model, some(), 5)
+    torch.testing.assert_close(after.terms["distillation"].sum, NextToken().build()(model, some(), 5).terms["ce"].sum)
+    assert set(after.metrics) == {"ce"}
+    assert not after.metrics["ce"].sum.requires_grad
+
+
+def test_a_stage_without_anything_to_learn_is_refused():
+    with pytest.raises(ValueError, match="nothing to learn: set hard"):
+        Distillation(until=5)
+    with pytest.raises(ValueError, match="nothing for the teacher"):
+        Distillation(hard=1.0)
