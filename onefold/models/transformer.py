@@ -253,6 +253,12 @@ class Block(nn.Module):
             x = x + self._branch(self.cross(self.cross_norm(x), layout, memory), self.cross_scale)
         return x if self.ffn is None else x + self._branch(self.ffn(self.ffn_norm(x)), self.ffn_scale)
 
+    def remember(self, x: Float[Tensor, "B T D"], layout: Layout, state: Any) -> None:
+        """Put into the state what `forward` would of these tokens, and compute nothing else: for layers that tokens
+        skipped, which those to come look back at."""
+        x = x if self.residual == "post" else self.mixer_norm(x)
+        getattr(self.mixer, "remember", self.mixer)(x, layout, state)  # a recurrence has to read it all the same
+
     def _branch(self, y: Tensor, scale: Tensor | None) -> Tensor:
         """What a branch adds."""
         y = self.dropout(y if scale is None else y * scale)
@@ -333,7 +339,7 @@ class Decoder(nn.Module):
     Where there are classes, `classify` turns features into their logits.
     """
 
-    entry_points = ("features", "head", "classify")  # what a parallel plan has to wrap
+    entry_points = ("features", "layers", "head", "classify")  # what a parallel plan has to wrap
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -402,17 +408,36 @@ class Decoder(nn.Module):
         if state is not None:
             layout = state.layout(tokens, positions)
         else:
-            whole = torch.arange(tokens.shape[1], device=tokens.device)[None]
-            whole = whole if positions is None else positions
-            layout = Layout(whole, segments=segments, prefix=prefix, memory=memory, memory_seen=memory_seen)
-        if self.relative is not None:
-            layout.relate(self.relative, self.config.block.mixer.causal)
-        x = self.embed(tokens, layout)
+            layout = _uncached(tokens, positions, segments=segments, prefix=prefix)
+            layout.memory, layout.memory_seen = memory, memory_seen
+        x = self.enter(tokens, layout)
         for i, block in enumerate(self.blocks):
             x = block(x, layout) if state is None else block(x, layout, state.layers[i], state.memory[i])
         if state is not None:
             state.length += tokens.shape[1]
         return x if self.norm is None else self.norm(x)
+
+    def layers(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+        prefix: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "L B T D"]:
+        """What `features` would be if the model ended with its first layer, its second, …, the last: for objectives by
+        which each of them learns to answer."""
+        layout = _uncached(tokens, positions, segments=segments, prefix=prefix)
+        x, found = self.enter(tokens, layout), []
+        for block in self.blocks:
+            x = block(x, layout)
+            found.append(x if self.norm is None else self.norm(x))
+        return torch.stack(found)
+
+    def enter(self, tokens: Int[Tensor, "B T"], layout: Layout) -> Float[Tensor, "B T D"]:
+        """What the first block reads; biases that all layers share are in the layout then."""
+        if self.relative is not None:
+            layout.relate(self.relative, self.config.block.mixer.causal)
+        return self.embed(tokens, layout)
 
     def head(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Logits of the next token."""
@@ -437,6 +462,12 @@ class Decoder(nn.Module):
         device, dtype = device or weight.device, dtype or weight.dtype
         layers = [block.mixer.init_state(batch, capacity, device, dtype) for block in self.blocks]
         return DecoderState(layers, capacity, self.config.prefix)
+
+
+def _uncached(tokens: Tensor, positions: Tensor | None, **where: Any) -> Layout:
+    """Of rows that are read whole; `where`: further fields."""
+    columns = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    return Layout(columns if positions is None else positions, **where)
 
 
 def count_parameters(config: Any) -> int:

@@ -132,10 +132,7 @@ class KVCache:
         """Append columns start, start+1, …; return the keys and values to attend over, and their columns."""
         stop = start + k.shape[2]
         if not self.rolling:
-            if stop > self.k.shape[2]:
-                self._grow(stop)
-            self.k.narrow(2, start, k.shape[2]).copy_(k)  # as k[:, :, start:stop] = k, in a third of the time
-            self.v.narrow(2, start, k.shape[2]).copy_(v)
+            self.append(k, v, start)
             if start == 0:
                 return k, v, slice(0, stop)
             keys, values = self.k.narrow(2, 0, stop), self.v.narrow(2, 0, stop)
@@ -151,10 +148,21 @@ class KVCache:
         first = max(0, start - self.capacity + 1)
         before = torch.arange(first, start, device=k.device) % self.capacity
         keys, values = torch.cat((self.k[:, :, before], k), 2), torch.cat((self.v[:, :, before], v), 2)
-        last = torch.arange(max(start, stop - self.capacity), stop, device=k.device)
-        self.k[:, :, last % self.capacity] = k[:, :, last - start]
-        self.v[:, :, last % self.capacity] = v[:, :, last - start]
+        self.append(k, v, start)
         return keys, values, slice(first, stop)
+
+    def append(self, k: Tensor, v: Tensor, start: int) -> None:
+        """Write columns start, start+1, …, which nobody looks from."""
+        stop = start + k.shape[2]
+        if self.rolling:
+            last = torch.arange(max(start, stop - self.capacity), stop, device=k.device)
+            self.k[:, :, last % self.capacity] = k[:, :, last - start]
+            self.v[:, :, last % self.capacity] = v[:, :, last - start]
+            return
+        if stop > self.k.shape[2]:
+            self._grow(stop)
+        self.k.narrow(2, start, k.shape[2]).copy_(k)  # as k[:, :, start:stop] = k, in a third of the time
+        self.v.narrow(2, start, k.shape[2]).copy_(v)
 
     def _grow(self, columns: int) -> None:
         """Make room for this many columns and a quarter more."""
@@ -284,6 +292,11 @@ class Attention(nn.Module):
             k, v, columns = state.extend(k, v, layout.start)
         y = self._attend(q, k, v, layout, columns)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))
+
+    def remember(self, x: Float[Tensor, "B T D"], layout: Layout, state: KVCache) -> None:
+        """Cache the keys and values of tokens that are to be looked at, and do not look themselves."""
+        _, k, v = self.project(x, layout)
+        state.append(k, v, layout.start)
 
     def weights(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B H T T"]:
         """How much each token (third axis) takes from each (fourth), head by head; for looking at, without dropout."""

@@ -8,6 +8,7 @@ from onefold.core.errors import UserError
 from onefold.objectives.classification import Classification
 from onefold.objectives.contrastive import InfoNCE
 from onefold.objectives.distillation import Distillation
+from onefold.objectives.every_layer import EveryLayer
 from onefold.objectives.fine_tuning import Regression, SpanSelection, TokenClassification
 from onefold.objectives.language import MaskedAndNext, NextToken
 from onefold.objectives.policy import GRPO, Imitation
@@ -19,6 +20,7 @@ from onefold.objectives.transfer import BothDirections, ClassificationAndNext, R
 
 AnyObjective = (
     NextToken
+    | EveryLayer
     | Distillation
     | MaskedAndNext
     | BothDirections

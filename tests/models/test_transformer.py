@@ -171,3 +171,22 @@ def test_a_full_cache_says_so():
     model = MODELS["llama2"].build()
     with pytest.raises(UserError, match="do not fit"):
         model(tokens(1, 9), state=model.init_state(1, 8))
+
+
+@torch.no_grad()
+def test_what_layers_remember_is_what_reading_leaves(model):
+    """Of tokens that a block only remembers, those to come see what they would see if it had read them."""
+    ids = tokens(2, 14)
+    states, block = [model.init_state(2, 20) for _ in range(2)], model.blocks[0]
+    whole, parted = (state.layers[0] for state in states)
+    x = torch.randn(2, 14, 24, generator=torch.Generator().manual_seed(2))
+
+    def layout(state, start, stop):
+        state.length = start
+        return state.layout(ids[:, start:stop], None)
+
+    for start, stop in [(0, 3), (3, 9), (9, 10)]:
+        block(x[:, start:stop], layout(states[0], start, stop), whole)
+        block.remember(x[:, start:stop], layout(states[1], start, stop), parted)
+    last = [block(x[:, 10:], layout(state, 10, 14), held) for state, held in zip(states, (whole, parted))]
+    torch.testing.assert_close(*last)
