@@ -4,7 +4,8 @@
     rsLoRA                           s = α / √r    (arXiv 2312.03732, theorem 3.2)
     DoRA    y = m / ‖W + s B A‖ · (W + s B A) x    the norm is that of each row, m begins as it (arXiv 2402.09353)
 
-A begins as a linear layer does and B at zero, so that an adapted model begins as the one it adapts.
+A begins as a linear layer does and B at zero, so that an adapted model begins as the one it adapts. Experts have an
+A and a B each; their router stays.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -24,6 +25,7 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.nn.linear import linear
 from onefold.nn.quantized import QuantizedLinear
+from onefold.nn.sparse.grouped import grouped_linear, of_rows
 
 NAME = "adapter"  # of the only one
 WHOLE = "whole"  # the part that is all of a matrix
@@ -86,35 +88,47 @@ class LoRAConfig(Config):
 
 
 class LoRA(nn.Module):
-    """An adapter beside the rows from `rows[0]` to `rows[1]` of a linear layer."""
+    """An adapter beside the rows from `rows[0]` to `rows[1]` of a linear layer, or of each expert's."""
 
     def __init__(
         self, base: nn.Module, rows: tuple[int, int], rank: int, scale: float, dropout: float = 0.0, dora: bool = False
     ):
         super().__init__()
         device = next(chain(base.parameters(), base.buffers())).device
+        experts = (base.experts,) if hasattr(base, "experts") else ()
         self.rows, self.rank, self.scale = slice(*rows), rank, scale
         self.dropout = nn.Dropout(dropout)
-        self.a = nn.Parameter(torch.empty(rank, base.in_features, device=device))
-        self.b = nn.Parameter(torch.zeros(rows[1] - rows[0], rank, device=device))
-        nn.init.kaiming_uniform_(self.a, a=sqrt(5))
+        self.a = nn.Parameter(torch.empty(*experts, rank, base.in_features, device=device))
+        self.b = nn.Parameter(torch.zeros(*experts, rows[1] - rows[0], rank, device=device))
+        nn.init.kaiming_uniform_(self.a.detach().flatten(0, -2), a=sqrt(5))
         self.magnitude, self._kept = None, None
         if dora:
-            self.magnitude = nn.Parameter(base.dense().detach()[self.rows].to(self.a.dtype).norm(dim=1))
+            weight = base.dense().detach()[..., self.rows, :]
+            self.magnitude = nn.Parameter(weight.to(self.a.dtype).norm(dim=-1))
 
     def forward(
-        self, x: Float[Tensor, "*rows inward"], y: Float[Tensor, "*rows part"], base: nn.Module
+        self,
+        x: Float[Tensor, "*rows inward"],
+        y: Float[Tensor, "*rows part"],
+        base: nn.Module,
+        *ends: Int[Tensor, " E"],
     ) -> Float[Tensor, "*rows part"]:
-        """What becomes of `y`, these rows of base(x)."""
+        """What becomes of `y`, these rows of base(x), or of base(x, ends) where each expert has a matrix."""
         read = self.dropout(x).to(self.a.dtype)
+        if ends:
+            added = grouped_linear(grouped_linear(read, self.a, None, *ends) * self.scale, self.b, None, *ends)
+        else:
+            added = F.linear(F.linear(read, self.a) * self.scale, self.b)
         if self.magnitude is None:
-            return y + F.linear(F.linear(read, self.a) * self.scale, self.b).to(y.dtype)
-        bias = None if base.bias is None else base.bias[self.rows]
+            return y + added.to(y.dtype)
+        stretch, bias = self.stretch(base), None if base.bias is None else base.bias[..., self.rows]
+        if ends:
+            stretch, bias = (v if v is None else of_rows(v, *ends, len(x)) for v in (stretch, bias))
         plain = y if bias is None else y - bias
-        stretched = self.stretch(base) * (plain + F.linear(F.linear(read, self.a) * self.scale, self.b))
+        stretched = stretch * (plain + added)
         return (stretched if bias is None else stretched + bias).to(y.dtype)
 
-    def stretch(self, base: nn.Module) -> Float[Tensor, " part"]:
+    def stretch(self, base: nn.Module) -> Float[Tensor, "*experts part"]:
         """What DoRA multiplies each row with, m / ‖W + s B A‖; no gradient flows through the norm (section 4.3).
 
         ‖w + d‖² = ‖w‖² + 2 w·d + ‖d‖² with d = s B A, row by row, takes products as thin as the adapter. Where tokens
@@ -127,25 +141,27 @@ class LoRA(nn.Module):
             self._kept = state, self._stretch(base)
         return self._kept[1]
 
-    def _stretch(self, base: nn.Module) -> Float[Tensor, " part"]:
+    def _stretch(self, base: nn.Module) -> Float[Tensor, "*experts part"]:
         with torch.no_grad():
-            weight, a, b = base.dense()[self.rows].to(self.a.dtype), self.a, self.b * self.scale
-            crossed = (F.linear(weight, a) * b).sum(1)
-            own = (b @ (a @ a.T) * b).sum(1)
-            norm = (weight.square().sum(1) + 2 * crossed + own).clamp(min=0).sqrt()
+            weight, a, b = base.dense()[..., self.rows, :].to(self.a.dtype), self.a, self.b * self.scale
+            crossed = (weight @ a.mT * b).sum(-1)
+            own = (b @ (a @ a.mT) * b).sum(-1)
+            norm = (weight.square().sum(-1) + 2 * crossed + own).clamp(min=0).sqrt()
         return self.magnitude / norm.clamp(min=TINY)
 
-    def dense(self, weight: Float[Tensor, "part inward"], base: nn.Module) -> Float[Tensor, "part inward"]:
+    def dense(
+        self, weight: Float[Tensor, "*experts part inward"], base: nn.Module
+    ) -> Float[Tensor, "*experts part inward"]:
         """These rows of the base's matrix with the adapter merged into them."""
         merged = weight + (self.b @ self.a * self.scale).to(weight.dtype)
-        return merged if self.magnitude is None else (self.stretch(base)[:, None] * merged).to(weight.dtype)
+        return merged if self.magnitude is None else (self.stretch(base)[..., None] * merged).to(weight.dtype)
 
 
 class LoRALinear(nn.Module):
     """A linear layer `base`, and adapters by name, of which one is active or none.
 
-    An adapter is a LoRA for each part of the base that it adapts. The base may be of fewer bits: all that is asked of
-    it is forward(x), dense() and bias.
+    An adapter is a LoRA for each part of the base that it adapts. The base may be of fewer bits, or have a matrix for
+    each expert: all that is asked of it is forward(x), or forward(x, ends), dense() and bias.
     """
 
     def __init__(self, base: nn.Module, switch: Switch):
@@ -154,15 +170,15 @@ class LoRALinear(nn.Module):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.adapters = nn.ModuleDict()
 
-    def forward(self, x: Float[Tensor, "*rows inward"]) -> Float[Tensor, "*rows outward"]:
+    def forward(self, x: Float[Tensor, "*rows inward"], *ends: Int[Tensor, " E"]) -> Float[Tensor, "*rows outward"]:
         if (loras := self.loras) is None:
-            return self.base(x)
-        if self._cheaper_as_one(x, loras):
+            return self.base(x, *ends)
+        if not ends and self._cheaper_as_one(x, loras):
             tensors = [tensor for lora in loras for tensor in (lora.a, lora.b, lora.magnitude)]
             plan = [(lora.rows, lora.scale) for lora in loras]
             own = self.base.weight if isinstance(self.base, nn.Linear) else None
             return _AsOne.apply(x, own, self.base.bias, self.base, plan, *tensors)
-        return self._each(loras, self.base(x), -1, lambda lora, piece: lora(x, piece, self.base))
+        return self._each(loras, self.base(x, *ends), -1, lambda lora, piece: lora(x, piece, self.base, *ends))
 
     def _cheaper_as_one(self, x: Tensor, loras: "list[LoRA]") -> bool:
         """Whether to add the adapters to the matrix, which costs what the matrix is large, rather than to what comes
@@ -186,20 +202,20 @@ class LoRALinear(nn.Module):
         name = self.switch.beside
         return None if name is None or name not in self.adapters else list(self.adapters[name].values())
 
-    def dense(self) -> Float[Tensor, "outward inward"]:
+    def dense(self) -> Float[Tensor, "*experts outward inward"]:
         """The matrix that x is multiplied with, the active adapter merged into it."""
         weight, loras = self.base.dense(), self.loras
         return (
-            weight if loras is None else self._each(loras, weight, 0, lambda lora, piece: lora.dense(piece, self.base))
+            weight if loras is None else self._each(loras, weight, -2, lambda lora, piece: lora.dense(piece, self.base))
         )
 
     @property
-    def weight(self) -> Float[Tensor, "outward inward"]:
+    def weight(self) -> Float[Tensor, "*experts outward inward"]:
         """For those who multiply themselves (losses by chunks of the vocabulary)."""
         return self.dense()
 
     @property
-    def bias(self) -> Float[Tensor, " outward"] | None:
+    def bias(self) -> Float[Tensor, "*experts outward"] | None:
         return self.base.bias
 
     def _each(self, loras: list[LoRA], whole: Tensor, dim: int, change: Callable[[LoRA, Tensor], Tensor]) -> Tensor:

@@ -7,14 +7,15 @@ import torch
 from torch import nn
 
 from onefold.adapt.lora import LoRALinear
-from onefold.adapt.surgery import Switch, matrices, replace, switch_of
+from onefold.adapt.surgery import PLAIN, Switch, matrices, replace, switch_of
 from onefold.core.errors import UserError
 from onefold.nn.linear import Linear
+from onefold.nn.sparse.experts import GroupedLinear
 
 
 def is_adapted(model: nn.Module) -> bool:
     """Whether surgery was done to this model."""
-    return hasattr(model, "openings") or any(type(matrix.module) is not Linear for matrix in matrices(model))
+    return hasattr(model, "openings") or not all(matrix.is_plain for matrix in matrices(model))
 
 
 @torch.no_grad()
@@ -27,12 +28,12 @@ def merge(model: nn.Module) -> nn.Module:
     if hasattr(model, "openings"):
         model.openings.close(model)
     for matrix in list(matrices(model)):
-        layer = matrix.module
-        if type(layer) is Linear:
+        if matrix.is_plain:
             continue
-        weight = layer.dense().detach()
+        layer, weight = matrix.module, matrix.module.dense().detach()
+        *experts, outward, inward = weight.shape
         with torch.device("meta"):
-            dense = Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None)
+            dense = (GroupedLinear if experts else Linear)(*experts, inward, outward, bias=layer.bias is not None)
         dense.weight = nn.Parameter(weight.clone() if weight.untyped_storage().nbytes() != weight.nbytes else weight)
         dense.bias = layer.bias
         replace(model, matrix.path, dense)
@@ -53,7 +54,7 @@ def merge_active(model: nn.Module) -> None:
     if switch.merged:
         return
     layers = adapted(model)
-    if coarse := [name for name, layer in layers.items() if type(layer.base) is not Linear]:
+    if coarse := [name for name, layer in layers.items() if not isinstance(layer.base, PLAIN)]:
         raise UserError(
             f"{coarse[0]} has fewer bits and takes no adapter in; open what onefold merge writes, in plain numbers"
         )
@@ -78,5 +79,5 @@ def adapted(model: nn.Module) -> dict[str, LoRALinear]:
 def can_be_merged(model: nn.Module, most: float) -> bool:
     """Whether `merge_active` would change nothing but rounding in fp32, and put aside no more than `most` bytes."""
     bases = [layer.base for layer in adapted(model).values()]
-    plain = all(type(base) is Linear and base.weight.dtype == torch.float32 for base in bases)
+    plain = all(isinstance(base, PLAIN) and base.weight.dtype == torch.float32 for base in bases)
     return bool(bases) and plain and sum(base.weight.nbytes for base in bases) <= most

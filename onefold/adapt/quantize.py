@@ -9,13 +9,15 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.memory import give_back
 from onefold.nn.quantized import QuantizedLinear, Scheme
+from onefold.nn.sparse.experts import GroupedLinear
+from onefold.nn.sparse.quantized import QuantizedGroupedLinear
 
 
 class QuantizeConfig(Config):
     """Matrices that `targets` fit (see surgery.py) are stored in four or eight bits; no weight trains further.
 
-    Embeddings, norms, biases, and a head that shares the embedding's matrix stay as they are. What trains is added
-    by a step after this one.
+    Embeddings, norms, biases, routers of experts, and a head that shares the embedding's matrix stay as they are. What
+    trains is added by a step after this one.
     """
 
     kind: Literal["quantize"] = "quantize"
@@ -36,7 +38,9 @@ class QuantizeConfig(Config):
     def quantize(self, model: nn.Module, name: str) -> None:
         """One matrix of `model`, in place."""
         give_back()  # else the plain numbers, and later activations, stay with the process in gaps between others
-        replace(model, name, QuantizedLinear(model.get_submodule(name), self.scheme, self.block, self.double))
+        layer = model.get_submodule(name)
+        kind = QuantizedGroupedLinear if isinstance(layer, GroupedLinear) else QuantizedLinear
+        replace(model, name, kind(layer, self.scheme, self.block, self.double))
 
     def names(self, model: nn.Module) -> list[str]:
         """The matrices that are to be quantised and are not yet. Errors: as `apply`."""
@@ -50,9 +54,9 @@ class QuantizeConfig(Config):
 
     def _is_done(self, matrix: Matrix) -> bool:
         layer = matrix.module
-        if isinstance(layer, QuantizedLinear):
+        if isinstance(layer, QuantizedLinear | QuantizedGroupedLinear):
             if (layer.scheme, layer.block, layer.double) == (self.scheme, self.block, self.double):
                 return True
-        elif isinstance(layer, nn.Linear):
+        elif isinstance(layer, nn.Linear | GroupedLinear):
             return False
         raise UserError(f"adapt: {matrix.name} is adapted or quantised already; quantize comes first, and once")

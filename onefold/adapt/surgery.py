@@ -2,7 +2,8 @@
 
 A pattern is matched as in a shell against a matrix's name or the end of it: "mixer.q" means every layer's queries,
 "blocks.*" every matrix in a block. Of matrices packed into one (`qkv`, `kv`, `gate_up`) each has a name of its own,
-"blocks.0.mixer.q"; the packed one as a whole is meant only by a pattern that ends in its name.
+"blocks.0.mixer.q"; the packed one as a whole is meant only by a pattern that ends in its name. A matrix for each expert
+of a layer has one name, "blocks.0.ffn.experts.out", and all of them are meant.
 """
 
 from collections import Counter
@@ -17,18 +18,26 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
+from onefold.nn.linear import Linear
+from onefold.nn.sparse.experts import GroupedLinear
 
+PLAIN = (Linear, GroupedLinear)
 PARTS = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "gate_up": ("gate", "up")}
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A linear layer: anything that has a weight matrix and tells it by `dense()`."""
+    """A linear layer, or one for each expert: anything that has weight matrices and tells them by `dense()`."""
 
     name: str  # as it is without surgery
     path: str  # where it lies in the model
     module: nn.Module
     parts: dict[str, tuple[int, int]]  # the matrices packed in it, or those of them that are meant: first row, end
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no surgery was done to it."""
+        return isinstance(self.module, PLAIN)
 
     def names(self) -> list[str]:
         above = self.name.rpartition(".")[0]

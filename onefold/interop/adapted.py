@@ -33,7 +33,6 @@ from onefold.interop.loaded import Loaded, dtype_named, fill
 from onefold.interop.peft import is_peft, read_peft
 from onefold.interop.table import own_buffers, own_weights
 from onefold.interop.tensors import SafetensorFiles, check_written, find_safetensors
-from onefold.nn.quantized import QuantizedLinear
 
 SAMPLES = 4096  # numbers of each weight that make its fingerprint
 
@@ -115,7 +114,7 @@ def origins(loaded: Loaded) -> dict[str, str]:
     for matrix in matrices(loaded.model):
         layer, name = matrix.module, f"{matrix.name}.weight"
         base, loras = getattr(layer, "base", layer), getattr(layer, "loras", None) or []
-        scheme = (base.scheme, base.block, base.double) if isinstance(base, QuantizedLinear) else None
+        scheme = (base.scheme, base.block, base.double) if hasattr(base, "scheme") else None
         if not loras and scheme is None:
             continue
         own = loaded.computed.get(name) or fingerprint(base.weight if scheme is None else base.codes)

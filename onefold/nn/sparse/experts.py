@@ -70,11 +70,16 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, experts: int, inward: int, outward: int, bias: bool):
         super().__init__()
+        self.experts, self.in_features, self.out_features = experts, inward, outward
         self.weight = nn.Parameter(torch.empty(experts, outward, inward).normal_(std=inward**-0.5))
         self.bias = nn.Parameter(torch.zeros(experts, outward)) if bias else None
 
     def forward(self, x: Float[Tensor, "M inward"], ends: Tensor) -> Float[Tensor, "M outward"]:
         return grouped_linear(x, self.weight, self.bias, ends)
+
+    def dense(self) -> Float[Tensor, "E outward inward"]:
+        """The matrices, as those layers tell them, too, that store them otherwise."""
+        return self.weight
 
 
 class GroupedMLP(nn.Module):

@@ -25,11 +25,13 @@ def grouped_linear(
         dtype = torch.get_autocast_dtype(kind)
         x, weight = x.to(dtype), weight.to(dtype)
     y = _by_kernel(x, weight, ends) if _has_kernel(x, weight) else _one_by_one(x, weight, ends)
-    if bias is None:
-        return y
-    rows = torch.arange(len(x), device=x.device)
-    owner = torch.searchsorted(ends, rows, right=True)
-    return y + F.pad(bias, (0, 0, 0, 1)).to(y.dtype)[owner]
+    return y if bias is None else y + of_rows(bias, ends, len(x)).to(y.dtype)
+
+
+def of_rows(values: Float[Tensor, "E n"], ends: Int[Tensor, " E"], rows: int) -> Float[Tensor, "M n"]:
+    """For each of so many rows what its expert has; zeros from ends[-1] on."""
+    owner = torch.searchsorted(ends, torch.arange(rows, device=ends.device), right=True)
+    return F.pad(values, (0, 0, 0, 1))[owner]
 
 
 def spread(x: Float[Tensor, "N D"], tokens: Int[Tensor, " M"], places: Tensor | None) -> Float[Tensor, "M D"]:
