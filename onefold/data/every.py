@@ -2,6 +2,7 @@
 
 from onefold.data.pictures.images import ImageData, ImageDataset
 from onefold.data.proteins.masked import ProteinData
+from onefold.data.sequences.sequences import SequenceData
 from onefold.data.text.chat.conversations import ChatData
 from onefold.data.text.chat.preferences import PreferenceData, PreferenceDataset
 from onefold.data.text.dataset import Dataset
@@ -23,6 +24,7 @@ AnyData = (
     | TextPairsData
     | MixtureData
     | LabelledTextData
+    | SequenceData
     | ChatData
     | ContrastiveTextData
     | PreferenceData

@@ -10,6 +10,7 @@ from onefold.core import dist
 from onefold.core.device import pick
 from onefold.core.progress import say
 from onefold.data.pictures.images import ImageData, ImageDataset
+from onefold.data.sequences.sequences import SequenceData
 from onefold.data.text.labelled.text import LabelledTextData, LabelledTextDataset
 from onefold.data.text.pairs.text_pairs import TextPairsData, TextPairsDataset
 from onefold.infer.evaluation.features import judge_features
@@ -40,9 +41,10 @@ def review(result: Result) -> Path:
     if isinstance(run.data, TextPairsData) and (pairs := _dataset(result)):
         found |= of_pairs(pairs, folder, pick(run.trainer.device)) | {"title": folder.name}
         found["data"] = {"name": " and ".join(run.data.path), **pairs.facts}
-    if isinstance(run.data, LabelledTextData) and (rows := _dataset(result)):
+    if isinstance(run.data, LabelledTextData | SequenceData) and (rows := _dataset(result)):
         found |= of_rows(rows, folder, pick(run.trainer.device)) | {"title": folder.name}
-        found["data"] = {"name": run.data.path, **{k: v for k, v in rows.facts.items() if k != "card"}}
+        name = run.data.path if isinstance(run.data, LabelledTextData) else run.data.source.kind
+        found["data"] = {"name": name, **{k: v for k, v in rows.facts.items() if k != "card"}}
     if notes := of_experts(result.log):
         found["notes"] = notes
         for note in notes:

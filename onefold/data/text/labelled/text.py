@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,10 +30,11 @@ from onefold.data.text.documents import LoadTokenizer, TrainBPE
 from onefold.data.text.labelled import wordnet
 from onefold.data.text.labelled.labels import TASKS, Example
 from onefold.data.text.labelled.rows import Rows
+from onefold.data.text.tokenizers.symbols import Symbols
 from onefold.data.text.tokenizers.tokenizer import Tokenizer
 
 COLUMNS = 8  # of a batch, a multiple of this: fewer different shapes
-TOGETHER = 4096  # rows tokenized at once
+TOGETHER = 512  # rows tokenized at once
 
 
 class LabelledTextData(Config):
@@ -52,7 +54,7 @@ class LabelledTextData(Config):
     label: str | None = None  # …and what is known. None: by their usual names, a second text for "span" alone
     context: int = Field(default=512, ge=4)  # tokens, special ones included: the end of longer texts is cut off…
     overlap: int = Field(default=64, ge=0)  # …or, for "token" and "span", read in windows that share so many of them
-    tokenizer: Annotated[TrainBPE | LoadTokenizer, Slot()] | None = None  # None: that of the model it fine-tunes
+    tokenizer: Annotated[TrainBPE | LoadTokenizer | Symbols, Slot()] | None = None  # None: the model's
     held_out: float = Field(default=0.1, ge=0, le=0.5)  # share, where the source has no split of its own
     validation: str | None = None  # a source to evaluate on instead of rows held out
     split_seed: int = Field(default=0, ge=0)
@@ -105,38 +107,9 @@ class LabelledTextData(Config):
                     "labelled text needs a tokenizer: fine-tune a model with start=…, or set data.tokenizer"
                 )
             tokenizer = self.tokenizer.build(t for row in rows if row.split == "train" for t in (row.text, row.second))
-        columns = {
-            "name": Column("text"),
-            "text": Column("text"),
-            "second": Column("text"),
-            "known": Column("text"),  # the label as JSON; empty in all records of an example but the first
-            "tokens": Column("uint32", ragged=True),
-            "types": Column("uint8", ragged=True),
-            **task.columns,
-        }
-        facts: dict[str, Any] = {split: {"texts": 0, "records": 0, "tokens": 0} for split in SPLITS}
-        hashed = hashlib.blake2b(digest_size=8)
-        with (
-            RecordsWriter(folder / "train", columns) as train,
-            RecordsWriter(folder / "held_out", columns) as held_out,
-            Progress("tokenizing", len(rows), "texts") as bar,
-        ):
-            for start in range(0, len(rows), TOGETHER):
-                some = rows[start : start + TOGETHER]
-                for row, records in zip(some, task.records(some, classes, tokenizer, self.context, self.overlap)):
-                    known = json.dumps(row.label)
-                    hashed.update(json.dumps([row.split, row.text, row.second, known]).encode())
-                    said = {"text": row.text, "second": row.second, "known": known}
-                    for record in records:
-                        (train if row.split == "train" else held_out).add(name=row.name, **said, **record)
-                        facts[row.split]["records"] += 1
-                        facts[row.split]["tokens"] += len(record["tokens"])
-                        said = dict.fromkeys(said, "")
-                    facts[row.split]["texts"] += 1
-                    bar.update()
+        facts = write_examples(folder, rows, len(rows), self.task, classes, tokenizer, self.context, self.overlap)
         card = task.card([row.label for row in rows if row.split == "train"])
-        facts |= {"hash": hashed.hexdigest(), "task": self.task, "classes": classes, "card": card}
-        return tokenizer, facts | {"vocab": tokenizer.size}
+        return tokenizer, facts | {"card": card}
 
     def _classes(self, rows: Sequence[Example]) -> list[str]:
         """As the source orders them, else as the task does. Errors: UserError for one that only validation has."""
@@ -149,6 +122,49 @@ class LabelledTextData(Config):
             for row in rows:
                 task.known(row, [name for name in classes if name in learned])
         return classes
+
+
+def write_examples(
+    folder: Path,
+    rows: Iterable[Example],
+    count: int,
+    task: str,
+    classes: Sequence[str],
+    tokenizer: Tokenizer,
+    context: int,
+    overlap: int = 0,
+) -> dict[str, Any]:
+    """Write the records of both splits for LabelledTextDataset, and return their facts. count: of the rows."""
+    columns = {
+        "name": Column("text"),
+        "text": Column("text"),
+        "second": Column("text"),
+        "known": Column("text"),  # the label as JSON; empty in all records of an example but the first
+        "tokens": Column("uint32", ragged=True),
+        "types": Column("uint8", ragged=True),
+        **TASKS[task].columns,
+    }
+    facts: dict[str, Any] = {split: {"texts": 0, "records": 0, "tokens": 0} for split in SPLITS}
+    hashed = hashlib.blake2b(digest_size=8)
+    with (
+        RecordsWriter(folder / "train", columns) as train,
+        RecordsWriter(folder / "held_out", columns) as held_out,
+        Progress("tokenizing", count, "texts") as bar,
+    ):
+        left = iter(rows)
+        while some := list(islice(left, TOGETHER)):
+            for row, records in zip(some, TASKS[task].records(some, classes, tokenizer, context, overlap)):
+                known = json.dumps(row.label)
+                hashed.update(json.dumps([row.split, row.text, row.second, known]).encode())
+                said = {"text": row.text, "second": row.second, "known": known}
+                for record in records:
+                    (train if row.split == "train" else held_out).add(name=row.name, **said, **record)
+                    facts[row.split]["records"] += 1
+                    facts[row.split]["tokens"] += len(record["tokens"])
+                    said = dict.fromkeys(said, "")
+                facts[row.split]["texts"] += 1
+                bar.update()
+    return facts | {"hash": hashed.hexdigest(), "task": task, "classes": [*classes], "vocab": tokenizer.size}
 
 
 class LabelledTextDataset:
