@@ -123,7 +123,10 @@ class Experts(nn.Module):
             self.told.append(Told(len(rows), losses if torch.is_grad_enabled() else {}, self._figures(routes)))
         y = self.experts(spread(rows, routes.tokens, routes.places), routes.ends)
         y = y * routes.weights[:, None].to(y.dtype)
-        y = gather(y, routes.tokens, routes.places, len(rows)).view_as(x)
+        return self.joined(x, gather(y, routes.tokens, routes.places, len(rows)).view_as(x))
+
+    def joined(self, x: Float[Tensor, "B T D"], y: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """What the layer makes of x, of which the experts made y: `shared` beside them."""
         if self.shared is None:
             return y
         if self.mix is None:
