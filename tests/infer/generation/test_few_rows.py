@@ -1,10 +1,16 @@
 import pytest
 import torch
 
+from onefold.adapt.every import adapt
+from onefold.adapt.lora import LoRAConfig
 from onefold.infer.generation import few_rows
-from onefold.infer.generation.few_rows import FewRowsLinear, FewRowsNorm, for_decoding
+from onefold.infer.generation.few_rows import FewRowsExperts, FewRowsLinear, FewRowsNorm, for_decoding
+from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.linear import Linear
 from onefold.nn.norm import RMSNormConfig
+from onefold.nn.own_losses import listening
+from onefold.nn.sparse.experts import ExpertsConfig
+from onefold.nn.sparse.routing import SwitchConfig, TopKConfig
 from tests.infer.small_models import config, decoder
 
 
@@ -39,6 +45,40 @@ def test_a_model_for_decoding_is_the_model_and_shares_its_weights(family):
         parameter.mul_(1.1)
     assert (twin(ids) - before).abs().max() > 0.1
     torch.testing.assert_close(twin(ids), model(ids), atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("expert", [GatedMLPConfig(width=72), MLPConfig(width=40)], ids=["gated", "biased"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"router": SwitchConfig(), "capacity": 1.0}, {"router": TopKConfig(k=3, normalise=False)}],
+    ids=["mixtral", "switch", "unnormalised"],
+)
+def test_few_tokens_of_a_mixture_are_what_many_are(expert, settings):
+    residual = {"shared": expert, "mixed": True} if "capacity" in settings else {}
+    ffn = ExpertsConfig(experts=5, expert=expert, **settings, **residual)
+    model = decoder(config("llama2", width=96).but({"block.ffn": ffn}))
+    twin = for_decoding(model)
+    if twin is model:
+        pytest.skip("only on x86")
+    assert any(isinstance(module, FewRowsExperts) for module in twin.modules())
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in model.parameters()}
+    for rows, length in ((1, 1), (1, 2), (1, 7), (4, 1), (3, 7)):
+        ids = torch.randint(0, 61, (rows, length))
+        torch.testing.assert_close(twin(ids), model(ids), atol=1e-4, rtol=1e-4)
+    with listening(twin) as told:  # an evaluation hears as much of it
+        twin(ids[:, :2])
+    assert [len(calls) for calls in told.values()] == [1, 1]
+
+
+@torch.no_grad()
+def test_experts_with_adapters_go_the_usual_way():
+    model = decoder(config("llama2", width=96).but({"block.ffn": ExpertsConfig(experts=3, expert=MLPConfig(width=40))}))
+    adapt(model, (LoRAConfig(targets=("experts.out",)),))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    ids = torch.randint(0, 61, (1, 2))
+    torch.testing.assert_close(for_decoding(model)(ids), model(ids), atol=1e-4, rtol=1e-4)
 
 
 def test_no_second_copy_of_what_fills_the_memory(monkeypatch):
