@@ -1,7 +1,7 @@
 """What a teacher has said so far, raw, by what it was asked: whatever is made of it goes on by replaying."""
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
 from itertools import islice
@@ -11,7 +11,7 @@ from onefold.core.errors import UserError
 from onefold.core.json_lines import Add, growing, placed_rows
 from onefold.core.progress import Progress
 from onefold.infer.generation.sampling import Sampling
-from onefold.infer.teaching.teacher import Asked, NoneTaken, Teacher, Written
+from onefold.infer.teaching.teacher import Asked, Teacher, Written, answers
 
 TOGETHER = 4096  # questions that a teacher is given at once
 
@@ -54,7 +54,7 @@ class Journal:
                 keys = [asked_key(self.teacher, one, sampling) for one in some]
                 left = {key: one for key, one in zip(keys, some) if key not in self._places}
                 known += len(keys) - len(left)
-                taken = taken or any(_taken(self[key]) for key in keys if key in self._places)
+                taken = taken or any(self[key].taken for key in keys if key in self._places)
                 if left and writing is None:
                     add = held.enter_context(growing(self.file))
                     writing = add, held.enter_context(Progress(step, count, "answers", known))
@@ -63,12 +63,12 @@ class Journal:
                 if left and writing is not None:
                     self._ask(step, left, sampling, taken, *writing)
                 for written in (self[key] for key in keys):
-                    taken = taken or _taken(written)
+                    taken = taken or written.taken
                     yield written
 
     def _ask(self, step: str, left: dict[str, Asked], sampling: Sampling, taken: bool, add: Add, bar: Progress) -> None:
         try:
-            for key, written in self._said(left, sampling, taken):
+            for key, written in answers(self.teacher, left, sampling, taken):
                 place = self.file.stat().st_size
                 add({"step": step, "key": key, "text": written.text, "finish": written.finish})
                 self._places[key] = place
@@ -76,25 +76,6 @@ class Journal:
         except UserError as error:
             kept = f"{len(self._places):,} answers are kept in {self.file}; the same command goes on"
             raise type(error)(f"{error}\n{kept}") from None
-
-    def _said(self, left: dict[str, Asked], sampling: Sampling, taken: bool) -> Iterator[tuple[str, Written]]:
-        """(key, answer) as they come. A teacher that has taken anything is asked on, whatever it refuses."""
-        while left:
-            names = list(left)
-            try:
-                for which, written in self.teacher.answer(list(left.values()), sampling):
-                    taken = taken or _taken(written)
-                    yield names[which], written
-                return
-            except NoneTaken as error:
-                if not taken:
-                    raise
-                yield from ((names[which], written) for which, written in error.passed)
-            left = {key: one for key, one in left.items() if key not in self._places}
-
-
-def _taken(written: Written) -> bool:
-    return written.finish != "refused"
 
 
 def asked_key(teacher: Teacher, asked: Asked, sampling: Sampling) -> str:

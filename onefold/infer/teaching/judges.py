@@ -140,14 +140,7 @@ class RewardTeacher:
     def answer(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[tuple[int, Written]]:
         refusals = Refusals(asked)
         for start in range(0, len(asked), TOGETHER):
-            some: dict[int, tuple[Said, Said]] = {}
-            for i in range(start, min(start + TOGETHER, len(asked))):
-                try:
-                    some[i] = self._framed(asked[i])
-                    refusals.others = True
-                except UserError as error:
-                    if failed := refusals.add(i, error):
-                        raise failed from None
+            some = refusals.begun(range(start, min(start + TOGETHER, len(asked))), self._framed)
             if refusals.others:
                 yield from refusals.passed()
             if some:

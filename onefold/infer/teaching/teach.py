@@ -19,7 +19,7 @@ from onefold.data.text.chat.messages import Message
 from onefold.data.text.chat.prompts import read_prompts
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.teaching.journal import asked_key
-from onefold.infer.teaching.teacher import Asked, Teacher
+from onefold.infer.teaching.teacher import Asked, Teacher, answers
 
 KEY = "key"  # of a row in the file of answers: what was asked, of whom and how
 
@@ -67,18 +67,18 @@ def teach(
     left = {key: one for key, one in asked.items() if key not in keys}
     if len(left) < len(asked):
         say(f"{out} has {len(asked) - len(left):,} of {len(asked):,} answers; asking for the others")
-    names, new, empty, cut = list(left), 0, 0, 0
+    new, empty, cut = 0, 0, 0
     with growing(out) as add, Progress("teaching", len(asked), "answers", len(asked) - len(left)) as bar:
         try:
-            for which, written in teacher.answer(list(left.values()), sampling):
+            for key, written in answers(teacher, left, sampling, taken=len(left) < len(asked)):
                 bar.update()
                 if not written.text.strip():
                     empty += 1
                     continue
                 new, cut = new + 1, cut + (written.finish == "length")
-                saved = [*_saved(left[names[which]].messages, erase, generic), _assistant(written.text)]
+                saved = [*_saved(left[key].messages, erase, generic), _assistant(written.text)]
                 told = {"teacher": teacher.name, "finish": written.finish, "saved": kept}
-                add({"messages": saved, KEY: names[which], **told})
+                add({"messages": saved, KEY: key, **told})
         except UserError as error:
             raise UserError(f"{error}\n{rows + new:,} answers are kept in {out}; the same command goes on") from None
     notes = [f"{empty:,} prompts got an empty answer and no row"] * bool(empty)

@@ -1,10 +1,10 @@
 """Teachers: whatever answers conversations, a model that is loaded here or a service that is reached by HTTP."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from onefold.core.errors import UserError
 from onefold.core.json_lines import valid_text
@@ -20,6 +20,8 @@ MOST_REFUSED = 8  # prompts in the beginning, after which it is not the prompts
 NOWHERE = "the prompt"  # where nobody says which
 UNDERSTOOD = {"max_new_tokens", "temperature", "top_p", "seed", "stop"}  # by services
 
+T = TypeVar("T")
+
 
 class Asked(NamedTuple):
     """A conversation to go on with. Equal ones of another `copy` get another answer, where answers are drawn."""
@@ -34,6 +36,10 @@ class Written(NamedTuple):
 
     text: str
     finish: str
+
+    @property
+    def taken(self) -> bool:
+        return self.finish != "refused"
 
 
 class Teacher(Protocol):
@@ -62,6 +68,18 @@ class Refusals:
         self._held: list[tuple[int, Exception]] = []
         self._told = ""
 
+    def begun(self, some: Iterable[int], begin: Callable[[Asked], T]) -> dict[int, T]:
+        """What `begin` makes of some of them, but of those that it refuses. Errors: UserError when it takes none."""
+        found = {}
+        for which in some:
+            try:
+                found[which] = begin(self.asked[which])
+                self.others = True
+            except UserError as error:
+                if failed := self.add(which, error):
+                    raise failed from None
+        return found
+
     def add(self, which: int, error: Exception) -> UserError | None:
         """What to give up with, if it takes none. Questions about one prompt count as one."""
         self._held.append((which, error))
@@ -82,6 +100,27 @@ class Refusals:
             yield which, Written("", "refused")
 
 
+def answers(
+    teacher: Teacher, left: Mapping[str, Asked], sampling: Sampling, taken: bool
+) -> Iterator[tuple[str, Written]]:
+    """(name, answer) as they come. A teacher that takes anything (taken: before now) is asked on, whatever it refuses."""
+    while left:
+        names, done = list(left), set()
+        try:
+            for which, written in teacher.answer(list(left.values()), sampling):
+                taken = taken or written.taken
+                done.add(names[which])
+                yield names[which], written
+            return
+        except NoneTaken as error:
+            if not taken:
+                raise
+            for which, written in error.passed:
+                done.add(names[which])
+                yield names[which], written
+        left = {name: one for name, one in left.items() if name not in done}
+
+
 def open_teacher(
     name: str, key: str | None = None, device: str = "cpu", batch: int = 16, **settings: Any
 ) -> "ModelTeacher | ServiceTeacher":
@@ -92,6 +131,8 @@ def open_teacher(
     if "://" in name:
         url, _, model = name.partition("#")
         named = {"model": model} if model else {}
+        if "url" in settings:  # its key was chosen by the other
+            raise UserError(f"url={settings['url']} is another address than {url}: give one")
         return ServiceTeacher(EndpointConfig.from_dict({"url": url, **named, **settings}), key)
     if settings:
         raise UserError(f"{next(iter(settings))} is a setting of services, and {name} is a model")
@@ -131,21 +172,15 @@ class ModelTeacher:
     def answer(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[tuple[int, Written]]:
         refusals = Refusals(asked)
         for start in range(0, len(asked), self.batch * SORTED_TOGETHER):
-            rows = {}
-            for i in range(start, min(len(asked), start + self.batch * SORTED_TOGETHER)):
-                try:
-                    rows[i] = self._begin(asked[i], sampling)
-                    refusals.others = True
-                except UserError as error:
-                    if failed := refusals.add(i, error):
-                        raise failed from None
+            some = range(start, min(len(asked), start + self.batch * SORTED_TOGETHER))
+            rows = refusals.begun(some, lambda one: self._begin(one, sampling))
             if refusals.others:
                 yield from refusals.passed()
             order = sorted(rows, key=lambda i: -rows[i].read)
             for first in range(0, len(order), self.batch):
-                some = order[first : first + self.batch]
-                self.model.finish([rows[i] for i in some], sampling)
-                yield from ((i, Written(rows[i].text, str(rows[i].finish))) for i in some)
+                batch = order[first : first + self.batch]
+                self.model.finish([rows[i] for i in batch], sampling)
+                yield from ((i, Written(rows[i].text, str(rows[i].finish))) for i in batch)
         yield from refusals.passed()
 
     def _begin(self, asked: Asked, sampling: Sampling):

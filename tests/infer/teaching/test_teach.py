@@ -194,6 +194,8 @@ def test_mistakes_are_told_and_no_file_of_somebody_else_is_touched(service, prom
         at(service, paralel=2)
     with pytest.raises(UserError, match="parallel is a setting of services"):
         open_teacher("runs/none", parallel=2)
+    with pytest.raises(UserError, match="give one"):
+        open_teacher("https://example.org", url="https://example.com")
 
 
 @pytest.fixture
@@ -224,6 +226,10 @@ def test_a_prompt_that_a_model_cannot_read_is_told_by_its_line_and_passed_over(l
     file.write_text("".join(f"{n}" + "two " * 99 + "\n" for n in range(9)))
     with pytest.raises(UserError, match=r"prompts\.txt:1: the prompt has \d+ tokens(.|\n)*None of the first 8"):
         teach(local, file, tmp_path / "none.jsonl", max_new_tokens=3)
+    file.write_text("one\n" + file.read_text())
+    for new in (1, 0):  # the second time only those are left that it does not take
+        taught = teach(local, file, tmp_path / "some.jsonl", max_new_tokens=3)
+        assert (taught.rows, taught.new, taught.empty) == (1, new, 9)
 
 
 def test_rows_that_are_added_survive_what_cut_the_last_one_off(tmp_path):
