@@ -103,7 +103,7 @@ class Refusals:
 def answers(
     teacher: Teacher, left: Mapping[str, Asked], sampling: Sampling, taken: bool
 ) -> Iterator[tuple[str, Written]]:
-    """(name, answer) as they come. A teacher that takes anything (taken: before now) is asked on, whatever it refuses."""
+    """(name, answer) as they come. Who takes anything (taken: before now) is asked on, whatever it refuses."""
     while left:
         names, done = list(left), set()
         try:
