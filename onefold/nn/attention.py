@@ -6,7 +6,7 @@ only, and rotary angles are the only place where true positions count.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from onefold.nn.norm import RMSNormConfig
 from onefold.nn.position import AlibiConfig, RelativeBias, RelativeBiasConfig, RotaryConfig, rotate, turns
 
 FEW = 4  # rows up to which a CPU's fused attention kernel decodes faster than two products
+NEWEST = 12  # tokens up to which it is faster where the heads of a group are rows of one query matrix
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Layout:
     segments: Int[Tensor, "B T"] | None = None  # attention stays inside a segment
     prefix: Bool[Tensor, "B T"] | None = None  # tokens that causal attention, too, may look ahead at; nothing is cached
     bias: Float[Tensor, "#B H T S"] | None = None  # trained, shared by all layers; -inf where nobody looks
+    seen: Bool[Tensor, "B 1 T S"] | None = None  # who looks at whom, where that does not follow from columns
     memory: Float[Tensor, "B S D"] | None = None  # what cross-attention looks at…
     memory_seen: Bool[Tensor, "B 1 1 S"] | None = None  # …and where there is something; None: everywhere
     memo: dict = field(default_factory=dict)
@@ -57,11 +59,26 @@ class Layout:
 
         `keys` are the columns of the keys: a range without gaps, or a tensor where a ring has turned.
         """
-        name = (keys.start, keys.stop) if isinstance(keys, slice) else "ring"
-        key = ("mask", name, window, causal)
+        if self.seen is not None:
+            return self.seen
+        key = ("mask", self._name(keys), window, causal)
         if key not in self.memo:
             self.memo[key] = self._mask(keys, window, causal)
         return self.memo[key]
+
+    def group_mask(
+        self, keys: "slice | Tensor", window: int | None, causal: bool, group: int, dtype: torch.dtype
+    ) -> Float[Tensor, "B 1 R S"]:
+        """The mask as what is added to scores, R = group · T: heads stand below each other; see `attend_newest`."""
+        key = ("group", self._name(keys), window, causal, group, dtype)
+        if key not in self.memo:
+            seen = self.mask(keys, window, causal)
+            self.memo[key] = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf).repeat(1, 1, group, 1)
+        return self.memo[key]
+
+    @staticmethod
+    def _name(keys: "slice | Tensor") -> object:
+        return (keys.start, keys.stop) if isinstance(keys, slice) else "ring"
 
     def distance(self, keys: "slice | Tensor") -> Int[Tensor, "T S"]:
         """How many columns each query stands behind each key."""
@@ -136,7 +153,7 @@ class KVCache:
             if start == 0:
                 return k, v, slice(0, stop)
             keys, values = self.k.narrow(2, 0, stop), self.v.narrow(2, 0, stop)
-            return keys, values if k.shape[2] == 1 else values.contiguous(), slice(0, stop)
+            return keys, values.contiguous() if self.by_channel and k.shape[2] > 1 else values, slice(0, stop)
         if k.shape[2] == 1:
             self.k[:, :, start % self.capacity] = k[:, :, 0]
             self.v[:, :, start % self.capacity] = v[:, :, 0]
@@ -200,18 +217,25 @@ class KVCache:
         self.k, self.v = taken[0], taken[1].mT if self.by_channel else taken[1]
 
 
+@runtime_checkable
+class Extends(Protocol):
+    """A cache, as attention knows it."""
+
+    def extend(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor, "slice | Tensor"]: ...
+
+
 def attend_newest(
-    q: Float[Tensor, "B H 1 Dh"],
+    q: Float[Tensor, "B H T Dh"],
     k: Float[Tensor, "B Hkv S Dh"],
     v: Float[Tensor, "B Hkv S Dh"],
-    mask: Tensor | None,  # Bool or Float[#B #H 1 S]
+    mask: Tensor | None,  # Bool or Float[#B H T S], or [#B 1 group·T S], which is the same for all groups
     scale: float | None = None,
-) -> Float[Tensor, "B H 1 Dh"]:
-    """Attention of one token a row, a step of decoding, which costs what reading keys and values costs.
+) -> Float[Tensor, "B H T Dh"]:
+    """Attention of one token a row or of a few, a step of decoding, which costs what reading keys and values costs.
 
     The heads of a group look at the same keys: they stand as rows of one query matrix, and nothing is repeated.
     """
-    B, H, _, width = q.shape
+    B, H, T, width = q.shape
     q = q.reshape(B, k.shape[1], -1, width)
     if mask is not None and mask.shape[1] == H:
         mask = mask.reshape(mask.shape[0], k.shape[1], -1, mask.shape[-1])
@@ -223,7 +247,7 @@ def attend_newest(
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         y = (v.mT @ scores.softmax(-1).mT).mT
-    return y.reshape(B, H, 1, width)
+    return y.reshape(B, H, T, width)
 
 
 class AttentionConfig(Config):
@@ -283,7 +307,7 @@ class Attention(nn.Module):
         self.biased = isinstance(config.position, AlibiConfig | RelativeBiasConfig)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], layout: Layout, state: KVCache | None = None
+        self, x: Float[Tensor, "B T D"], layout: Layout, state: "Extends | None" = None
     ) -> Float[Tensor, "B T D"]:
         B, T, _ = x.shape
         q, k, v = self.project(x, layout)
@@ -326,7 +350,7 @@ class Attention(nn.Module):
         window, causal = self.config.window, self.config.causal
         T, S = q.shape[2], k.shape[2]
         aligned = isinstance(columns, slice) and columns.start == layout.start  # queries and keys: the same columns
-        packed = layout.segments is not None or layout.prefix is not None
+        packed = layout.segments is not None or layout.prefix is not None or layout.seen is not None
         plain = layout.pad is None and not packed and (window is None or window >= S)
         # The newest token alone sees all that is in its cache; a ring holds no more than the window.
         everything = plain and (not causal or (T == 1 and not (aligned and S > 1)))
@@ -336,11 +360,14 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
             )
+        few = T > 1 and not aligned and T <= NEWEST and not dropout and q.device.type == "cpu"
         if self.biased:
             mask = self._bias(layout, columns, q.dtype)
+        elif few:
+            mask = layout.group_mask(columns, window, causal, self.heads // self.kv_heads, q.dtype)
         else:
             mask = None if everything else layout.mask(columns, window, causal)
-        if T == 1 and not dropout:
+        if few or (T == 1 and not dropout):
             return attend_newest(q, k, v, mask, scale)
         if grouped and mask is not None and q.device.type != "cpu":  # no fused kernel there takes both
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
