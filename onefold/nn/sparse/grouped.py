@@ -55,9 +55,35 @@ def _has_kernel(x: Tensor, weight: Tensor) -> bool:
 
 
 def _by_kernel(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    # Rows that it leaves unread are undefined, in the product and in the gradient of x.
-    read = (torch.arange(len(x), device=x.device) < ends[-1])[:, None]
-    return torch.where(read, F.grouped_mm(torch.where(read, x, 0), weight.mT, offs=ends), 0)
+    return _Kernel.apply(x, weight, ends)
+
+
+class _Kernel(torch.autograd.Function):
+    """What F.grouped_mm leaves as memory was is zeros here: rows that nobody reads, in the product and in the gradient
+    of x, and the gradients of matrices without rows, which Blackwell's kernel does not write. It takes rows that begin
+    at multiples of 16 bytes, and matrices without rows only in this arrangement of the weights' gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, ends):
+        x, weight = x.contiguous(), weight.contiguous()
+        ctx.save_for_backward(x, weight, ends)
+        return _read(F.grouped_mm(x, weight.mT, offs=ends), ends)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight, ends = ctx.saved_tensors
+        gradient, d_x, d_weight = gradient.contiguous(), None, None
+        if ctx.needs_input_grad[0]:
+            d_x = _read(F.grouped_mm(gradient, weight, offs=ends), ends)
+        if ctx.needs_input_grad[1]:
+            without = ends == F.pad(ends[:-1], (1, 0))
+            d_weight = F.grouped_mm(gradient.mT, x, offs=ends).masked_fill_(without[:, None, None], 0)
+        return d_x, d_weight, None
+
+
+def _read(y: Tensor, ends: Tensor) -> Tensor:
+    return y.masked_fill_((torch.arange(len(y), device=y.device) >= ends[-1])[:, None], 0)
 
 
 def _one_by_one(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -234,15 +234,20 @@ def test_bad_settings_are_told(changes, words):
         ExpertsConfig.from_dict({"experts": 5, "expert": {"kind": "gated", "width": 8}, **changes})
 
 
-def test_rows_that_a_kernel_leaves_unwritten_have_no_gradient(monkeypatch):
-    def unwritten(x, weight, offs):
-        ends = offs.tolist()
-        parts = [x[a:b] @ w for a, b, w in zip([0, *ends], ends, weight)]
-        return torch.cat((*parts, x[ends[-1] :, :1] * torch.full((weight.shape[2],), torch.nan)))
+@pytest.mark.parametrize("leaves", [True, False])
+def test_what_a_kernel_leaves_unwritten_is_zero(leaves, monkeypatch):
+    def unwritten(a, b, offs):
+        spans = list(itertools.pairwise([0, *offs.tolist()]))
+        if b.ndim == 2:  # a matrix for each span
+            return torch.stack([a[:, i:j] @ b[i:j] if j > i else a[:, :1] * b[:1] * torch.nan for i, j in spans])
+        last = spans[-1][1]
+        parts = [a[i:j] @ matrix for (i, j), matrix in zip(spans, b)]
+        return torch.cat((*parts, a[last:, :1] * torch.full((b.shape[2],), torch.nan)))
 
-    monkeypatch.setattr(grouped.F, "grouped_mm", unwritten, raising=False)
-    x, weight = torch.randn(9, 8).requires_grad_(), torch.randn(3, 4, 8).requires_grad_()
-    ends = torch.tensor([2, 2, 6])
+    if leaves:
+        monkeypatch.setattr(grouped.F, "grouped_mm", unwritten, raising=False)
+    x, weight = torch.randn(24, 8).requires_grad_(), torch.randn(3, 16, 8).requires_grad_()
+    ends = torch.tensor([8, 8, 16], dtype=torch.int32)
     found = []
     for product in (grouped._by_kernel, grouped._one_by_one):
         y = product(x, weight, ends)
