@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from onefold.cli.common import Adapters, ModelPath, Settings, example, open_model_at, read_settings, unused
+from onefold.cli.common import Adapters, Device, ModelPath, Settings, example, open_model_at, read_settings, unused
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -54,3 +54,32 @@ def merge(
     loaded.save(out, format)
     told = f"with {loaded.adapter} merged" if format != "peft" else f"the adapter {loaded.adapter}"
     print(f"wrote {out}: {told if loaded.adapters else 'it had no adapters'}")
+
+
+@app.command(
+    epilog=example(
+        "onefold calibrate runs/mine data=other-notes/",
+        "onefold calibrate runs/mine data=other-notes/ delta=0.05 epsilon=0.05 measure=state texts=400",
+        "onefold generate runs/mine 'def main(' --exit calibrated",
+    )
+)
+def calibrate(model: ModelPath, settings: Settings = None, device: Device = "auto"):
+    """Find how early tokens may leave a model that was trained with objective.kind=every_layer, and keep it beside it.
+
+    On texts that it did not learn from ([bold]data[/bold]), what is written leaving early may differ from what all
+    layers write by [bold]delta[/bold] on average (0.1; 1 - ROUGE-L), or with [bold]consistency=risk[/bold] be worse by
+    that; with a chance of [bold]epsilon[/bold] (0.05) that it is more. Further settings: [bold]measure[/bold] softmax,
+    state or classifier; [bold]texts[/bold] (200) of [bold]prompt[/bold] (32) and [bold]tokens[/bold] (32) each.
+    """
+    from onefold.core.errors import UserError
+    from onefold.infer.evaluation.calibrate import calibrate as run
+    from onefold.infer.model import Model
+
+    loaded, given = open_model_at(model, device), read_settings(settings)
+    if not isinstance(loaded, Model):
+        raise UserError(f"{model} does not continue text: only what does can be left early")
+    if "data" not in given:
+        raise UserError(
+            f"calibrate needs data= that the model did not learn from: onefold calibrate {model} data=FOLDER"
+        )
+    run(loaded, model, **given)

@@ -1,5 +1,6 @@
 """What the verbs of the command line share: how models and settings are named, examples, and opening a model."""
 
+import sys
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -35,6 +36,15 @@ Draft = Annotated[
     ),
 ]
 
+Exit = Annotated[
+    str | None,
+    typer.Option(
+        "--exit",
+        help="Tokens leave the model as soon as a layer is sure: calibrated (onefold calibrate), or a threshold from 0 "
+        "to 1; for models trained with objective.kind=every_layer",
+    ),
+]
+
 
 def key_of(name: str, keys: list[str] | None) -> str | None:
     """Which of the keys is for the service at an address; None for what is no address."""
@@ -56,14 +66,24 @@ def open_model_at(path: str, device: str, adapter: list[str] | None = None):
     return load(path, device=pick(device), adapters=read_adapters(adapter))
 
 
-def open_writer(path: str, device: str, adapter: list[str] | None = None, draft: str | None = None):
-    """The same for verbs that only a model that writes text can do, perhaps with a draft."""
+def open_writer(
+    path: str, device: str, adapter: list[str] | None = None, draft: str | None = None, exit: str | None = None
+):
+    """The same for verbs that only a model that writes text can do, perhaps with a draft, perhaps leaving early."""
     from onefold.infer.model import as_writer
 
     writer = as_writer(open_model_at(path, device, adapter), path)
     if draft is not None:
         writer.speculate(draft)
+    if exit is not None:
+        writer.leave_early(exit)
     return writer
+
+
+def tell_layers(writer: Any) -> None:
+    """Say, beside what was written, how many layers its tokens took, if they could leave early."""
+    if (left := writer.early_exit) is not None and left.tokens:
+        print(f"{left.mean_layers:.1f} of {left.depth} layers a token", file=sys.stderr)
 
 
 def read_adapters(given: list[str] | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from onefold.cli.common import (
     Adapters,
     Device,
     Draft,
+    Exit,
     ModelPath,
     Settings,
     example,
@@ -20,6 +21,7 @@ from onefold.cli.common import (
     open_writer,
     read_adapters,
     read_settings,
+    tell_layers,
     unused,
 )
 from onefold.cli.data import app as data_verbs
@@ -109,14 +111,16 @@ def generate(
     batch: Annotated[int, typer.Option(help="Prompts answered at once")] = 16,
     adapter: Adapters = None,
     draft: Draft = None,
+    exit: Exit = None,
     device: Device = "auto",
 ):
     """Continue a text, write one about it (T5, BART, translation), or answer a file of prompts."""
     from onefold.infer.prompts import answer_file
 
-    loaded, sampling = open_writer(model, device, adapter, draft), read_settings(settings)
+    loaded, sampling = open_writer(model, device, adapter, draft, exit), read_settings(settings)
     if prompt.endswith(".jsonl"):
         answer_file(loaded, Path(prompt), out, batch=batch, **sampling)
+        tell_layers(loaded)
         return
     pieces = loaded.stream(prompt, **sampling)  # mistakes are told before anything is printed
     if loaded.continues:
@@ -124,6 +128,7 @@ def generate(
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+    tell_layers(loaded)
 
 
 @app.command(epilog=example("onefold chat runs/quickstart", "onefold chat model.gguf temperature=0.5"))
@@ -132,12 +137,13 @@ def chat(
     settings: Settings = None,
     adapter: Adapters = None,
     draft: Draft = None,
+    exit: Exit = None,
     device: Device = "auto",
 ):
     """Talk to a model in the terminal."""
     from onefold.serve.terminal import chat as talk
 
-    talk(open_writer(model, device, adapter, draft), **read_settings(settings))
+    talk(open_writer(model, device, adapter, draft, exit), **read_settings(settings))
 
 
 @app.command(
@@ -156,12 +162,13 @@ def serve(
     ] = None,
     adapter: Adapters = None,
     draft: Draft = None,
+    exit: Exit = None,
     device: Device = "auto",
 ):
     """A chat page and an OpenAI-compatible API at /v1. Adapters are further models that a request may name."""
     from onefold.serve.server import serve as run
 
-    run(model, host=host, port=port, key=key, device=device, adapters=read_adapters(adapter), draft=draft)
+    run(model, host=host, port=port, key=key, device=device, adapters=read_adapters(adapter), draft=draft, exit=exit)
 
 
 @app.command(
@@ -309,7 +316,7 @@ app.add_typer(protein_verbs, name="proteins")
 # How `onefold --help` groups them.
 PANELS = {
     "Train": ("quickstart", "train", "recipes", "show", "compare", "average", "check"),
-    "Adapt and teach": ("align", "merge", "tune", "teach", "self-instruct", "ghost", "select", "feedback"),
+    "Adapt and teach": ("align", "merge", "calibrate", "tune", "teach", "self-instruct", "ghost", "select", "feedback"),
     "Write": ("generate", "chat", "translate", "serve"),
     "Understand": ("evaluate", "classify", "fill", "tag", "answer", "predict", "score", "embed"),
     "Data and formats": ("data", "words", "proteins", "export"),

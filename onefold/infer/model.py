@@ -16,6 +16,7 @@ from onefold.infer.classify import Classifier
 from onefold.infer.embedder import TextEmbedder
 from onefold.infer.generation import engine
 from onefold.infer.generation.continuation import Continuation, Decodes
+from onefold.infer.generation.early_exit import CARD, EarlyExit, ExitRule, fingerprint
 from onefold.infer.generation.few_rows import for_decoding
 from onefold.infer.generation.sampling import Sampling, randomness
 from onefold.infer.generation.speculative import Draft, ModelDraft, NgramDraft, Speculation, shallow, takes_back
@@ -34,6 +35,9 @@ from onefold.nn.position import LearnedPositionConfig
 
 REMEMBERED = 16  # ids of the prompt that a continuation's first piece of text is decoded behind
 WRITES = "writes"  # in the card of a model that has a classifier, and yet is there to write (a policy's critic)
+
+BOTH = "a draft and early exit are two ways to the same: choose one of them"
+CALIBRATED = "calibrated"
 
 TEXT = DecoderConfig | RecurrentConfig | EncoderConfig | BiLMConfig | WordReaderConfig
 
@@ -109,6 +113,8 @@ class Model(Writer):
         if draft is None:
             self.speculation = None
             return
+        if self.early_exit is not None:
+            raise UserError(BOTH)
         takes_back(self.network)
         own = re.fullmatch(r"first:(\d+)", draft) if isinstance(draft, str) else None
         if draft == "ngram":
@@ -122,6 +128,31 @@ class Model(Writer):
             takes_back(other.network)
             proposes = ModelDraft(other._network(()), self.config.vocab, other.context)
         self.speculation = Speculation(proposes)
+
+    def leave_early(self, rule: "str | float | ExitRule | None" = CALIBRATED) -> None:
+        """Let tokens leave the model as soon as a layer is sure: see infer/generation/early_exit.py. How many layers
+        they took is `early_exit.mean_layers`.
+
+        rule: "calibrated", what `onefold calibrate` found for this model; a threshold for the gap between the two
+        likeliest tokens, 0 to 1; a rule of your own; None: all layers again. Beams always take all. Raises UserError
+        where nothing was calibrated, or other weights were.
+        """
+        if rule is None:
+            self.early_exit = None
+            return
+        if self.speculation is not None:
+            raise UserError(BOTH)
+        if not isinstance(rule, ExitRule):
+            rule = self._calibrated() if rule == CALIBRATED else ExitRule(threshold=_threshold(rule))
+        self.early_exit = EarlyExit(self._fast, rule).eval()
+
+    def _calibrated(self) -> ExitRule:
+        told = self.card.get(CARD)
+        if not isinstance(told, dict) or "rule" not in told:
+            raise UserError("nothing was calibrated for this model: run onefold calibrate, or give a threshold (0.9)")
+        if told.get("weights") != fingerprint(self.network):
+            raise UserError("early exit was calibrated for other weights than these: run onefold calibrate again")
+        return ExitRule.from_dict(told["rule"])
 
     @torch.no_grad()
     def logits(self, ids: Int[Tensor, "B T"] | Sequence[Sequence[int]]) -> Float[Tensor, "B T V"]:
@@ -190,3 +221,13 @@ def behind(tokenizer: Tokenizer, ids: Sequence[int]) -> Decodes:
     for token in ids[-REMEMBERED:]:
         stream.push(token)
     return stream
+
+
+def _threshold(given: str | float) -> float:
+    try:
+        threshold = float(given)
+    except ValueError:
+        threshold = -1.0
+    if not 0 <= threshold <= 1:
+        raise UserError(f"early exit takes calibrated, or a threshold from 0 to 1, not {given}")
+    return threshold

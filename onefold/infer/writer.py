@@ -13,6 +13,7 @@ from onefold.core.errors import UserError
 from onefold.infer.generation import engine
 from onefold.infer.generation.beam import beam_search
 from onefold.infer.generation.continuation import Continuation
+from onefold.infer.generation.early_exit import EarlyExit
 from onefold.infer.generation.few_rows import for_decoding, to_spare
 from onefold.infer.generation.sampling import Sampling
 from onefold.infer.generation.speculative import Speculation
@@ -39,6 +40,7 @@ class Writer(OpenedText, ABC):
         self.defaults: dict[str, Any] = {}
         self._fast = for_decoding(self.network)
         self.speculation: Speculation | None = None  # a draft that single texts are written faster with
+        self.early_exit: EarlyExit | None = None  # the model, of which tokens leave early
 
     @property
     @abstractmethod
@@ -93,6 +95,10 @@ class Writer(OpenedText, ABC):
         """Write single texts faster with a draft. Raises UserError where nothing but a continuation can be drafted."""
         raise UserError("only models that continue a text take a draft")
 
+    def leave_early(self, rule: Any) -> None:
+        """Let tokens leave the model early. Raises UserError where nothing but a continuation can."""
+        raise UserError("only models that continue a text can be left early")
+
     # The parts of `generate`, for those who schedule rows themselves (servers, roll-outs).
 
     def begin_all(self, prompts: Iterable[Prompt], sampling: Sampling) -> list[Continuation]:
@@ -113,7 +119,7 @@ class Writer(OpenedText, ABC):
             return iter((None,))
         if self.speculation is not None and self.speculation.serves(rows, sampling):
             return self.speculation.generate(self._network(rows), rows[0], sampling)
-        return engine.generate(self._network(rows), rows, sampling)
+        return engine.generate(self.early_exit or self._network(rows), rows, sampling)
 
     def finish(self, rows: Sequence[Continuation], sampling: Sampling) -> None:
         """Write the rows to their ends."""

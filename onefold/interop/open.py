@@ -27,6 +27,7 @@ from onefold.interop.vision import folder as vision
 from onefold.interop.vision import s4
 
 CHECKPOINTS = "checkpoints"
+EARLY_EXIT = "early_exit.json"  # what was calibrated for the model in a folder, beside it
 
 
 def open_model(
@@ -82,7 +83,8 @@ def _open(
     if place.is_file():
         return _open_file(place, device, dtype, arrived)
     if place.is_dir():
-        return _open_folder(place, device, dtype, arrived)
+        loaded, found = _open_folder(place, device, dtype, arrived), _json(place / EARLY_EXIT)
+        return replace(loaded, card={**loaded.card, "early_exit": found}) if found else loaded
     if hub.looks_like_id(str(path)) and not place.parent.is_dir():  # in a folder that is here it is a mistyped path
         return _open_folder(hub.fetch(str(path)), device, dtype, arrived)
     if file := shipped(str(path)):

@@ -26,12 +26,14 @@ def serve(
     limits: Limits | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     draft: str | None = None,
+    exit: str | None = None,
 ) -> None:
     """Serve a model until Ctrl-C: OpenAI-compatible API under /v1; of a model that writes, a chat page at /.
 
     `model` is a path (anything that `onefold.load` takes) or a loaded model. `adapters`, name → where it lies, are
-    further models that requests may name. `draft`: what makes answers faster, see Model.speculate. `port` 0 takes any
-    free one. On loopback no key is needed unless one is given; on a wider `host` one is made and printed when none is.
+    further models that requests may name. `draft` and `exit`: what makes answers faster, see Model.speculate and
+    Model.leave_early. `port` 0 takes any free one. On loopback no key is needed unless one is given; on a wider `host`
+    one is made and printed when none is.
     """
     uvicorn = _uvicorn()
     key, made = choose_key(host, key)
@@ -51,11 +53,14 @@ def serve(
             if adapters:  # asking for the model by its own name asks for none of them
                 loaded.use(next((name for name in loaded.adapters if name not in adapters), None))
             reads = isinstance(loaded, TextEmbedder | TextEncoder)
-            model = (as_embedder if reads and draft is None else as_writer)(loaded, model)
+            writes = draft is not None or exit is not None
+            model = (as_embedder if reads and not writes else as_writer)(loaded, model)
         elif adapters:
             raise UserError("adapters are added to a model that is opened here: give its path, or load it with them")
         if draft is not None:
             as_writer(model, name or "this model").speculate(draft)
+        if exit is not None:
+            as_writer(model, name or "this model").leave_early(exit)
         engine = (Vectors if isinstance(model, TextEmbedder) else Queue)(model, name or "onefold", limits)
         try:
             run(engine, listener, host, key, made, uvicorn)
