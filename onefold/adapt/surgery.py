@@ -39,6 +39,11 @@ class Matrix:
         """Whether no surgery was done to it."""
         return isinstance(self.module, PLAIN)
 
+    @property
+    def experts(self) -> int | None:
+        """How many matrices there are, where each expert has one."""
+        return getattr(getattr(self.module, "base", self.module), "experts", None)
+
     def names(self) -> list[str]:
         above = self.name.rpartition(".")[0]
         return [".".join(filter(None, (above, part))) for part in self.parts] or [self.name]

@@ -1,15 +1,15 @@
 """Adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors, both ways.
 
-What a matrix is called there, and which of our rows are in it, the table of the base's family tells: it is given row
-numbers to write. So GPT-2's `c_attn` is one adapter over all of our `qkv`, Llama's `q_proj` one over the rows of its
-part `q`. Parameters that were trained in full beside it (modules_to_save, biases) are read, too.
+What a matrix is called there, and which of our rows are in it, peft_places.py tells. So GPT-2's `c_attn` is one adapter
+over all of our `qkv`, Llama's `q_proj` one over the rows of its part `q`. Parameters that were trained in full beside
+it (modules_to_save, biases) are read, too, and so are adapters of routers, as routers that were trained in full.
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onefold.adapt.every import AnyAdapt
-from onefold.adapt.lora import WHOLE, LoRA, LoRAConfig
+from onefold.adapt.lora import LoRA, LoRAConfig
 from onefold.adapt.prompts import PrefixTuningConfig, Prompt, PromptTuningConfig
-from onefold.adapt.surgery import Matrix, fits, matrices, switch_of
+from onefold.adapt.surgery import fits, matrices, switch_of
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_folder
 from onefold.interop.families.config_json import write_config
 from onefold.interop.huggingface import read_json
 from onefold.interop.loaded import Loaded
+from onefold.interop.peft_places import Place, places, published, stacked, wrapped
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import SafetensorFiles, read_pickled
 
@@ -41,31 +42,11 @@ KINDS = {
 }
 THEIRS = {suffix: kind for suffix, kind in KINDS.items() if suffix != ".lora_magnitude_vector.weight"}
 # Settings that would change what is computed; they must say nothing.
-UNKNOWN = """lora_bias use_qalora layer_replication trainable_token_indices target_parameters use_bdlora
+UNKNOWN = """lora_bias use_qalora layer_replication trainable_token_indices use_bdlora
 alora_invocation_tokens arrow_config kasa_config velora_config monteclora_config"""
 
 
 REWRITES = ("pissa", "olora", "corda", "lora_ga")  # ways to begin that take something off the base
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a matrix of the published model lies in ours."""
-
-    matrix: Matrix
-    rows: Tensor  # Long[outward]: which row of ours each of theirs is
-    turned: bool  # their weight lies the other way round
-    part: str  # of our matrix; WHOLE: all of it
-
-    @property
-    def own(self) -> str:
-        """What `targets` call it."""
-        above = self.matrix.name.rpartition(".")[0]
-        return self.matrix.name if self.part == WHOLE else f"{above}.{self.part}".removeprefix(".")
-
-    @property
-    def first(self) -> int:
-        return 0 if self.part == WHOLE else self.matrix.parts[self.part][0]
 
 
 def is_peft(folder: Path) -> bool:
@@ -97,19 +78,36 @@ def read_peft(folder: Path, base: Loaded, name: str) -> tuple[AnyAdapt, dict[str
     unknown = [setting for setting in UNKNOWN.split() if told.get(setting)]
     if unknown:
         raise UserError(f"{where}: {unknown[0]}={told[unknown[0]]!r} is not supported")
-    found, others = _by_module(folder, base)
+    found, routers, others = _by_module(folder, base, told.get("target_parameters") or ())
+    alpha_of = partial(_matching, told.get("alpha_pattern"), otherwise=told.get("lora_alpha", 8))
+    for module, held in routers.items():
+        scale = LoRAConfig(rslora=bool(told.get("use_rslora"))).scale(len(held["a"]), float(alpha_of(module)))
+        others[f"{module}.weight"] = held["weight"] + scale * held["b"] @ held["a"]
     paths = {place.matrix.name: place.matrix.path for place, _ in found.values()}
     tensors = _in_full(others, base, paths, bool(told.get("ensure_weight_tying")), folder)
     whole = tuple(tensors)
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
+    each: dict[str, tuple[Place, dict[int, Tensor]]] = {}  # of experts one by one, whose matrices are one of ours
     for module, (place, held) in found.items():
-        ranks[place.own] = len(held["a"])
-        alphas[place.own] = _matching(told.get("alpha_pattern"), module, told.get("lora_alpha", 8))
+        own, alpha = place.own, alpha_of(module)
+        rank = len(held["a"]) // (place.matrix.experts if place.stacked else 1)
+        if (ranks.setdefault(own, rank), alphas.setdefault(own, alpha)) != (rank, alpha):
+            raise UserError(f"{folder}: experts of {own} have adapters of several ranks or scales")
         for kind, tensor in held.items():
+            tensor = place.unstacked(kind, tensor) if place.stacked else tensor
             if kind != "a":  # theirs has a row for each of the matrix's, in their order
-                tensor = torch.empty_like(tensor).index_copy_(0, place.rows - place.first, tensor)
-            tensors[f"{place.matrix.path}.adapters.{name}.{place.part}.{kind}"] = tensor
+                dim = 1 if place.stacked else 0
+                tensor = torch.empty_like(tensor).index_copy_(dim, place.rows - place.first, tensor)
+            path = f"{place.matrix.path}.adapters.{name}.{place.part}.{kind}"
+            if place.expert is None:
+                tensors[path] = tensor
+            else:
+                each.setdefault(path, (place, {}))[1][place.expert] = tensor
+    for path, (place, of) in each.items():
+        if len(of) < (count := place.matrix.experts):
+            raise UserError(f"{folder} adapts {len(of)} of the {count} experts of {place.own}, not all")
+        tensors[path] = torch.stack([of[expert] for expert in range(count)])
     (rank, _), (alpha, _) = (Counter(values.values()).most_common(1)[0] for values in (ranks, alphas))
     config = LoRAConfig.from_dict(
         {
@@ -209,17 +207,26 @@ def save_peft(folder: Path, loaded: Loaded) -> None:
         _write(Path(folder), common | told, tensors)
         return
     tensors, ranks, alphas, turned, dora = {}, {}, {}, False, False
-    for module, place in _places(loaded).items():
-        layer = place.matrix.module
-        loras = [lora for lora in getattr(layer, "loras", None) or () if _overlap(lora, place)]
-        if not loras:
-            continue
-        a, b, magnitude, scale = _joined(loras, place, layer.base)
-        kept = {"a": a, "b": b, "magnitude": magnitude}
-        tensors |= {
-            f"{PREFIX}{module}{suffix}": kept[kind] for suffix, kind in THEIRS.items() if kept[kind] is not None
-        }
-        ranks[module], alphas[module] = len(a), round(scale * len(a), 9)
+    known = places(loaded)
+    stacks = {place.matrix.name for place in known.values() if place.stacked}
+    active = {}
+    for module, place in known.items():
+        loras = [lora for lora in getattr(place.matrix.module, "loras", None) or () if _overlap(lora, place)]
+        if loras and not (place.expert is not None and place.matrix.name in stacks):  # those are in the stack
+            active[module] = loras
+    called = wrapped(active, known)
+    for module, loras in active.items():
+        place = known[module]
+        a, b, magnitude, scale = _joined(loras, place, place.matrix.module.base)
+        if place.stacked and magnitude is not None:
+            raise UserError(f"PEFT has no DoRA of {module}: use format='hf', or LoRA without dora")
+        rank = a.shape[-2]
+        kept = {"a": a, "b": b} if magnitude is None else {"a": a, "b": b, "magnitude": magnitude}
+        for suffix, kind in THEIRS.items():
+            if kind in kept:
+                tensor = stacked(kind, kept[kind]) if place.stacked else kept[kind]
+                tensors[f"{PREFIX}{called[module]}{suffix}"] = tensor
+        ranks[module], alphas[module] = rank, round(scale * rank, 9)
         turned, dora = turned or place.turned, dora or magnitude is not None
     if not tensors:
         raise UserError(f"the adapter {name!r} has nothing that this format holds")
@@ -234,7 +241,8 @@ def save_peft(folder: Path, loaded: Loaded) -> None:
         "use_rslora": False,
         "fan_in_fan_out": turned,
         "bias": "none",
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(module for module in ranks if not known[module].stacked),
+        **({"target_parameters": sorted(targets)} if (targets := [m for m in ranks if known[m].stacked]) else {}),
         "rank_pattern": {module: other for module, other in ranks.items() if other != rank},
         "alpha_pattern": {module: other for module, other in alphas.items() if other != alpha},
     }
@@ -253,15 +261,16 @@ def _write(folder: Path, told: dict[str, Any], tensors: dict[str, Tensor]) -> No
 def _joined(loras: list[LoRA], place: Place, base: nn.Module) -> tuple[Tensor, Tensor, Tensor | None, float]:
     """A, B, magnitude and scale of the one adapter that does to their matrix what these do to ours."""
     scale, rows = loras[0].scale, place.rows.to(loras[0].b.device)
-    a = torch.cat([lora.a for lora in loras])
-    b, column = a.new_zeros(len(rows), len(a)), 0
-    norms = base.dense()[rows].to(a.dtype).norm(dim=1) if loras[0].magnitude is not None else None
+    which = ... if place.expert is None else place.expert  # of the experts
+    a = torch.cat([lora.a[which] for lora in loras], -2)
+    b, column = a.new_zeros(*a.shape[:-2], len(rows), a.shape[-2]), 0
+    norms = base.dense()[which][..., rows, :].to(a.dtype).norm(dim=-1) if loras[0].magnitude is not None else None
     for lora in loras:
         inside = (rows >= lora.rows.start) & (rows < lora.rows.stop)
         own = rows[inside] - lora.rows.start
-        b[inside, column : column + lora.rank] = lora.b[own] * (lora.scale / scale)
+        b[..., inside, column : column + lora.rank] = lora.b[which][..., own, :] * (lora.scale / scale)
         if norms is not None:
-            norms[inside] = lora.magnitude[own]
+            norms[..., inside] = lora.magnitude[which][..., own]
         column += lora.rank
     return a, b, norms, scale
 
@@ -270,52 +279,51 @@ def _overlap(lora: LoRA, place: Place) -> bool:
     return bool(((place.rows >= lora.rows.start) & (place.rows < lora.rows.stop)).any())
 
 
-def _by_module(folder: Path, base: Loaded) -> tuple[dict[str, tuple[Place, dict[str, Tensor]]], dict[str, Tensor]]:
-    """Their module → its place in `base`, and what the file has for it: "a", "b", "magnitude"; and what else it has."""
-    places, found, others = _places(base), {}, {}
+def _by_module(folder: Path, base: Loaded, targets: Iterable[str]) -> tuple[dict, dict, dict]:
+    """Their module → its place in `base`, and what the file has for it: "a", "b", "magnitude"; routers → the same, with
+    the router's own "weight"; and what else it has. targets: experts' tensors that are adapted."""
+    known, routers = places(base), _routers(base)
+    found: dict[str, tuple[Place, dict[str, Tensor]]] = {}
+    others: dict[str, Tensor] = {}
     for name, tensor in _tensors(folder).items():
         suffix = next((suffix for suffix in KINDS if name.endswith(suffix)), None)
         if suffix is None:
             others[name.removeprefix(PREFIX).replace(".base_layer.", ".")] = tensor
             continue
-        module = name.removeprefix(PREFIX).removesuffix(suffix)
-        if module not in places:  # trained without its head, theirs has names that begin further inside
-            module = next((known for known in places if known.endswith(f".{module}")), module)
-        if module not in places:
+        module = published(name.removeprefix(PREFIX).removesuffix(suffix), known, targets)
+        if module in known:
+            place, held = found.setdefault(module, (known[module], {}))
+            inward, outward = place.matrix.module.in_features, len(place.rows)
+        elif (router := re.sub(r"\.mlp\.gate$", ".block_sparse_moe.gate", module)) in routers:
+            held = routers[router]
+            outward, inward = held["weight"].shape
+        else:
             raise UserError(f"{folder} adapts another model: this one has no matrix {module}")
-        place, held = found.setdefault(module, (places[module], {}))
-        size = {"a": (place.matrix.module.in_features, 1), "b": (len(place.rows), 0), "magnitude": (len(place.rows), 0)}
-        wanted, axis = size[KINDS[suffix]]
-        if tensor.ndim != (1 if KINDS[suffix] == "magnitude" else 2) or tensor.shape[axis] != wanted:
+        kind = KINDS[suffix]
+        wanted, axis = (inward, 1) if kind == "a" else (outward, 0)
+        if tensor.ndim != (1 if kind == "magnitude" else 2) or tensor.shape[axis] != wanted:
             raise UserError(
                 f"{folder} adapts another model: {name} is {list(tensor.shape)}, this one is {wanted} wide there"
             )
-        held[KINDS[suffix]] = tensor
-    for module, (_, held) in found.items():
-        if not {"a", "b"} <= {*held} or held["a"].shape[0] != held["b"].shape[1]:
+        held[kind] = tensor
+    routers = {module: held for module, held in routers.items() if len(held) > 1}
+    if decomposed := [module for module, held in routers.items() if "magnitude" in held]:
+        raise UserError(f"{folder} has DoRA beside {decomposed[0]}, a router: merge it with PEFT")
+    for module, held in [*routers.items(), *((module, held) for module, (_, held) in found.items())]:
+        count = found[module][0].matrix.experts if module in found and found[module][0].stacked else 1
+        if not {"a", "b"} <= {*held} or held["a"].shape[0] != held["b"].shape[1] or held["a"].shape[0] % count:
             raise UserError(f"{folder}: lora_A and lora_B of {module} do not fit each other")
     if not found:
         raise UserError(f"{folder} holds no adapter")
-    return found, others
+    return found, routers, others
 
 
-def _places(base: Loaded) -> dict[str, Place]:
-    """Every matrix of the published model by its name, head and embeddings aside.
-
-    Errors: UserError when the base is of no published family.
-    """
+def _routers(base: Loaded) -> dict[str, dict[str, Tensor]]:
+    """The matrices of routers, which are no linear layers of ours, by the names of their published modules."""
     family, _ = write_config(base.config, prefer=base.card.get("family"))
-    found, embedding = {}, base.model.embed.token.weight
-    for matrix in matrices(base.model):
-        if matrix.name.startswith("classifier") or getattr(matrix.module, "weight", None) is embedding:
-            continue
-        rows = torch.arange(matrix.module.out_features)[:, None].double()
-        for name, written in family.table.write(base.config, {f"{matrix.name}.weight": rows}).items():
-            order = written.flatten().long()
-            ends = int(order.min()), int(order.max()) + 1
-            part = next((part for part, rows in matrix.parts.items() if rows == ends), WHOLE)
-            found[name.removesuffix(".weight")] = Place(matrix, order, written.shape[0] != len(order), part)
-    return found
+    own = {name: weight for name, weight in own_weights(base.model).items() if name.endswith(".router.weight")}
+    written = family.table.write(base.config, own) if own else {}
+    return {name.removesuffix(".weight"): {"weight": weight} for name, weight in written.items()}
 
 
 def _patterns(wanted: Iterable[str], model: nn.Module) -> list[str]:
@@ -332,6 +340,7 @@ def _patterns(wanted: Iterable[str], model: nn.Module) -> list[str]:
 def _matching(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
     """The value of the first pattern that a module's name ends with, as PEFT looks it up."""
     for pattern, value in (patterns or {}).items():
+        pattern = pattern.removeprefix(r".*\.")  # as PEFT writes it itself
         if not re.fullmatch(r"\^?[\w.]+", pattern):  # a file's expression may take forever
             raise UserError(f"{CONFIG}: {pattern!r} is a regular expression; write the names of the modules out")
         if module == pattern.removeprefix("^") or module.endswith(f".{pattern}"):
