@@ -4,13 +4,14 @@ proposes tokens, the model reads all of them at once, and keeps as many as it mi
     draft: y_1 … y_γ ~ q    model: p_1 … p_γ+1 in one pass    y_i stays with probability min(1, p_i / q_i);
     the first that does not is drawn again, from what p has more of than q; behind γ that stay comes one of p_γ+1
 
-Whatever the draft says, the text has the model's own distribution (theorem 1): a good draft makes it faster, a bad one
-slower. Reading a few tokens costs little more than reading one, where weights are read from memory for a single text;
-with many texts at once the machine is busy anyway, so this is for one text at a time.
+Whatever the draft says, the text has the model's own distribution (theorem 1). Reading a few tokens costs little more
+than reading one, where weights are read from memory for a single text; with many texts at once the machine is busy
+anyway, so this is for one text at a time. As much is proposed as pays, by what passes cost and by how often such
+proposals stayed in this text: nothing at all behind words that come back too seldom.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,38 +26,96 @@ from onefold.infer.generation.engine import device_of, read
 from onefold.infer.generation.sampling import Sampling, probabilities
 
 MOST = 16  # tokens proposed at once
+RATE = 0.1  # of the moving averages of what stays
+
+# What reading so many tokens costs, where one costs 1: measured on an EPYC in fp32 (benchmarks/speculative.py).
+# Constants, since a text that is drawn with a seed must not depend on a clock.
+CPU = ((1, 1.0), (2, 1.4), (6, 1.5), (8, 1.8), (12, 2.1), (17, 2.6))
+ELSEWHERE = ((1, 1.0), (17, 1.2))
+
+
+def costs(device: torch.device) -> list[float]:
+    """Of a pass with 0, 1, … MOST proposals, in those of a pass without."""
+    tokens, cost = zip(*(CPU if device.type == "cpu" else ELSEWHERE))
+    return np.interp(range(1, MOST + 2), tokens, cost).tolist()
+
+
+def worth(chance: Callable[[int], float], costs: Sequence[float], each: float = 0.0) -> int:
+    """How many proposals, of those that have a cost, make a text the fastest: tokens expected against the cost of the
+    pass and of `each` proposal (arXiv 2211.17192, theorem 3.8). chance(i): that one stays whose i predecessors do."""
+    best, count, stays, tokens = 1 / costs[0], 0, 1.0, 1.0
+    for proposals in range(1, len(costs)):
+        stays *= chance(proposals - 1)
+        tokens += stays
+        if (speed := tokens / (costs[proposals] + proposals * each)) > best:
+            best, count = speed, proposals
+    return count
 
 
 class Draft(Protocol):
     """What proposes how a text may go on."""
 
-    def propose(
-        self, ids: Sequence[int], count: int, sampling: Sampling, random: np.random.Generator
-    ) -> tuple[list[int], Float[Tensor, "γ V"] | None]:
-        """Up to `count` tokens that may follow, and the distributions that they were drawn from; None: they are sure.
+    def begin(self, model: nn.Module) -> None:
+        """What was learned of the last text matters no more: the next calls are of another, which `model` writes."""
+        ...
 
-        `ids` are those of one text, which grows from call to call, or of a new one.
+    def propose(
+        self, ids: Sequence[int], costs: Sequence[float], sampling: Sampling, random: np.random.Generator
+    ) -> tuple[list[int], Float[Tensor, "γ V"] | None]:
+        """Tokens that may follow, and the distributions that they were drawn from; None: they are sure. `costs` as in
+        `worth`; there are to be fewer tokens than these.
+
+        `ids` are those of one text, which grows from call to call.
         """
         ...
 
 
 class NgramDraft:
     """The text goes on as it did where its last few tokens stood before: free, and good at what repeats itself
-    (code, quotations, edited texts). The longest n-gram that was seen before counts, its newest place first."""
+    (code, quotations, edited texts). The longest n-gram that was seen before counts, its newest place first; the longer
+    the two places agree, the more is proposed."""
 
-    def __init__(self, longest: int = 4):
+    KINDS = ((1, 0.3), (2, 0.5), (4, 0.7), (8, 0.9))  # agreement from so many tokens on, the next one's chance at first
+
+    def __init__(self, longest: int = 8):
         self.longest = longest
         self._ids: list[int] = []
         self._places: dict[tuple[int, ...], int] = {}  # n-gram → where its newest copy ends
+        self._chances = [chance for _, chance in self.KINDS]
+        self._guess: tuple[int, int, list[int]] | None = None  # tokens before it, agreement, and what would follow
+
+    def begin(self, model: nn.Module) -> None:
+        self._chances, self._guess = [chance for _, chance in self.KINDS], None
 
     def propose(
-        self, ids: Sequence[int], count: int, sampling: Sampling, random: np.random.Generator
+        self, ids: Sequence[int], costs: Sequence[float], sampling: Sampling, random: np.random.Generator
     ) -> tuple[list[int], None]:
+        self._judge(ids)
         self._learn(ids)
         for n in range(min(self.longest, len(ids) - 1), 0, -1):
             if (place := self._places.get(tuple(ids[-n:]))) is not None:
-                return list(ids[place : place + count]), None
-        return [], None
+                break
+        else:
+            return [], None
+        following = list(ids[place : place + len(costs) - 1])
+        self._guess = len(ids), n, following
+        count = worth(lambda i: self._chances[self._kind(n + i)], costs[: len(following) + 1])
+        return following[:count], None
+
+    def _kind(self, agreement: int) -> int:
+        return sum(agreement >= least for least, _ in self.KINDS) - 1
+
+    def _judge(self, ids: Sequence[int]) -> None:
+        """Whether what was guessed last did follow, proposed or not."""
+        if self._guess is None:
+            return
+        before, agreement, following = self._guess
+        self._guess = None
+        for i, (guessed, came) in enumerate(zip(following, ids[before:], strict=False)):
+            kind = self._kind(agreement + i)
+            self._chances[kind] += RATE * ((guessed == came) - self._chances[kind])
+            if guessed != came:
+                return
 
     def _learn(self, ids: Sequence[int]) -> None:
         """Note all n-grams that something follows."""
@@ -71,19 +130,30 @@ class NgramDraft:
 class ModelDraft:
     """A smaller model that has the same tokens."""
 
-    def __init__(self, network: nn.Module, vocab: int, context: int | None = None):
+    FIRST = 0.8  # chance that a token stays, before anything was seen
+
+    def __init__(self, network: nn.Module, vocab: int, context: int | None = None, cost: float | None = None):
         """vocab: how many logits the model has that it writes for; families pad them differently. context: how many
-        tokens the draft can read; beyond them it proposes nothing."""
-        self.network, self.vocab, self.context = network, vocab, context
+        tokens the draft can read; beyond them it proposes nothing. cost: of a token of the draft's, where one of the
+        model's costs 1; None: as their weights weigh."""
+        self.network, self.vocab, self.context, self.cost = network, vocab, context, cost
         self._read: list[int] = []  # what its state has seen
         self._state: Any = None
         self._capacity = 0
+        self._chance, self._each = self.FIRST, cost or 0.0
+        self._said: tuple[int, list[int]] = 0, []  # tokens before what was proposed last, and that
+
+    def begin(self, model: nn.Module) -> None:
+        self._chance, self._said = self.FIRST, (0, [])
+        self._each = _bytes(self.network) / _bytes(model) if self.cost is None else self.cost
 
     @torch.inference_mode()
     def propose(
-        self, ids: Sequence[int], count: int, sampling: Sampling, random: np.random.Generator
+        self, ids: Sequence[int], costs: Sequence[float], sampling: Sampling, random: np.random.Generator
     ) -> tuple[list[int], Float[Tensor, "γ V"] | None]:
         ids = list(ids)
+        self._judge(ids)
+        count = worth(lambda _: self._chance, costs, self._each)
         if self.context is not None:
             count = min(count, self.context - len(ids))
         if count < 1:
@@ -95,7 +165,19 @@ class ModelDraft:
             weights = probabilities(behind[:, : self.vocab], sampling)
             said.append(F.pad(weights[0], (0, self.vocab - weights.shape[1])))
             written.append(int(drawn(weights, torch.tensor([random.random()], device=weights.device))))
+        self._said = len(ids), written
         return written, torch.stack(said)
+
+    def _judge(self, ids: list[int]) -> None:
+        """Whether what was proposed last stayed; where nothing was, hope grows slowly, so that it is tried again."""
+        before, written = self._said
+        self._said = 0, []
+        if not written:
+            self._chance += RATE / 10 * (1 - self._chance)
+        for said, came in zip(written, ids[before:], strict=False):
+            self._chance += RATE * ((said == came) - self._chance)
+            if said != came:
+                return
 
     def _go_to(self, ids: list[int], count: int) -> None:
         """Take back what was proposed in vain; begin anew where it is another text, or one that has grown too long."""
@@ -116,6 +198,11 @@ class ModelDraft:
         logits = self.network.head(read(self.network, tokens, None, self._state))
         self._read = seen + unread
         return logits
+
+
+def _bytes(network: nn.Module) -> int:
+    """What a pass reads of weights."""
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
 
 
 def shallow(network: nn.Module, depth: int) -> nn.Module:
@@ -161,11 +248,9 @@ class Speculation:
 
 @torch.inference_mode()
 def generate(model: nn.Module, row: Continuation, sampling: Sampling, draft: Draft) -> Iterator[tuple[int, int]]:
-    """Continue one row; how many tokens were proposed and how many of them were kept, round by round.
-
-    As many are proposed as are all kept about every second time.
-    """
-    ids, count = list(row.prompt), 4
+    """Continue one row; how many tokens were proposed and how many of them were kept, round by round."""
+    ids, cost = list(row.prompt), costs(device_of(model))
+    draft.begin(model)
     state = model.init_state(1, len(ids) + row.budget + MOST)
     state.reserve(MOST)
     device = device_of(model)
@@ -191,10 +276,8 @@ def generate(model: nn.Module, row: Continuation, sampling: Sampling, draft: Dra
             return
         if len(proposed) > int(kept):
             state.forget(len(proposed) - int(kept))
-        if proposed:
-            count = max(1, min(MOST, count + (1 if int(kept) == len(proposed) else -1)))
         room = row.budget - len(row.ids) - 1
-        proposed, said = draft.propose(ids, min(count, room), sampling, row.random) if room > 0 else ([], None)
+        proposed, said = draft.propose(ids, cost[: room + 1], sampling, row.random) if room > 0 else ([], None)
         features = model.features(torch.tensor([[ids[-1], *proposed]], device=device), state=state)
 
 

@@ -4,12 +4,22 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch import nn
 
 from onefold.core.errors import UserError
 from onefold.infer.generation import engine
 from onefold.infer.generation.continuation import Continuation
 from onefold.infer.generation.sampling import Sampling, probabilities
-from onefold.infer.generation.speculative import ModelDraft, NgramDraft, Speculation, shallow, takes_back, verify
+from onefold.infer.generation.speculative import (
+    ModelDraft,
+    NgramDraft,
+    Speculation,
+    costs,
+    shallow,
+    takes_back,
+    verify,
+    worth,
+)
 from onefold.models.recurrent.language_model import RecurrentConfig
 from tests.infer.small_models import config, decoder
 
@@ -45,10 +55,10 @@ def test_greedy_texts_are_those_of_the_plain_loop_whoever_proposes(model):
         return
     wanted = plainly(model, greedy)
     drafts = {
-        "itself": ModelDraft(model, 61),
-        "its first layer": ModelDraft(shallow(model, 1), 61),
-        "another": ModelDraft(decoder(config("llama2"), seed=1), 61),
-        "one that reads little": ModelDraft(decoder(config("llama2"), seed=1), 61, context=20),
+        "itself": ModelDraft(model, 61, cost=0.0),
+        "its first layer": ModelDraft(shallow(model, 1), 61, cost=0.2),
+        "another": ModelDraft(decoder(config("llama2"), seed=1), 61, cost=0.2),
+        "one that reads little": ModelDraft(decoder(config("llama2"), seed=1), 61, context=20, cost=0.2),
         "its own words": NgramDraft(),
     }
     for name, draft in drafts.items():
@@ -63,7 +73,7 @@ def test_greedy_texts_are_those_of_the_plain_loop_whoever_proposes(model):
 
 def test_a_draft_follows_from_text_to_text():
     model = decoder(config("llama2"))
-    draft, greedy = ModelDraft(shallow(model, 1), 61), Sampling(max_new_tokens=12)
+    draft, greedy = ModelDraft(shallow(model, 1), 61, cost=0.2), Sampling(max_new_tokens=12)
     for prompt in (PROMPT, PROMPT[:4], [7, 7, 8], PROMPT):
         assert written(model, draft, greedy, prompt)[0] == plainly(model, greedy, prompt)
 
@@ -91,7 +101,7 @@ def test_what_stays_and_what_follows_have_the_models_distribution(sure):
 def test_sampled_texts_have_the_models_distribution():
     """The first two tokens of 2,000 texts, all pairs, against the product of the model's own probabilities."""
     model = decoder(config("llama2", vocab=5, depth=1), scale=0.5)
-    draft = ModelDraft(decoder(config("llama2", vocab=5, depth=1), seed=3, scale=0.5), 5)
+    draft = ModelDraft(decoder(config("llama2", vocab=5, depth=1), seed=3, scale=0.5), 5, cost=0.0)
     sampling, prompt = Sampling(max_new_tokens=3, temperature=0.9, top_k=4), [1, 4, 2]
     found = torch.zeros(5, 5)
     for seed in range(2000):
@@ -109,9 +119,31 @@ def test_sampled_texts_have_the_models_distribution():
 def test_a_text_goes_on_as_it_did_before():
     random, draft = np.random.default_rng(0), NgramDraft(longest=3)
     ids = [1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3]
-    assert draft.propose(ids, 2, Sampling(), random) == ([4, 9], None)  # after 1 2 3, though 2 3 was newer
-    assert draft.propose([*ids, 4], 8, Sampling(), random)[0] == [9, 2, 3, 5, 1, 2, 3, 4]
-    assert draft.propose([6, 7], 8, Sampling(), random)[0] == []  # another text, which repeats nothing
+    free = [1.0] * 9
+    assert draft.propose(ids, free[:3], Sampling(), random) == ([4, 9], None)  # after 1 2 3, though 2 3 was newer
+    assert draft.propose([*ids, 4], free, Sampling(), random)[0] == [9, 2, 3, 5, 1, 2, 3, 4]
+    assert draft.propose([6, 7], free, Sampling(), random)[0] == []  # another text, which repeats nothing
+
+
+def test_as_much_is_proposed_as_pays():
+    """Against the formula for chances that are all alike, and by what became of guesses before."""
+    prices = costs(torch.device("cpu"))
+    for chance, each in ((0.95, 0.0), (0.8, 0.1), (0.5, 0.0), (0.3, 0.0)):
+        gains = [
+            (1 - chance ** (count + 1)) / (1 - chance) / (prices[count] + each * count) for count in range(len(prices))
+        ]
+        assert worth(lambda _, chance=chance: chance, prices, each) == int(np.argmax(gains))
+    random, draft, sampling = np.random.default_rng(0), NgramDraft(), Sampling()
+    copied = list(range(40)) * 2
+    asked = [len(draft.propose(copied[:end], prices, sampling, random)[0]) for end in range(41, 80)]
+    assert asked[0] < asked[8]
+    draft.begin(nn.Identity())
+    noise = np.random.default_rng(1).integers(0, 5, 400).tolist()
+    asked = [len(draft.propose(noise[:end], prices, sampling, random)[0]) for end in range(1, 400)]
+    assert np.mean(asked[200:]) < 0.5
+    costly, model = ModelDraft(decoder(config("llama2")), 61), decoder(config("llama2"))
+    costly.begin(model)  # as large as the model: however good, it would only cost
+    assert costly.propose([1, 2, 3], prices, sampling, random) == ([], None)
 
 
 def test_what_cannot_be_drafted_says_so():
@@ -127,7 +159,7 @@ def test_what_cannot_be_drafted_says_so():
 
 def test_a_draft_that_was_broken_off_begins_anew():
     model, greedy = decoder(config("llama2")), Sampling(max_new_tokens=12)
-    draft = ModelDraft(shallow(model, 1), 61)
+    draft = ModelDraft(shallow(model, 1), 61, cost=0.2)
     written(model, draft, greedy, PROMPT[:4])
     features, draft.network.features = draft.network.features, None  # the next pass fails
     with pytest.raises(TypeError):
