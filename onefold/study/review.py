@@ -18,11 +18,13 @@ from onefold.infer.model import load
 from onefold.infer.text_encoder import TextEncoder
 from onefold.interop.open import open_model
 from onefold.study import machine
+from onefold.study.pages.experts import advice
 from onefold.study.pages.pictures import picture_results
 from onefold.study.pages.report import write_report
 from onefold.study.pages.texts import text_results
 from onefold.study.pages.translations import translation_results
 from onefold.study.results import read_results, write_results
+from onefold.study.runs import read_log
 from onefold.training.run import Result, first_processor
 from onefold.training.words.run import WordResult
 
@@ -45,7 +47,7 @@ def review(result: Result) -> Path:
         found |= of_rows(rows, folder, pick(run.trainer.device)) | {"title": folder.name}
         name = run.data.path if isinstance(run.data, LabelledTextData) else run.data.source.kind
         found["data"] = {"name": name, **{k: v for k, v in rows.facts.items() if k != "card"}}
-    if notes := of_experts(result.log):
+    if notes := advice(read_log(folder)):
         found["notes"] = notes
         for note in notes:
             say(note)
@@ -109,19 +111,6 @@ def of_rows(dataset: LabelledTextDataset, folder: Path, device: torch.device) ->
     if not rows or not isinstance(model, TextEncoder):
         return {"final": final}
     return {"final": final, "texts": text_results(model, rows)}
-
-
-def of_experts(log: list[dict[str, Any]]) -> list[str]:
-    """A line for each layer that has experts which read none of what was held out last (`load/LAYER` in the log)."""
-    last = next((record["held_out"] for record in reversed(log) if "held_out" in record), {})
-    loads = {name.removeprefix("load/"): load for name, load in last.items() if name.startswith("load/")}
-    idle = {layer: [e for e, share in enumerate(load) if share == 0] for layer, load in loads.items()}
-    return [
-        f"{layer}: {len(experts)} of {len(loads[layer])} experts read nothing that was held out "
-        f"({', '.join(map(str, experts[:8]))}{', …' if experts[8:] else ''}); router.balance spreads tokens"
-        for layer, experts in idle.items()
-        if experts
-    ]
 
 
 def _dataset(result: Result) -> Any:

@@ -12,6 +12,7 @@ from onefold.study.pages.words import duration, short
 from onefold.study.runs import Log, number
 
 WIDE, NARROW, SMALL = (768, 360), (340, 300), (360, 178)
+SHARES = ("mfu", "idle", "dropped")  # told in percent
 Key = tuple[str, str, str]  # name, colour, style
 
 
@@ -108,6 +109,9 @@ def inside(log: Log) -> list[Chart]:
         ("KL to the reference, nats", "kl", "series-1", False),
         ("Tokens of an answer", "length", "series-3", False),
         ("Entropy, nats per token", "entropy", "series-5", False),
+        ("Busiest expert, times its even share", "busiest", "series-1", False),
+        ("Experts without a token", "idle", "series-2", False),
+        ("Asked of experts and dropped", "dropped", "series-5", False),
         ("Learning rate", "lr", "series-3", False),
         ("Gradient norm", "grad_norm", "series-4", True),
         (f"{log.unit.capitalize()} per second", f"{log.unit}_per_second", "series-1", False),
@@ -123,7 +127,7 @@ def inside(log: Log) -> list[Chart]:
         curves = [Curve(x, y, color, "faint"), Curve(x, soft, color)] if noisy else [Curve(x, y, color)]
         low, high = (float(y.min()), float(y.max())) if log_scale else (0.0, 1.12 * float(np.percentile(y, 99)))
         low, high = min(low, 1.12 * float(y.min())), max(high, 0.0)  # rewards may be negative
-        text = (lambda v: f"{v:.0%}") if name == "mfu" else short
+        text = (lambda v: f"{v:.0%}") if name in SHARES else short
         wide = draw(curves, Axis("steps"), Axis("", low, high, log_scale, text), (), SMALL, title, margin=12)
         panels.append(Chart(wide, title=title, note=_typical(name, y)))
     return panels
@@ -133,7 +137,7 @@ def _typical(name: str, y: np.ndarray) -> str:
     if name == "lr":
         return f"peak {short(float(y.max()))}"
     middle = float(np.median(y))
-    return f"median {middle:.0%}" if name == "mfu" else f"median {short(middle)}"
+    return f"median {middle:.0%}" if name in SHARES else f"median {short(middle)}"
 
 
 def outlook(log: Log, estimate: Mapping[str, Any], name: str, final: float | None = None) -> Chart | None:

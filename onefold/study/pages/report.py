@@ -10,6 +10,7 @@ from onefold.infer.evaluation.scores import Figure
 from onefold.study.pages import words
 from onefold.study.pages.charts import Level
 from onefold.study.pages.curves import inside, learning, outlook
+from onefold.study.pages.experts import expert_charts
 from onefold.study.pages.gain import gain_section
 from onefold.study.pages.page import write_page
 from onefold.study.pages.pictures import picture_sections
@@ -192,6 +193,7 @@ def _stage(part: RunRecord, record: RunRecord, baselines: list[Mapping[str, Any]
         "sentence": _course(part),
         "curves": learning(part.log, part.loss_unit, levels),
         "fine": PARTIAL if main and seen and final and abs(seen - final) > 0.002 else "",
+        "experts": expert_charts(part.log),
         "panels": inside(part.log),
     }
 
