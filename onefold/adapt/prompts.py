@@ -199,9 +199,10 @@ def _openings(model: nn.Module, length: int) -> Openings:
         and block.mixer.config.causal
         and block.mixer.config.window is None
         and block.cross is None
+        and block.route is None
         for block in blocks
     )
-    if not plain or model.config.prefix or model.embed.project is not None:
+    if not plain or model.repeat is not None or model.config.prefix or model.embed.project is not None:
         raise UserError("adapt: prompts and prefixes are for decoders whose tokens see all before them, without biases")
     model.openings = Openings(model, switch_of(model))
     for layer, block in enumerate(blocks):

@@ -14,6 +14,13 @@ def below(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return inside or dict(weights)
 
 
+def with_routes(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """`weights` for a model that may decide about tokens' depth where the other did not: routers and halting units
+    begin afresh."""
+    own = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    return {name: tensor for name, tensor in own.items() if ".route." in name or "repeat." in name} | dict(weights)
+
+
 @torch.no_grad()
 def adopt(model: nn.Module, weights: Mapping[str, Tensor], prefix: int = 0) -> dict[str, Tensor]:
     """`weights`, by the names of `model`, fitted to it.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.models.adopting import below
+from onefold.models.adopting import below, with_routes
 from onefold.models.transformer import (
     Block,
     BlockConfig,
@@ -25,11 +25,13 @@ from onefold.models.transformer import (
     EmbedConfig,
     Norm,
     build_relative,
+    check_repeat,
     is_trusted,
     patterned,
     with_new_tokens,
 )
 from onefold.models.vision.depths import depth_of
+from onefold.nn.adaptive.repeat import RepeatConfig
 from onefold.nn.attention import AttentionConfig, Layout
 from onefold.nn.feedforward import Activation, activation
 from onefold.nn.linear import Linear
@@ -58,6 +60,7 @@ class EncoderConfig(Config):
     embed: EmbedConfig = EmbedConfig()
     block: BlockConfig
     pattern: tuple[dict[str, Any], ...] = ()  # how layers differ, as in DecoderConfig
+    repeat: RepeatConfig | None = None  # all blocks again and again (Universal Transformer); None: once
     groups: int | None = None  # layers with weights of their own, each applied depth / groups times in a row (ALBERT)
     norm: Norm | None = None  # after the last block, where blocks normalise what enters them
     pooler: bool = False  # one vector a text: tanh(dense(first token))
@@ -77,12 +80,15 @@ class EncoderConfig(Config):
                 raise ValueError("contacts are read from attention: block.mixer must be attention")
             if getattr(block.mixer, "causal", False):
                 raise ValueError("an encoder looks both ways: block.mixer.causal must be false")
+            check_repeat(self.repeat, (block,))
             if block.cross is not None:
                 raise ValueError("an encoder has nothing to look at but its own text: block.cross must be null")
         if isinstance(self.embed.position, LearnedPositionConfig) and self.embed.position.context < self.context:
             raise ValueError(f"context ({self.context}) exceeds the learned positions ({self.embed.position.context})")
         if self.groups is not None and self.pattern:
             raise ValueError("layers that share weights are all alike: groups and pattern exclude each other")
+        if self.repeat is not None and (self.groups is not None or self.contacts):
+            raise ValueError("repeat applies all blocks in turn: it excludes groups and contacts")
         if self.groups is not None and not 1 <= self.groups <= self.depth:
             raise ValueError(f"groups ({self.groups}) must lie between 1 and depth ({self.depth})")
         if self.task == "span" and self.classes not in (0, 2):
@@ -126,6 +132,7 @@ class Encoder(nn.Module):
         self.config = config
         self.embed = Embed(config.embed, config.vocab, config.width)
         self.blocks = nn.ModuleList(block.build(config.width) for block in config.blocks())
+        self.repeat = config.repeat.build(config.width) if config.repeat else None
         self.relative = build_relative(config.block)
         self.norm = config.norm.build(config.width) if config.norm else None
         self.pooler = Linear(config.width, config.width) if config.pooler else None
@@ -151,11 +158,13 @@ class Encoder(nn.Module):
         """
         fan_in = self.config.init == "fan_in"
         for name, parameter in self.named_parameters():
-            if name.endswith("bias") or name.startswith(("relative.", "regression.")):
+            if ".kernel." in name or ".route." in name or name.startswith("repeat."):
+                pass  # as it made itself
+            elif name.endswith("bias") or name.startswith(("relative.", "regression.")):
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1)
-            elif name.endswith("_scale") or ".kernel." in name:
+            elif name.endswith("_scale"):
                 pass  # as its block made it
             elif fan_in and not name.startswith(("embed.position.", "embed.token_type.")):
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
@@ -177,8 +186,11 @@ class Encoder(nn.Module):
         """What the model makes of each token: the input of all heads. `types` None: all are of the first type."""
         layout = self._layout(tokens, positions, segments)
         x = self.embed(tokens, layout, types)
-        for block in self.layers():
-            x = block(x, layout)
+        if self.repeat is not None:
+            x = self.repeat(x, layout, self.blocks)
+        else:
+            for block in self.layers():
+                x = block(x, layout)
         return x if self.norm is None else self.norm(x)
 
     def head(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "..."]:
@@ -252,6 +264,8 @@ class Encoder(nn.Module):
         other = {block.mixer.kind for block in self.config.blocks() if not isinstance(block.mixer, AttentionConfig)}
         if other:
             raise UserError(f"this model has no attention to look at: its mixer is {', '.join(sorted(other))}")
+        if self.repeat is not None or any(block.route for block in self.config.blocks()):
+            raise UserError("the attention of repeated blocks, and of those that tokens pass by, cannot be looked at")
         layout = self._layout(tokens, positions, segments)
         x = self.embed(tokens, layout, types)
         for block in self.layers():
@@ -265,7 +279,7 @@ class Encoder(nn.Module):
         this model adds begin as the mean of the others. Where this one has experts, a dense layer is upcycled.
         """
         own = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        given = upcycled(below(weights, "trunk"), self)
+        given = with_routes(upcycled(below(weights, "trunk"), self), self)
         if self.transform is None and "transform.dense.weight" in given:
             # Classes of pre-training (is this the next sentence?) are not those of a task, even if as many.
             given = {name: tensor for name, tensor in given.items() if not name.startswith("classifier.")}

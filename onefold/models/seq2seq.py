@@ -17,6 +17,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from onefold.core.config import Config
+from onefold.models.adopting import with_routes
 from onefold.models.encoder import EncoderConfig
 from onefold.models.transformer import (
     BlockConfig,
@@ -29,6 +30,7 @@ from onefold.models.transformer import (
     with_new_tokens,
 )
 from onefold.models.vision.depths import depth_of
+from onefold.nn.adaptive.repeat import RepeatConfig
 from onefold.nn.attention import Attention
 from onefold.nn.cross import CrossAttention
 from onefold.nn.padding import text_places
@@ -41,6 +43,7 @@ class StackConfig(Config):
     depth: int
     block: BlockConfig
     pattern: tuple[dict[str, Any], ...] = ()  # how layers differ, as in DecoderConfig
+    repeat: RepeatConfig | None = None  # all blocks again and again (Universal Transformer)
     norm: Norm | None = None
 
     @model_validator(mode="after")
@@ -197,7 +200,7 @@ class Seq2Seq(nn.Module):
         experts as the dense layer that was in their place."""
         embedding = "decoder.embed.token.weight" if self.encoder is None else "encoder.embed.token.weight"
         names = (embedding, "decoder.unembed.weight", "decoder.unembed.bias")
-        return with_new_tokens(upcycled(weights, self), self.config.vocab, names)
+        return with_new_tokens(with_routes(upcycled(weights, self), self), self.config.vocab, names)
 
     def depth_of(self, name: str) -> int:
         """Of the parameter `name`, from 0 (embeddings) to `depths` (last norm and head)."""

@@ -17,15 +17,23 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
-from onefold.models.adopting import below
+from onefold.models.adopting import below, with_routes
 from onefold.models.text_head import PREFIX, TextHeadConfig, adopt_head
+from onefold.nn.adaptive.mixture_of_depths import MixtureOfDepthsConfig, PassedCache
+from onefold.nn.adaptive.repeat import RepeatConfig
 from onefold.nn.attention import AttentionConfig, KVCache, Layout
 from onefold.nn.cross import CrossAttention, KeysValues
 from onefold.nn.drop_path import DropPath
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.linear import Linear
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig
-from onefold.nn.position import LearnedPositionConfig, RelativeBias, RelativeBiasConfig, SinusoidalPositionConfig
+from onefold.nn.position import (
+    LearnedPositionConfig,
+    RelativeBias,
+    RelativeBiasConfig,
+    RotaryConfig,
+    SinusoidalPositionConfig,
+)
 from onefold.nn.sparse.experts import ExpertsConfig, upcycled
 from onefold.nn.states.ssm import S4Config, S4DConfig
 from onefold.nn.states.state_spaces import Recurrence
@@ -67,6 +75,7 @@ class BlockConfig(Config):
     cross: AttentionConfig | None = None  # looks at another text, all of it
     ffn: Annotated[MLPConfig | GatedMLPConfig | ExpertsConfig, Slot()] | None  # None: the mixer is all of the block
     residual: Literal["pre", "post", "parallel"] = "pre"
+    route: MixtureOfDepthsConfig | None = None  # which tokens go through it; None: all
     dropout: float = 0.0  # of what each branch adds
     drop_path: float | None = None  # how often a branch is left out for a row in training (arXiv 1603.09382)
     layer_scale: float | None = None  # what each channel of a branch is multiplied with at first (arXiv 2103.17239)
@@ -80,8 +89,25 @@ class BlockConfig(Config):
                 raise ValueError("cross-attention follows the mixer: residual must be pre or post")
         return self
 
+    @model_validator(mode="after")
+    def _routes(self) -> "BlockConfig":
+        if self.route is not None:
+            mixer = self.mixer
+            if not isinstance(mixer, AttentionConfig) or mixer.window is not None:
+                raise ValueError("only attention without a window can do without the tokens that pass it by (route)")
+            if mixer.position is not None and not isinstance(mixer.position, RotaryConfig):
+                raise ValueError("with route, positions must be rotary or in `embed`: others count columns")
+        return self
+
     def build(self, width: int) -> "Block":
         return Block(self, width)
+
+
+def check_repeat(repeat: RepeatConfig | None, blocks: Collection[BlockConfig]) -> None:
+    """Raises ValueError where tokens could not halt and be seen by others still."""
+    unseen = any(not isinstance(block.mixer, AttentionConfig) or block.route for block in blocks)
+    if repeat is not None and repeat.halting is not None and unseen:
+        raise ValueError("who has halted stays to be seen: repeat.halting needs attention, and no block.route")
 
 
 def is_trusted(info: Any) -> bool:  # pydantic.ValidationInfo
@@ -117,6 +143,7 @@ class DecoderConfig(Config):
     embed: EmbedConfig = EmbedConfig()
     block: BlockConfig
     pattern: tuple[dict[str, Any], ...] = ()
+    repeat: RepeatConfig | None = None  # all blocks again and again; None: once
     norm: Norm | None = RMSNormConfig()  # before the head
     tied: bool = True  # the head is the embedding, transposed
     head_bias: bool = False
@@ -133,6 +160,9 @@ class DecoderConfig(Config):
                 block.mixer.widths(self.width)
         if self.prefix and not all(isinstance(block.mixer, AttentionConfig) for block in blocks):
             raise ValueError("a prefix that is seen whole needs attention: other mixers read in one direction")
+        if self.prefix and any(block.route for block in blocks):
+            raise ValueError("a prefix is seen whole by all blocks: route must be null")
+        check_repeat(self.repeat, blocks)
         learned = self.embed.position
         if isinstance(learned, LearnedPositionConfig) and learned.context < self.context:
             raise ValueError(f"context ({self.context}) exceeds the learned positions ({learned.context})")
@@ -150,9 +180,12 @@ class DecoderConfig(Config):
 
 
 class DecoderState:
-    """What a decoder remembers of the columns it has read: a cache, or a recurrence's state, for each layer."""
+    """What a decoder remembers of the columns it has read: a cache, or a recurrence's state, for each layer.
 
-    def __init__(self, layers: list[KVCache | Recurrence], capacity: int, prefix: bool = False):
+    Of layers that are repeated, for each of each step.
+    """
+
+    def __init__(self, layers: list[KVCache | PassedCache | Recurrence], capacity: int, prefix: bool = False):
         """prefix: what is read first is seen whole by each of its tokens, so it must be read at once."""
         self.layers, self.capacity, self.prefix = layers, capacity, prefix
         self.length = 0  # columns read, padding included
@@ -223,6 +256,7 @@ class Block(nn.Module):
     def __init__(self, config: BlockConfig, width: int):
         super().__init__()
         self.residual = config.residual
+        self.route = config.route.build(width) if config.route else None
         self.mixer_norm = config.norm.build(width)
         self.mixer = config.mixer.build(width)
         self.cross_norm = config.norm.build(width) if config.cross else None
@@ -240,6 +274,21 @@ class Block(nn.Module):
         self, x: Float[Tensor, "B T D"], layout: Layout, state: Any = None, memory: KeysValues | None = None
     ) -> Float[Tensor, "B T D"]:
         """`memory`: what cross-attention looks at where it is known already; else the layout's."""
+        if self.route is None:
+            return self._through(x, layout, state, memory)
+
+        def through(rows: Tensor, inner: Layout, slots: Any) -> Tensor:
+            return self._through(rows, inner, slots, memory)
+
+        return self.route(through, self.mixer.config.causal, x, layout, state)
+
+    def init_state(self, batch: int, capacity: int, device: Any, dtype: torch.dtype) -> Any:
+        """What it remembers of texts, of which it has read nothing yet."""
+        if self.route is None:
+            return self.mixer.init_state(batch, capacity, device, dtype)
+        return PassedCache((batch, self.mixer.kv_heads, self.mixer.head_width), device, dtype)
+
+    def _through(self, x: Tensor, layout: Layout, state: Any, memory: KeysValues | None) -> Tensor:
         if self.residual == "parallel":
             mixed = x + self._branch(self.mixer(self.mixer_norm(x), layout, state), self.mixer_scale)
             return mixed if self.ffn is None else mixed + self._branch(self.ffn(self.ffn_norm(x)), self.ffn_scale)
@@ -346,6 +395,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embed = Embed(config.embed, config.vocab, config.width)
         self.blocks = nn.ModuleList(block.build(config.width) for block in config.blocks())
+        self.repeat = config.repeat.build(config.width) if config.repeat else None
         self.relative = build_relative(config.block, ahead=config.prefix)
         self.norm = config.norm.build(config.width) if config.norm else None
         self.unembed = Linear(config.width, config.vocab, bias=config.head_bias)
@@ -364,7 +414,7 @@ class Decoder(nn.Module):
         """
         fan_in = self.config.init == "fan_in"
         for name, parameter in self.named_parameters():
-            if name.startswith(PREFIX) or ".kernel." in name:
+            if name.startswith((PREFIX, "repeat.")) or ".kernel." in name or ".route." in name:
                 pass  # as it made itself
             elif name.endswith("bias") or name.startswith("relative."):
                 parameter.zero_()
@@ -382,12 +432,12 @@ class Decoder(nn.Module):
                 parameter.normal_(std=1 / math.sqrt(parameter.shape[-1]) if fan_in else 0.02)
 
     def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of another decoder as this one takes them: tokens it adds begin as the mean of the others, and
-        experts as the dense layer that was in their place.
+        """The weights of another decoder as this one takes them: tokens it adds begin as the mean of the others,
+        experts as the dense layer that was in their place, and what decides about tokens' depth afresh.
 
         Its classifier stays fresh where the other has none, or one of other classes.
         """
-        weights = adopt_head(self.state_dict(), upcycled(below(weights, "trunk"), self))
+        weights = with_routes(adopt_head(self.state_dict(), upcycled(below(weights, "trunk"), self)), self)
         return with_new_tokens(weights, self.config.vocab, ("embed.token.weight", "unembed.weight", "unembed.bias"))
 
     def features(
@@ -411,8 +461,11 @@ class Decoder(nn.Module):
             layout = _uncached(tokens, positions, segments=segments, prefix=prefix)
             layout.memory, layout.memory_seen = memory, memory_seen
         x = self.enter(tokens, layout)
-        for i, block in enumerate(self.blocks):
-            x = block(x, layout) if state is None else block(x, layout, state.layers[i], state.memory[i])
+        if self.repeat is not None:
+            x = self.repeat(x, layout, self.blocks, state)
+        else:
+            for i, block in enumerate(self.blocks):
+                x = block(x, layout) if state is None else block(x, layout, state.layers[i], state.memory[i])
         if state is not None:
             state.length += tokens.shape[1]
         return x if self.norm is None else self.norm(x)
@@ -427,6 +480,8 @@ class Decoder(nn.Module):
         """What `features` would be if the model ended with its first layer, its second, …, the last: for objectives by
         which each of them learns to answer."""
         layout = _uncached(tokens, positions, segments=segments, prefix=prefix)
+        if self.repeat is not None:
+            raise UserError("the layers of this model are repeated: none of them answers by itself (model.repeat)")
         x, found = self.enter(tokens, layout), []
         for block in self.blocks:
             x = block(x, layout)
@@ -460,7 +515,8 @@ class Decoder(nn.Module):
         """Empty caches for `batch` rows of up to `capacity` columns; windows shorter than that roll."""
         weight = self.embed.token.weight
         device, dtype = device or weight.device, dtype or weight.dtype
-        layers = [block.mixer.init_state(batch, capacity, device, dtype) for block in self.blocks]
+        steps = self.config.repeat.steps if self.config.repeat else 1
+        layers = [block.init_state(batch, capacity, device, dtype) for _ in range(steps) for block in self.blocks]
         return DecoderState(layers, capacity, self.config.prefix)
 
 

@@ -50,6 +50,11 @@ MODELS |= {
     "s4d": MODELS["llama2"].but({"block.mixer": {"kind": "s4d", "states": 8}}),
     "s4": MODELS["llama2"].but({"block.mixer": {"kind": "s4", "states": 8}, "block.ffn": None}),
     "hybrid": MODELS["llama2"].but({"pattern": [{}, {"mixer": {"kind": "s4d", "states": 8}}]}),
+    "mixture of depths": MODELS["llama2"].but(
+        {"depth": 4, "block.mixer.kv_heads": 2, "pattern": [{}, {"route": {"capacity": 0.3}}]}
+    ),
+    "universal": MODELS["post"].but({"depth": 1, "embed.position": None, "norm": None, "repeat": {"steps": 5}}),
+    "repeated": MODELS["llama2"].but({"depth": 2, "repeat": {"steps": 3, "positions": False, "halting": None}}),
 }
 
 
@@ -57,8 +62,9 @@ MODELS |= {
 def model(request):
     torch.manual_seed(0)
     model = MODELS[request.param].build().eval()
-    for parameter in model.parameters():  # weights large enough that a wrong mask or position shows
-        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
+    for name, parameter in model.named_parameters():  # weights large enough that a wrong mask or position shows
+        decides = "route." in name or "repeat." in name  # for some tokens so, for others so
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 and not decides else 0.0, std=0.2)
     return model
 
 

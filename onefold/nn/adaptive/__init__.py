@@ -1,0 +1,1 @@
+"""Layers that spend more arithmetic on some tokens than on others."""
