@@ -2,6 +2,7 @@
 
 import atexit
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -100,6 +101,28 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         own = all_sum(gradient.clone()).split(ctx.sizes)[rank()]
         return own, None
+
+
+def exchange(rows: Tensor, given: Sequence[int], taken: Sequence[int]) -> Tensor:
+    """The first given[0] rows go to process 0, the next given[1] to process 1, and so on; what is returned holds
+    taken[0] rows that process 0 gave this one, then taken[1] of process 1's, and so on. Gradients take the way back.
+
+    Every process takes part, also one that has nothing to give. Source: all-to-all of GShard, arXiv 2006.16668.
+    """
+    return _Exchanged.apply(rows, given, taken) if _running() else rows
+
+
+class _Exchanged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, given: Sequence[int], taken: Sequence[int]) -> Tensor:
+        ctx.given, ctx.taken = given, taken
+        found = rows.new_empty((sum(taken), *rows.shape[1:]))
+        td.all_to_all_single(found, rows.contiguous(), list(taken), list(given))
+        return found
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Exchanged.apply(gradient, ctx.taken, ctx.given), None, None
 
 
 def broadcast(value: T) -> T:

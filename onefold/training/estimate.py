@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from onefold.adapt.every import AnyAdapt, adapt
@@ -22,6 +21,7 @@ from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.interop.table import own_buffers
 from onefold.training.optimizers.rules import memory_bytes
+from onefold.training.processes.shards import local
 
 # Dense bf16 operations a second, as the makers publish them.
 PUBLISHED_PEAK = {
@@ -109,7 +109,7 @@ def row_bytes(model: nn.Module, objective: Callable, batch: Batch) -> int:
     Under FSDP the unit that stays whole (see parallel.py) counts too.
     """
     held = (*model.parameters(), *model.buffers())
-    weights = {tensor.untyped_storage().data_ptr() for tensor in held if not isinstance(tensor, DTensor)}
+    weights = {tensor.untyped_storage().data_ptr() for tensor in local(held)}
     kept: dict[int, Tensor] = {}  # by address; holding them keeps addresses from being used again
 
     def note(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from onefold.nn.own_losses import Told, listening
 from onefold.objectives.base import Loss, Term
 from onefold.training.run import train
-from tests.training.processes.test_parallel import log, train_with_two, weights
+from tests.training.processes.test_parallel import weights
 
 GATED = {"kind": "gated", "width": 20}
 ROUTER = {"kind": "top_k", "k": 2, "balance": 0.05, "z_loss": 0.01}
@@ -94,21 +94,6 @@ def test_passes_that_are_repeated_tell_nothing_twice(make_run):
         gradients.append([p.grad.clone() for p in model.parameters()])
     for plain, repeated in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, repeated)
-
-
-@pytest.mark.slow
-def test_two_processes_are_one(make_run):
-    """FSDP, with the same rows read at once, whose experts are balanced together."""
-    changes = {**EXPERTS, "trainer.steps": 6, "trainer.micro_batch": 4, "trainer.evaluate_every": 3}
-    one, two = make_run(changes), make_run({**changes, "out": make_run().out.with_name("two")})
-    train(one)
-    train_with_two(two)
-    for a, b in zip(log(one), log(two), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
-        assert a["balance"] == pytest.approx(b["balance"], abs=1e-5)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
-        if "held_out" in a:
-            assert a["held_out"]["load/blocks.1.ffn"] == pytest.approx(b["held_out"]["load/blocks.1.ffn"], abs=0.02)
 
 
 COMPILED = """

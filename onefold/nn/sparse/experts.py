@@ -5,7 +5,7 @@
 Parameters grow with the number of experts, arithmetic does not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -21,6 +21,7 @@ from onefold.nn.sparse.grouped import gather, grouped_linear, spread
 from onefold.nn.sparse.routing import AnyRouter, ExpertChoiceConfig, Routes, TopKConfig
 
 MLPs = MLPConfig | GatedMLPConfig
+Exchange = Callable[[nn.Module, Tensor, Tensor], Tensor]  # what experts elsewhere make of rows, up to `ends`
 
 
 class ExpertsConfig(Config):
@@ -115,13 +116,15 @@ class Experts(nn.Module):
         self.shared = config.shared.build(width) if config.shared else None
         self.mix = nn.Linear(width, 2) if config.mixed else None
         self.told: list[Told] | None = None
+        self.exchange: Exchange | None = None  # set from outside where experts lie on several processes; None: all here
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         rows = x.flatten(0, -2)
         routes, losses = self.router(rows, self.capacity if self.training else None)
         if self.told is not None:
             self.told.append(Told(len(rows), losses if torch.is_grad_enabled() else {}, self._figures(routes)))
-        y = self.experts(spread(rows, routes.tokens, routes.places), routes.ends)
+        given = spread(rows, routes.tokens, routes.places), routes.ends
+        y = self.experts(*given) if self.exchange is None else self.exchange(self.experts, *given)
         y = y * routes.weights[:, None].to(y.dtype)
         return self.joined(x, gather(y, routes.tokens, routes.places, len(rows)).view_as(x))
 

@@ -2,7 +2,8 @@
 
 A plan is a table: pattern of module names → how its weights lie on the processes. Modules that fit a row become units
 of FSDP2: each process holds a shard of a unit's weights, gradients and optimizer memory, and the whole only while the
-unit computes. What no row names (embedding, last norm, head) forms the unit of the model itself.
+unit computes. What no row names (embedding, last norm, head) forms the unit of the model itself. Experts that fit a row
+`by_expert` lie whole on one process each, and tokens travel to them (experts.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -12,59 +13,81 @@ from functools import wraps
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from onefold.core import dist
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.progress import say
+from onefold.nn.sparse.experts import Experts
+from onefold.training.processes import experts
 
 
 class Unit(Config):
     """A row of the plan."""
 
-    pattern: str  # of module names, part by part: "blocks.*" fits blocks.0 and not blocks.0.ffn
+    pattern: str  # of module names, part by part: "blocks.*" fits blocks.0 and not blocks.0.ffn; "**." first: anywhere
+    by_expert: bool = False  # of experts: each process holds its share of them, and tokens travel
     reshard: bool = True  # give whole weights back between forward and backward: less memory, one more gathering
 
     def fits(self, name: str) -> bool:
         parts, patterns = name.split("."), self.pattern.split(".")
+        if patterns[0] == "**":
+            patterns = patterns[1:]
+            parts = parts[-len(patterns) :]
         return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-UNITS = tuple(
-    Unit(pattern=pattern)
-    for pattern in ("blocks.*", "encoder.blocks.*", "decoder.blocks.*", "trunk.blocks.*", "stages.*.blocks.*")
-)
+BLOCKS = ("blocks.*", "encoder.blocks.*", "decoder.blocks.*", "trunk.blocks.*", "stages.*.blocks.*")
+UNITS = (*(Unit(pattern=pattern) for pattern in BLOCKS), Unit(pattern="**.experts", by_expert=True))
 
 
 def place(model: nn.Module, plan: tuple[Unit, ...], device: torch.device, compiled: bool) -> None:
     """Move `model` to `device`, spread it over the processes and compile it, in place."""
     compiled = compiled and can_compile(device)
-    if hasattr(model, "openings"):  # blocks that also read what stands before the text have results FSDP does not see
-        plan = ()
     units = units_of(model, plan)
-    model.to(device)
     if dist.world() > 1:
+        mesh = init_device_mesh(device.type, (dist.world(),))
+        lay_experts(model, plan, mesh, device)
+        model.to(device)
         for module, _ in units if compiled else ():
             module.compile()
-        shard(model, units, device)
-    elif compiled:
+        shard(model, units, mesh)
+        return
+    model.to(device)
+    if compiled:
         for name in entry_points(model):
             setattr(model, name, torch.compile(getattr(model, name)))
 
 
 def units_of(model: nn.Module, plan: tuple[Unit, ...]) -> list[tuple[nn.Module, Unit]]:
-    """The modules that fit a row."""
-    return [(module, row) for name, module in model.named_modules() for row in plan if row.fits(name)]
+    """The modules that fit a row and are sharded."""
+    if hasattr(model, "openings"):  # blocks that also read what stands before the text have results FSDP does not see
+        return []
+    rows = [row for row in plan if not row.by_expert]
+    return [(module, row) for name, module in model.named_modules() for row in rows if row.fits(name)]
 
 
-def shard(model: nn.Module, units: list[tuple[nn.Module, Unit]], device: torch.device) -> None:
+def lay_experts(model: nn.Module, plan: tuple[Unit, ...], mesh: DeviceMesh, device: torch.device) -> None:
+    """Lay the experts that fit a row out over the processes. Those that cannot be shared evenly are left to FSDP2."""
+    rows = [row for row in plan if row.by_expert]
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, Experts) and any(row.fits(f"{name}.experts") for row in rows):
+            if reason := experts.cannot_lie(layer):
+                say(
+                    f"{name}: {reason}: their weights are sharded as all others are, and gathered whenever they compute"
+                )
+            else:
+                experts.lay(layer, mesh, device)
+
+
+def shard(model: nn.Module, units: list[tuple[nn.Module, Unit]], mesh: DeviceMesh) -> None:
     """Make units of FSDP2 of the modules in `units`, and one of all else. Every process has the same weights before."""
-    mesh = init_device_mesh(device.type, (dist.world(),))
+    apart = {parameter for layer in experts.laid(model) for parameter in layer.experts.parameters()}
     for module, row in units:
-        fully_shard(module, mesh=mesh, reshard_after_forward=row.reshard)
-    fully_shard(model, mesh=mesh)
+        fully_shard(module, mesh=mesh, reshard_after_forward=row.reshard, ignored_params=apart)
+    fully_shard(model, mesh=mesh, ignored_params=apart)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # Gradients are summed as they are; the trainer divides by global counts.
@@ -135,7 +158,8 @@ def whole(model: nn.Module, plan: tuple[Unit, ...]) -> Iterator[None]:
     for module, _ in units:
         module.set_reshard_after_forward(False, recurse=False)
     try:
-        yield
+        with experts.gathered(model):
+            yield
     finally:
         for module, row in units:
             module.set_reshard_after_forward(row.reshard, recurse=False)
