@@ -1,6 +1,7 @@
 """Muon's step (Jordan 2024): momentum of each matrix, made orthogonal.
 
-A matrix spread over processes is gathered for it, and each process makes its share of them orthogonal.
+A matrix spread over processes is gathered for it, and each process makes its share of them orthogonal. Of a stack of
+matrices (of experts) each process holds whole ones, and makes those orthogonal.
 """
 
 from collections.abc import Iterable
@@ -28,13 +29,17 @@ def muon_step(group: dict, state: State) -> None:
 
     torch._foreach_lerp_(own, gradients, 1 - group["momentum"])
     directions = torch._foreach_lerp(gradients, own, group["momentum"]) if group["nesterov"] else list(own)
-    matrices = [whole(d, p) for d, p in zip(directions, parameters)]
-    updates = orthogonal_updates(matrices, rows, group, share=isinstance(parameters[0], DTensor))
-    updates = [shard(u, p) for u, p in zip(updates, parameters)]
+    updates: dict[int, Tensor] = {}
+    for alone in (True, False):  # what lies in whole matrices on one process is made orthogonal there
+        some = [i for i, p in enumerate(parameters) if (isinstance(p, DTensor) and p.ndim == 3) == alone]
+        found = [directions[i] if alone else whole(directions[i], parameters[i]) for i in some]
+        spread = not alone and any(isinstance(parameters[i], DTensor) for i in some)
+        found = orthogonal_updates(found, [rows[i] for i in some], group, share=spread)
+        updates |= {i: u if alone else shard(u, parameters[i]) for i, u in zip(some, found)}
 
     if group["weight_decay"]:
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-    torch._foreach_add_(weights, updates, alpha=-group["lr"])
+    torch._foreach_add_(weights, [updates[i] for i in range(len(weights))], alpha=-group["lr"])
 
 
 def orthogonal_updates(directions: list[Tensor], rows: Iterable, group: dict, share: bool) -> list[Tensor]:
