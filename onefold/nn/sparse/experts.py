@@ -21,6 +21,7 @@ from onefold.nn.sparse.grouped import gather, grouped_linear, spread
 from onefold.nn.sparse.routing import AnyRouter, ExpertChoiceConfig, Routes, TopKConfig
 
 MLPs = MLPConfig | GatedMLPConfig
+LEAST = 0.1  # of a capacity: below, whatever tokens ask for, nine of ten get nothing
 Exchange = Callable[[nn.Module, Tensor, Tensor], Tensor]  # what experts elsewhere make of rows, up to `ends`
 
 
@@ -46,11 +47,15 @@ class ExpertsConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> "ExpertsConfig":
         if getattr(self.router, "needs", lambda: 1)() > self.experts:
-            raise ValueError(f"a token cannot see {self.router.needs()} of {self.experts} experts")
+            raise ValueError(
+                f"a token cannot see {self.router.needs()} of {self.experts} experts: take fewer, or have more"
+            )
         if self.experts > 1 and isinstance(self.router, TopKConfig) and self.router.normalise and self.router.k == 1:
             raise ValueError("one expert of weight 1 teaches the router nothing: set router.normalise=false")
         if isinstance(self.router, ExpertChoiceConfig) and self.capacity is not None:
             raise ValueError("experts that choose have no capacity: router.each says how much they take")
+        if self.capacity is not None and self.capacity < LEAST:
+            raise ValueError(f"capacity {self.capacity:g} drops nearly everything: 1 to 2 is usual, null drops nothing")
         if self.mixed and self.shared is None:
             raise ValueError("mixed weighs experts and `shared`, which is missing")
         return self

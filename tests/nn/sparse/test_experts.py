@@ -223,6 +223,7 @@ def test_routers_stay_fp32_under_autocast():
     [
         ({"router": {"kind": "top_k", "k": 6}}, "cannot see 6 of 5 experts"),
         ({"capacity": 0}, "greater than 0"),
+        ({"capacity": 0.05}, "capacity 0.05 drops nearly everything: 1 to 2 is usual, null drops nothing"),
         ({"router": {"kind": "top_k", "k": 1}}, "normalise=false"),
         ({"router": "expert_choice", "capacity": 1.0}, "router.each"),
         ({"mixed": True}, "`shared`, which is missing"),
