@@ -71,15 +71,15 @@ def units_of(model: nn.Module, plan: tuple[Unit, ...]) -> list[tuple[nn.Module, 
 
 def lay_experts(model: nn.Module, plan: tuple[Unit, ...], mesh: DeviceMesh, device: torch.device) -> None:
     """Lay the experts that fit a row out over the processes. Those that cannot be shared evenly are left to FSDP2."""
-    rows = [row for row in plan if row.by_expert]
-    for name, layer in list(model.named_modules()):
+    rows, left = [row for row in plan if row.by_expert], {}
+    for name, layer in model.named_modules():
         if isinstance(layer, Experts) and any(row.fits(f"{name}.experts") for row in rows):
             if reason := experts.cannot_lie(layer):
-                say(
-                    f"{name}: {reason}: their weights are sharded as all others are, and gathered whenever they compute"
-                )
+                left.setdefault(reason, []).append(name)
             else:
                 experts.lay(layer, mesh, device)
+    for reason, (first, *others) in left.items():
+        say(f"{first}{f' and {len(others)} more' if others else ''}: {reason}")
 
 
 def shard(model: nn.Module, units: list[tuple[nn.Module, Unit]], mesh: DeviceMesh) -> None:

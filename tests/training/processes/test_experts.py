@@ -137,7 +137,7 @@ def test_two_processes_are_one(found, case, bound):
 
 
 def test_what_cannot_be_shared_evenly_is_told(found):
-    assert "blocks.0.ffn: 3 experts cannot be shared evenly by 2 processes" in found["said"]
+    assert "blocks.0.ffn and 1 more: 3 experts cannot be shared evenly by 2 processes" in found["said"]
     assert found["uneven"] == 0
 
 
