@@ -59,8 +59,8 @@ class EarlyExit(nn.Module):
     def __init__(self, network: Decoder, rule: ExitRule):
         """Raises UserError for a model that has no layers to leave after."""
         super().__init__()
-        plain = isinstance(network, Decoder) and len(network.blocks) > 1 and not getattr(network, "repeat", None)
-        if not plain or any(block.cross or getattr(block, "route", None) for block in network.blocks):
+        plain = isinstance(network, Decoder) and len(network.blocks) > 1 and network.repeat is None
+        if not plain or any(block.cross is not None or block.route is not None for block in network.blocks):
             raise UserError("early exit is for decoders of several layers, one after another")
         if hasattr(network, "openings"):
             raise UserError("early exit does not go with vectors before the text (prompt or prefix tuning)")
