@@ -111,7 +111,7 @@ class FewRowsExperts(nn.Module):
 
     @staticmethod
     def suits(layer: nn.Module) -> bool:
-        plain = type(layer) is Experts and type(layer.router) is TokenRouter
+        plain = type(layer) is Experts and type(layer.router) is TokenRouter and layer.exchange is None
         return plain and all(type(child) is GroupedLinear for child in layer.experts.children())
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
