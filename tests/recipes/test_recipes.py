@@ -10,11 +10,11 @@ from onefold.core.errors import UserError
 from onefold.models.transformer import count_parameters
 from onefold.training.run import Run
 
-LANDMARKS = ["gpt2", "pythia", "llama2", "mistral", "mixtral", "deepspeed_moe"]
+LANDMARKS = ["gpt2", "pythia", "llama2", "mistral", "mixtral", "megablocks", "deepspeed_moe"]
 WORDS = ["glove", "word2vec"]
-TEACHING = ["ghost_attention", "lima", "orca2", "self_instruct", "zephyr"]
+TEACHING = ["flan_moe", "ghost_attention", "lima", "orca2", "self_instruct", "zephyr"]
 PICTURES = ["classifier", "convnext", "ffcv", "mae", "nfnet", "vit"]
-SEQ2SEQ = ["bart", "t5", "transformer"]
+SEQ2SEQ = ["bart", "switch", "t5", "transformer"]
 ENCODERS = ["bert", "esm1b", "roberta", "text_classifier"]
 EMBEDDERS = ["cpt"]
 TRANSFER = ["elmo", "gpt", "history", "ulmfit"]
@@ -23,6 +23,7 @@ ADAPTING = ["bbt", "lora", "qlora"]
 PUBLISHED = {
     **{"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096},
     "mixtral": 46_702_792_704,
+    "megablocks": 839_058_944,
     "deepspeed_moe": 4_116_745_240,
 }
 

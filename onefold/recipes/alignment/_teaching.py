@@ -71,8 +71,10 @@ def small(vocab: int = VOCAB, context: int = CONTEXT) -> DecoderConfig:
     return DecoderConfig(vocab=vocab, width=64, depth=2, context=context, block=block, init="fan_in")
 
 
-def reader(file: Path, out: Path, seed: int, context: int, vocab: int, steps: int) -> Path:
-    """The run of a small model that reads the texts of a file, and no conversations."""
+def reader(
+    file: Path, out: Path, seed: int, context: int, vocab: int, steps: int, changes: Mapping[str, Any] | None = None
+) -> Path:
+    """The run of a small model that reads the texts of a file, and no conversations. changes: as `student`'s."""
     run = Run(
         data=TextData(sources=(Source(path=str(file)),), context=context, tokenizer=TrainBPE(vocab=vocab)),
         model=small(vocab, context),
@@ -81,7 +83,7 @@ def reader(file: Path, out: Path, seed: int, context: int, vocab: int, steps: in
         seed=seed,
         out=out,
     )
-    return whole(train(run)).out
+    return whole(train(run.but(changes or {}))).out
 
 
 def student(
