@@ -97,26 +97,29 @@ class ListOps(_Made):
 
 
 class Delay(_Made):
-    """What was said first is asked at the end: of `length` symbols, drawn from so many, the class is the first one.
+    """What was said first is asked at the end: the class is the first symbol, which `length` - 1 others follow.
 
-    The delay task of recurrent networks (Hochreiter and Schmidhuber 1997, section 5.2): only memory helps.
+    Those are drawn from `noise` symbols of their own, which say nothing. With the length grows what a
+    recurrence's gradient has to come through (Hochreiter and Schmidhuber 1997, experiment 2).
     """
 
     kind: Literal["delay"] = "delay"
     length: int = Field(default=1024, ge=1)
     symbols: int = Field(default=8, ge=2)
+    noise: int = Field(default=8, ge=2)
 
     def rows(self) -> Iterator[Row]:
-        words = self.words()
+        said, noise = self.classes(), self.words()[self.symbols :]
         for place in range(self.count):
-            said = Random(f"{self.seed} {place}").choices(words, k=self.length)
-            yield Row(f"delay:{place}", said, said[0])
+            random = Random(f"{self.seed} {place}")
+            label = random.choice(said)
+            yield Row(f"delay:{place}", [label, *random.choices(noise, k=self.length - 1)], label)
 
     def words(self) -> list[str]:
-        return [f"s{i}" for i in range(self.symbols)]
+        return [*self.classes(), *(f"n{i}" for i in range(self.noise))]
 
     def classes(self) -> list[str]:
-        return self.words()
+        return [f"s{i}" for i in range(self.symbols)]
 
 
 def _median(values: list[int]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 from pydantic import Field
 
 from onefold.core.config import Config
@@ -25,11 +26,12 @@ UNASKED = "_"  # folders that begin so are no classes (Speech Commands' backgrou
 class Pixels(Config):
     """Pictures of a folder, table or IDX file with classes, row by row, as grey levels (arXiv 1504.00941, section 4.2).
 
-    Bundled digits have 64 pixels, MNIST and Fashion-MNIST 784. Pictures are read in their own size.
+    Bundled digits have 64 pixels, MNIST and Fashion-MNIST 784.
     """
 
     kind: Literal["pixels"] = "pixels"
     path: str = DIGITS
+    side: int | None = Field(default=None, ge=1)  # pictures are stretched to so many pixels a side; None: as they are
 
     def rows(self) -> Iterator[Row]:
         for picture in open_pictures(self.path):
@@ -38,8 +40,11 @@ class Pixels(Config):
             pixels = picture.pixels
             if pixels is None:
                 pixels = decode(picture.data or b"", picture.where, channels=1)
-            grey = with_channels(pixels, 1).ravel().tolist()
-            yield Row(picture.name, [LEVELS[level] for level in grey], picture.label, picture.split)
+            grey = with_channels(pixels, 1)[..., 0]
+            if self.side is not None:
+                size = self.side, self.side
+                grey = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
+            yield Row(picture.name, [LEVELS[level] for level in grey.ravel().tolist()], picture.label, picture.split)
 
     def size(self) -> int:
         return sum(1 for _ in open_pictures(self.path))

@@ -66,6 +66,9 @@ def test_pixels_are_read_row_by_row_with_the_digit_as_class():
     assert row.label == picture.label
     assert Pixels().classes() == list("0123456789")
     assert Pixels().size() == 1797
+    larger = np.array(next(iter(Pixels(side=16).rows())).symbols, float).reshape(16, 16)
+    blocks = larger.reshape(8, 2, 8, 2).mean((1, 3))
+    assert np.corrcoef(blocks.ravel(), picture.pixels.ravel())[0, 1] > 0.9
 
 
 def test_a_table_of_symbols_keeps_every_word_as_one_token(tmp_path):
