@@ -20,6 +20,7 @@ EMBEDDERS = ["cpt"]
 TRANSFER = ["elmo", "gpt", "history", "ulmfit"]
 PREFERENCES = ["dpo", "reward", "rlhf"]
 ADAPTING = ["bbt", "lora", "qlora"]
+SEQUENCES = ["s4"]
 PUBLISHED = {
     **{"gpt2": 124_439_808, "pythia": 162_322_944, "llama2": 6_738_415_616, "mistral": 7_241_732_096},
     "mixtral": 46_702_792_704,
@@ -40,6 +41,7 @@ def test_recipes_are_listed_by_file_name():
         *SEQ2SEQ,
         *PREFERENCES,
         *ADAPTING,
+        *SEQUENCES,
         "quickstart",
     } == set(recipes.names())
 
