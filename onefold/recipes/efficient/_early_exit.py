@@ -226,9 +226,10 @@ def _distributions(network: nn.Module, ids: Tensor, last: int) -> Float[Tensor, 
 
 def _tradeoff(model: Model, seen: Seen):
     fresh = list(windows(model, str(_texts("fresh")), ASKED.texts, ASKED))
-    points = np.array(sorted(_lost(model, _rule(threshold), fresh)[::-1] for threshold in SHOWN))
+    points = [_lost(model, _rule(threshold), fresh)[::-1] for threshold in SHOWN]
+    points = np.array(sorted([*points, (DEPTH, 0.0)]))  # all layers lose nothing
     curves = [
-        Curve(points[:, 0], points[:, 1], "series-1", "dots", "thresholds 0 to 1"),
+        Curve(points[:, 0], points[:, 1], "series-1", "dots", "thresholds"),
         Curve(np.array([seen.layers]), np.array([seen.lost]), "series-2", "points", "calibrated"),
     ]
     axes = (
