@@ -114,7 +114,7 @@ def source(task: str, data: str | None) -> Config:
 
 
 def tiny(task: str = "listops", data: str | None = None, mixer: Literal["s4d", "s4"] = "s4d") -> Run:
-    """Fifty thousand parameters, and shorter sequences: a minute or two on two cores."""
+    """Eighty thousand parameters, and shorter sequences: half a minute on two cores."""
     short = {
         "listops": {"source": {"count": 12_000, "depth": 4, "arguments": 4, "lengths": (8, 64)}, "context": 64},
         "pixels": {"held_out": 0.1},
