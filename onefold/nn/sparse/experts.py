@@ -17,6 +17,8 @@ from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig, activation, gated
 from onefold.nn.own_losses import Told
+from onefold.nn.sparse import fused
+from onefold.nn.sparse.fused import grouped_mlp
 from onefold.nn.sparse.grouped import gather, grouped_linear, spread
 from onefold.nn.sparse.routing import AnyRouter, ExpertChoiceConfig, Routes, TopKConfig
 
@@ -102,9 +104,18 @@ class GroupedMLP(nn.Module):
         self.out = GroupedLinear(experts, config.width, width, config.bias)
 
     def forward(self, x: Float[Tensor, "M D"], ends: Tensor) -> Float[Tensor, "M D"]:
-        if self.gated:
-            return self.out(gated(self.gate_up(x, ends), self.activation), ends)
-        return self.out(self.activation(self.up(x, ends)), ends)
+        inner = self.gate_up if self.gated else self.up
+        if _plain(inner) and _plain(self.out) and fused.suits(x, inner.weight):
+            return grouped_mlp(x, ends, (inner.weight, inner.bias), (self.out.weight, self.out.bias), self._bent)
+        return self.out(self._bent(inner(x, ends)), ends)
+
+    def _bent(self, inner: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows H"]:
+        return gated(inner, self.activation) if self.gated else self.activation(inner)
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether a layer is its matrices and nothing else: no adapter, no hook."""
+    return type(layer) is GroupedLinear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class Experts(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onefold.core.errors import UserError
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.own_losses import listening
-from onefold.nn.sparse import grouped
+from onefold.nn.sparse import fused, grouped
 from onefold.nn.sparse.experts import Experts, ExpertsConfig
 from onefold.nn.sparse.routing import (
     ExpertChoiceConfig,
@@ -79,6 +79,26 @@ def test_it_is_a_loop_over_tokens_and_so_are_its_gradients(expert, router, k, no
     found = torch.autograd.grad((got * weigh).sum(), [x, *made.parameters()])
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("expert", [GATED, MLPConfig(width=9)], ids=["gated", "biased"])
+@pytest.mark.parametrize("frozen", ["", "inner", "out"])
+def test_both_products_at_once_are_one_after_the_other(expert, frozen, monkeypatch):
+    """Also in several parts, with experts and last rows that nobody has, and where not all is trained."""
+    monkeypatch.setattr(fused, "ROWS", 3)
+    mlp = layer(expert=expert).experts
+    for name, parameter in mlp.named_parameters():
+        parameter.requires_grad_(not frozen or (frozen == "out") != name.startswith("out"))
+    x, ends = torch.randn(12, D, requires_grad=True), torch.tensor([4, 4, 5, 11, 11])
+    weigh, found = torch.randn(12, D), []
+    for way in (fused.suits, lambda *_: False):
+        monkeypatch.setattr(fused, "suits", way)
+        y = mlp(x, ends)
+        found.append(
+            (y, *torch.autograd.grad((y * weigh).sum(), [x, *(p for p in mlp.parameters() if p.requires_grad)]))
+        )
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_experts_that_choose_take_equally_many_tokens_each():
