@@ -10,7 +10,7 @@ from onefold.core.errors import UserError
 from onefold.models.transformer import count_parameters
 from onefold.training.run import Run
 
-LANDMARKS = ["gpt2", "pythia", "llama2", "mistral", "mixtral", "megablocks", "deepspeed_moe"]
+LANDMARKS = ["gpt2", "pythia", "llama2", "mistral", "mixtral", "megablocks", "deepspeed_moe", "adaptive"]
 WORDS = ["glove", "word2vec"]
 TEACHING = ["flan_moe", "ghost_attention", "lima", "orca2", "self_instruct", "zephyr"]
 PICTURES = ["classifier", "convnext", "ffcv", "mae", "nfnet", "vit"]
@@ -26,6 +26,7 @@ PUBLISHED = {
     "mixtral": 46_702_792_704,
     "megablocks": 839_058_944,
     "deepspeed_moe": 4_116_745_240,
+    "adaptive": 212_635_655,
 }
 
 
