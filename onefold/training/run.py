@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from onefold.adapt.every import Steps, adapt
@@ -61,6 +62,13 @@ class Run(Config):
     frozen: dict[str, str] = {}  # models that the objective consults: name → where
     seed: int = 0
     out: Path = Path("runs/run")
+
+    @model_validator(mode="after")
+    def _comes_to_its_end(self) -> "Run":
+        until = getattr(self.objective, "until", None)  # of its first stage
+        if until is not None and until >= self.trainer.steps:
+            raise ValueError(f"objective.until={until} leaves no second stage: trainer.steps is {self.trainer.steps}")
+        return self
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,8 @@ class GroupedMLP(nn.Module):
 
 def _plain(layer: nn.Module) -> bool:
     """Whether a layer is its matrices and nothing else: no adapter, no hook."""
-    return type(layer) is GroupedLinear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return type(layer) is GroupedLinear and not any(hooks)
 
 
 class Experts(nn.Module):

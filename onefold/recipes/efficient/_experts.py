@@ -40,7 +40,7 @@ LENGTH = 14  # letters of a text: with sign and end, four of them fill a row
 TEXTS = {"read": 30_000, "held-out": 400}
 STEPS, EVERY = 400, 25
 INNER = 64  # units of a feed-forward layer that a token sees
-RATE = 0.02  # of 0.003, 0.01, 0.02 and 0.03 the best for dense models, and for experts, however many
+RATE = 0.02  # tried by hand with one seed: of 0.003, 0.01, 0.02 and 0.03 the best, dense or with 4 or 16 experts
 
 
 def world() -> Path:

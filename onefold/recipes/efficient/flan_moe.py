@@ -11,7 +11,7 @@ Deviations: the tasks are yours instead of the Flan collection's 1,836, and the 
 2022, arXiv 2210.11416, appendix E). Experts have the dropout of all layers, not one of their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -66,8 +66,8 @@ KINDS = {"dense": GatedMLPConfig(width=128), "mixture": mixtral.of(8, 128)}
 
 
 def check(report: Report) -> None:
-    """Synthetic: eight tasks about digits, of which models have read and are told seven; what that is worth at the
-    eighth, at once and with a few examples, for a dense model and for a mixture."""
+    """Synthetic: eight tasks about digits, all of which models have read of, and seven of which they are told; what
+    that is worth at the eighth, at once and with a few examples, for a dense model and for a mixture."""
     found: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -75,8 +75,8 @@ def check(report: Report) -> None:
 
     for seed in teaching.SEEDS:
         folder, random = Path(f"runs/check/flan_moe/{seed}"), Random(seed)
-        files = _files(folder, random)
-        seven, eighth = _asked(random, False), _asked(random, True)
+        files, taught = _files(folder, random)
+        seven, eighth = _asked(random, False, ASKED, taught), _asked(random, True, ASKED, taught)
         for kind, ffn in KINDS.items():
             place, model = folder / kind, teaching.small(VOCAB, CONTEXT).but({"block.ffn": ffn.to_dict()})
             own = {"model": model.to_dict(), "trainer.batch": 16}
@@ -119,21 +119,22 @@ def _moved(folder: Path) -> tuple[int, int]:
     return tuple(sum(not torch.equal(before[name], after[name]) for name in routers) for after in (frozen, free))
 
 
-def _files(folder: Path, random: Random) -> dict[str, Path]:
-    """What is read before, instructions of all tasks but one, and a few of that one."""
+def _files(folder: Path, random: Random) -> tuple[dict[str, Path], set[str]]:
+    """What is read before, instructions of all tasks but one, and a few of that one; and these instructions' texts."""
     known = [{"text": world.knowledge(random)} for _ in range(KNOWN)]
-    talks = {"told": [_talk(*one) for one in _asked(random, False, TOLD)]}
-    talks["task"] = [_talk(*one) for one in _asked(random, True, EXAMPLES)]
-    rows = {"known": known, **talks}
-    return {name: teaching.write(folder / f"{name}.jsonl", some) for name, some in rows.items()}
+    told, few = _asked(random, False, TOLD), _asked(random, True, EXAMPLES)
+    rows = {"known": known, "told": [_talk(*one) for one in told], "task": [_talk(*one) for one in few]}
+    files = {name: teaching.write(folder / f"{name}.jsonl", some) for name, some in rows.items()}
+    return files, {text for text, _ in (*told, *few)}
 
 
-def _asked(random: Random, left_out: bool, count: int = ASKED) -> list[tuple[str, str]]:
-    """Different instructions with their digits: of the task that is left out, or of all others."""
+def _asked(random: Random, left_out: bool, count: int, but: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Different instructions with their digits, others than those of `but`: of the task that is left out, or of all
+    others."""
     found: dict[str, str] = {}
     while len(found) < count:
         wish = world.wish(random)
-        if (world.WORDINGS[wish.wording] == TASK) == left_out:
+        if (world.WORDINGS[wish.wording] == TASK) == left_out and wish.text not in but:
             found.setdefault(wish.text, world.numbers(random))
     return list(found.items())
 

@@ -70,11 +70,14 @@ def check(report: Report) -> None:
     report.equal("rows that experts multiply, of 1,000 tokens that all choose one of 16", multiplied(1000), 1000)
     kinds = {c: f"{COUNT} experts, capacity {c:g}" for c in CAPACITIES}
     runs = {kind: world.small(switch.of(COUNT, c)) for c, kind in kinds.items()}
-    dense, dropless = "dense", f"{COUNT} experts, switch"  # which `switch` trains, too
-    found = world.trained({dense: world.small(switch.DENSE), **runs, dropless: world.small(switch.of(COUNT))})
+    dense, dropless, many = "dense", f"{COUNT} experts, switch", "64 experts, capacity 1.25"
+    own = {many: world.small(switch.of(64, 1.25)), dense: world.small(switch.DENSE)}
+    found = world.trained({**own, **runs, dropless: world.small(switch.of(COUNT))})  # dropless and dense are switch's
     for capacity, kind in kinds.items():
         dropped = [world.mean(result, "dropped") for result in found[kind]]
         report.note(f"share dropped in training, capacity {capacity:g}", dropped)
+    report.note("share dropped in training, capacity 1.25, 64 experts", [world.mean(r, "dropped") for r in found[many]])
+    report.note("held-out loss, capacity 1.25, 64 experts", [world.final(result) for result in found.pop(many)])
     report.equal("share dropped without a capacity", max(world.mean(r, "dropped") for r in found[dropless]), 0.0)
     took = world.paces({kind: results[0].run for kind, results in found.items()})
     report.note("held-out loss, dense", [world.final(result) for result in found[dense]])

@@ -8,8 +8,9 @@ experts it has: 64 of them reach T5-Base's loss in a seventh of its steps (secti
 
 Deviations: those of the recipe `t5`; dropout is 0.1 throughout, also while tuning, where the paper's experts have 0.4.
 The released files' T5-Base (ReLU, 3,072 units) is followed where table 9 of the paper has gated layers of 2,048. The
-check's models are decoders, their learning rate is tuned for each number of experts alike, and nothing is dropped: of
-batches as small as theirs, capacity 1.25 drops a third of what 64 experts are given (see `megablocks`).
+check's models are decoders, all with one learning rate, which was tried by hand for few and for many experts, and
+nothing is dropped: of batches as small as theirs, capacity 1.25 drops a third of what 64 experts are given (see the
+check of `megablocks`).
 """
 
 from onefold.models import seq2seq_families as families

@@ -49,7 +49,7 @@ def advice(log: Log) -> list[str]:
             listed = ", ".join(map(str, idle[:LISTED])) + (", …" if len(idle) > LISTED else "")
             told.append(
                 f"{layer}: {len(idle)} of {shares.shape[1]} experts read nothing that was held out ({listed}); raise "
-                "router.balance, which spreads tokens, or take fewer experts"
+                "router.balance (of noisy_top_k: router.load), which spreads tokens, or take fewer experts"
             )
     _, dropped = log.series("dropped")
     if len(dropped) and (last := float(np.median(dropped[-max(1, len(dropped) // 10) :]))) > MUCH:

@@ -72,6 +72,10 @@ def units_of(model: nn.Module, plan: tuple[Unit, ...]) -> list[tuple[nn.Module, 
 def lay_experts(model: nn.Module, plan: tuple[Unit, ...], mesh: DeviceMesh, device: torch.device) -> None:
     """Lay the experts that fit a row out over the processes. Those that cannot be shared evenly are left to FSDP2."""
     rows, left = [row for row in plan if row.by_expert], {}
+    names = [f"{name}.experts" for name, layer in model.named_modules() if isinstance(layer, Experts)]
+    for row in rows if names else ():
+        if not any(map(row.fits, names)):
+            raise UserError(f"the plan's row {row.pattern} (by_expert) fits no experts; there are {names[0]}, …")
     for name, layer in model.named_modules():
         if isinstance(layer, Experts) and any(row.fits(f"{name}.experts") for row in rows):
             if reason := experts.cannot_lie(layer):

@@ -94,6 +94,7 @@ def test_both_products_at_once_are_one_after_the_other(expert, frozen, monkeypat
     for way in (fused.suits, lambda *_: False):
         monkeypatch.setattr(fused, "suits", way)
         y = mlp(x, ends)
+        assert ("GroupedMLP" in type(y.grad_fn).__name__) == (not found)
         found.append(
             (y, *torch.autograd.grad((y * weigh).sum(), [x, *(p for p in mlp.parameters() if p.requires_grad)]))
         )

@@ -18,6 +18,8 @@ def test_experts_are_in_every_other_layer_and_most_of_them_in_the_last():
     assert experts(student) == [1, 32] * 8 + [1, 64] * 2 + [1]
     assert all(block.ffn.mixed for block in student.model.blocks()[1::2])
     assert student.objective.until == round(0.7 * student.trainer.steps)
+    with pytest.raises(UserError, match="leaves no second stage"):
+        student.but({"trainer.steps": student.objective.until})
     assert recipes.resolve("deepspeed_moe", {"kind": "residual", "size": "1.3b"}).model.blocks()[1].ffn.experts == 128
 
 
