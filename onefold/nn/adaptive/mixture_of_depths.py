@@ -139,9 +139,10 @@ class MixtureOfDepths(nn.Module):
                 columns = torch.arange(layout.start, layout.start + T, device=x.device)
                 passes = passes & (columns >= layout.pad[:, None])
             most = int(passes.sum(1).max())
-            places = passes.long().argsort(dim=1, descending=True, stable=True)[
-                :, :most
-            ]  # first those that do, in order
+            if state is None:  # one, or processes that share its experts would wait for each other
+                most = max(most, 1)
+            ordered = passes.long().argsort(dim=1, descending=True, stable=True)  # first those that do, in order
+            places = ordered[:, :most]
         if self.told is not None:
             self._tell(x, r, chosen, passes)
         before = None if state is None else state.read(passes, layout.start)

@@ -14,6 +14,5 @@ class Scalar(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), bias))
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows"]:
-        return (x.float() * self.weight.float()).sum(-1) + self.bias[
-            0
-        ].float()  # a product of matrices would be autocast
+        # A product of matrices would be autocast.
+        return (x.float() * self.weight.float()).sum(-1) + self.bias[0].float()
