@@ -35,6 +35,7 @@ def training(mixer: nn.Module, length: int, clock: Callable[[], float]) -> Calla
 
 def writing(mixer: nn.Module, length: int, clock: Callable[[], float]) -> Callable[[], float]:
     """A token of each row, after so many."""
+    mixer.eval()
     state = mixer.init_state(BATCH, length + 1)
     x, token = torch.randn(BATCH, length, WIDTH), torch.randn(BATCH, 1, WIDTH)
     layout = Layout(torch.tensor([[length]]), start=length)

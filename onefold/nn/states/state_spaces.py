@@ -139,10 +139,13 @@ class DiagonalStateSpace(StateSpace):
     def step(self, x: Float[Tensor, "B D"], state: Recurrence) -> Float[Tensor, "B D"]:
         if state.discrete is None:
             step, weights = self.discrete()
-            state.discrete = step.exp(), torch.view_as_real(weights[0].conj().resolve_conj()).flatten(-2)
-        factor, weights = state.discrete
-        state.h = state.h * factor + x[..., None]
-        return torch.addcmul((torch.view_as_real(state.h).flatten(-2) * weights).sum(-1), self.D, x)
+            state.discrete = step.exp(), torch.view_as_real(weights[0].conj().resolve_conj()).flatten(-2), self.D
+        factor, weights, D = state.discrete
+        if torch.is_inference_mode_enabled():  # nothing will ask for the state before
+            state.h.mul_(factor).add_(x[..., None])
+        else:
+            state.h = state.h * factor + x[..., None]
+        return (torch.view_as_real(state.h).flatten(-2) * weights).sum(-1).addcmul(D, x)
 
     def read(self, x: Float[Tensor, "B T D"], state: Recurrence) -> Float[Tensor, "B T D"]:
         step, weights = self.discrete()

@@ -63,7 +63,7 @@ def test_kernels_are_those_of_a_scan_with_dense_matrices(name):
 
 
 @pytest.mark.parametrize("config", [S4DConfig(), S4Config()])
-@torch.no_grad()
+@torch.inference_mode()
 def test_recurrence_equals_convolution_over_4096_tokens(config):
     torch.manual_seed(0)
     kernel, x = config.build(2).kernel, torch.randn(1, 4096, 2)
@@ -134,6 +134,13 @@ def test_under_autocast_kernels_stay_exact(config):
     assert mixed.dtype == torch.bfloat16
     torch.testing.assert_close(found[1], found[0])
     torch.testing.assert_close(mixed.float(), plain, atol=0.05, rtol=0.05)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # nor is a token by itself read otherwise
+        state = mixer.init_state(1, 500)
+        mixer(x[:, :490], layout, state)
+        written = [mixer(x[:, i : i + 1], layout, state) for i in range(490, 500)]
+    assert written[0].dtype == torch.bfloat16
+    torch.testing.assert_close(torch.stack(found[3:], 1), found[0][:, 490:], atol=1e-4, rtol=1e-4)
 
 
 def test_states_come_in_pairs_and_a_layer_that_looks_ahead_cannot_write():
