@@ -104,6 +104,30 @@ def test_two_processes_are_one_where_layers_and_the_embedding_are_shared(make_ru
 
 
 @pytest.mark.slow
+def test_two_processes_are_one_where_layers_are_state_spaces(make_run):
+    """S4D, then S4: vectors and cubes of an odd width, which are never rounded."""
+    changes = {
+        "model.width": 17,
+        "model.block.mixer": {"kind": "s4d", "states": 8},
+        "model.block.dropout": 0.0,
+        "model.pattern": [{}, {"mixer": {"kind": "s4", "states": 8}}],
+        "optimizer": {"kind": "adamw", "lr": 0.01},
+        "trainer.micro_batch": 2,
+        "trainer.evaluate_every": 6,
+    }
+    one, two = make_run(changes), make_run({**changes, "out": make_run().out.with_name("two")})
+    train(one)
+    train_with_two(two)
+    for a, b in zip(log(one), log(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        if "held_out" in a:
+            assert a["held_out"]["loss"] == pytest.approx(b["held_out"]["loss"], abs=1e-5)
+    for name, tensor in weights(one, 12).items():
+        torch.testing.assert_close(tensor, weights(two, 12)[name], atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
 def test_two_processes_resume_to_the_same_bits(make_run):
     """With dropout, whose random numbers differ between processes."""
     constant = {"trainer.schedule": {"kind": "constant"}}
