@@ -14,6 +14,7 @@ from torch import nn
 from onefold.core.batch import TokenBatch
 from onefold.core.config import Config
 from onefold.core.errors import UserError
+from onefold.models.transformer import Decoder
 from onefold.objectives.base import Loss, Term
 from onefold.objectives.cross_entropy import linear_cross_entropy
 
@@ -34,7 +35,7 @@ class EveryLayer(Config):
 
 
 def _loss(model: nn.Module, batch: TokenBatch, step: int) -> Loss:
-    if not hasattr(model, "layers"):
+    if not isinstance(model, Decoder):
         raise UserError("objective every_layer is for decoders, whose layers can all be asked; use next_token")
     layers, targets, weights = model.layers(*batch.inputs()), batch.targets, batch.weights
     if (asked := batch.asked) is not None:  # the others would cost as much and add nothing

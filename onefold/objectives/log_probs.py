@@ -35,6 +35,7 @@ def answer_log_probs(
     """
     if not reads_forwards(model):
         raise UserError("answers have probabilities in models that go on with a text: begin with a decoder")
+    _check_steady(model)
     features = model.features(tokens)
     rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(places)
     where, which, counted = (rows * tokens.shape[1] + places).flatten(), targets.flatten(), weights.flatten()
@@ -47,7 +48,11 @@ def answer_log_probs(
 
 
 def token_log_probs(model: nn.Module, features: Float[Tensor, "B T D"], batch: RolloutBatch) -> Float[Tensor, "B T"]:
-    """log p(target | what stands before it) where the batch has weights, else 0; p is softmax(logits / temperature)."""
+    """log p(target | what stands before it) where the batch has weights, else 0; p is softmax(logits / temperature).
+
+    Errors: UserError for a model that says something else while it learns.
+    """
+    _check_steady(model)
     read, head, bias = model.readout(features.flatten(0, 1))
     targets, counted = batch.targets.flatten(), batch.weights.flatten()
     if not counted.is_meta:  # there, shapes must not depend on what a batch holds
@@ -64,6 +69,15 @@ def token_log_probs(model: nn.Module, features: Float[Tensor, "B T D"], batch: R
 def reads_forwards(model: nn.Module) -> bool:
     """Whether no token sees those behind it."""
     return isinstance(model.config, DecoderConfig | RecurrentConfig)
+
+
+def _check_steady(model: nn.Module) -> None:
+    """What a model says while it learns is compared with what it, or another, said while it did not."""
+    if any(getattr(block, "route", None) is not None for block in getattr(model, "blocks", ())):
+        raise UserError(
+            "a mixture of depths (model.block.route) looks at later tokens while it learns, so its log-probabilities "
+            "are others than when it writes: take a model without routes"
+        )
 
 
 def linear_log_probs(

@@ -7,7 +7,7 @@ from torch import nn
 
 from onefold.core.batch import TokenBatch
 from onefold.core.errors import UserError
-from onefold.models import families
+from onefold.models import encoder_families, families
 from onefold.objectives.every_layer import EveryLayer
 
 
@@ -62,5 +62,8 @@ def test_equals_models_of_every_depth_with_gradients(asked):
 
 
 def test_models_whose_layers_cannot_be_asked_are_told():
-    with pytest.raises(UserError, match="use next_token"):
-        EveryLayer().build()(nn.Linear(2, 2), some(False), 0)
+    with torch.device("meta"):
+        encoder = encoder_families.bert().build()
+    for model in (nn.Linear(2, 2), encoder):
+        with pytest.raises(UserError, match="use next_token"):
+            EveryLayer().build()(model, some(False), 0)

@@ -134,6 +134,10 @@ def test_only_models_that_read_forwards_have_them():
     model.config = None
     with pytest.raises(UserError, match="begin with a decoder"):
         answer_log_probs(model, *batch().sides())
+    routed = decoder()
+    routed.blocks[0].route = torch.nn.Identity()
+    with pytest.raises(UserError, match="without routes"):
+        answer_log_probs(routed, *batch().sides())
 
 
 def test_at_the_reference():

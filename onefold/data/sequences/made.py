@@ -92,8 +92,10 @@ class ListOps(_Made):
                 value = random.randrange(10)
                 symbols.append(DIGITS[value])
             values.append(value)
+            if len(symbols) >= self.lengths[1]:
+                return None
         symbols.append(END)
-        return None if len(symbols) > self.lengths[1] else OPERATIONS[operation](values)
+        return OPERATIONS[operation](values)
 
 
 class Delay(_Made):

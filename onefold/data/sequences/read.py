@@ -63,7 +63,7 @@ class Pixels(Config):
 class Waves(Config):
     """The first `length` samples of the .wav files in a folder for each class, μ-law encoded (ITU-T G.711, μ = 255).
 
-    Files are PCM of any width, as Speech Commands has them, whose lists of held-out files are followed; channels are
+    Files are PCM of 8 to 32 bits, as Speech Commands has them, whose lists of held-out files are followed; channels are
     averaged. The rate is that of the files, and all must have the same.
     """
 
@@ -124,6 +124,8 @@ def read_wave(file: Path, most: int) -> tuple[np.ndarray, int]:
     data = data[: len(data) // (width * channels) * width * channels]
     if not data:
         raise UserError(f"{file} holds no samples")
+    if width > 4:
+        raise UserError(f"{file} has samples of {8 * width} bits; at most 32 are read")
     if width == 1:  # the only one without a sign
         samples = np.frombuffer(data, np.uint8).astype(np.float32) - 128
     else:
@@ -140,4 +142,8 @@ def mu_law(samples: np.ndarray) -> np.ndarray:
 
 
 def _listed(file: Path) -> set[str]:
-    return set(file.read_text("utf-8").split()) if file.is_file() else set()
+    """The names in a file, a line each."""
+    try:
+        return set(map(str.strip, file.read_text("utf-8").splitlines())) if file.is_file() else set()
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is no UTF-8 text") from None

@@ -3,7 +3,7 @@
     onefold train s4 --tiny                                    # nested lists: "[MAX 2 9 [MIN 4 7 ] 0 ]" is 9
     onefold train s4 task=pixels data=fashion-mnist/           # pictures, pixel by pixel; without data, bundled digits
     onefold train s4 task=waves data=speech_commands/          # sound by sample: a folder of .wav for each class
-    onefold train s4 --tiny task=delay data.source.length=4096
+    onefold train s4 --tiny task=delay data.source.length=4096 data.context=4096 model.context=4096
 
 Claim: a linear recurrence that begins as HiPPO has it remembers thousands of steps, where LSTMs forget and attention
 costs the square of the length; it trains as a convolution and writes as a recurrence.

@@ -112,7 +112,8 @@ def test_a_folder_of_sounds_is_split_as_its_lists_say(tmp_path):
         for i in range(4):
             write(root / label / f"{i}.wav", np.sin(np.arange(64 + i) / pitch) * 0.5)
     (root / "validation_list.txt").write_text("yes/0.wav\nno/0.wav\n")
-    (root / "testing_list.txt").write_text("yes/3.wav\n")
+    write(root / "no" / "of another.wav", np.zeros(64))
+    (root / "testing_list.txt").write_text("yes/3.wav\nno/of another.wav\n")
     settings = {"source": {"kind": "waves", "path": str(root), "length": 65}}
     dataset = SequenceData.from_dict(settings).prepare(tmp_path / "out")
     held_out = [row.name for row in dataset.examples("held_out")]
