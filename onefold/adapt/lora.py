@@ -8,9 +8,10 @@ A begins as a linear layer does and B at zero, so that an adapted model begins a
 A and a B each; their router stays.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from math import sqrt
+from types import EllipsisType
 from typing import Annotated, Literal
 
 import torch
@@ -56,7 +57,7 @@ class LoRAConfig(Config):
         """
         twofold, found = shared(model), find(model, self.targets)
         for matrix in found:
-            if id(getattr(matrix.module, "weight", None)) in twofold:
+            if id(matrix.module._parameters.get("weight")) in twofold:
                 raise UserError(
                     f"adapt: {matrix.name} is the token embedding, too; it cannot have an adapter of its own"
                 )
@@ -101,60 +102,57 @@ class LoRA(nn.Module):
         self.a = nn.Parameter(torch.empty(*experts, rank, base.in_features, device=device))
         self.b = nn.Parameter(torch.zeros(*experts, rows[1] - rows[0], rank, device=device))
         nn.init.kaiming_uniform_(self.a.detach().flatten(0, -2), a=sqrt(5))
-        self.magnitude, self._kept = None, None
+        self.magnitude = None
         if dora:
-            weight = base.dense().detach()[..., self.rows, :]
-            self.magnitude = nn.Parameter(weight.to(self.a.dtype).norm(dim=-1))
+            self.magnitude = nn.Parameter(self.b.detach()[..., 0].clone())
+            self.packed = {"magnitude": ()}  # a vector, or one for each expert
+            for e, weight in _plain(base):
+                self.magnitude.data[e] = weight.detach()[..., self.rows, :].to(self.a.dtype).norm(dim=-1)
 
     def forward(
         self,
         x: Float[Tensor, "*rows inward"],
         y: Float[Tensor, "*rows part"],
         base: nn.Module,
+        stretch: Float[Tensor, "*experts part"] | None,
         *ends: Int[Tensor, " E"],
     ) -> Float[Tensor, "*rows part"]:
-        """What becomes of `y`, these rows of base(x), or of base(x, ends) where each expert has a matrix."""
+        """What becomes of `y`, these rows of base(x), or of base(x, ends) where each expert has a matrix.
+
+        stretch: what DoRA multiplies each row of the matrix with.
+        """
         read = self.dropout(x).to(self.a.dtype)
         if ends:
             added = grouped_linear(grouped_linear(read, self.a, None, *ends) * self.scale, self.b, None, *ends)
         else:
             added = F.linear(F.linear(read, self.a) * self.scale, self.b)
-        if self.magnitude is None:
+        if stretch is None:
             return y + added.to(y.dtype)
-        stretch, bias = self.stretch(base), None if base.bias is None else base.bias[..., self.rows]
+        bias = None if base.bias is None else base.bias[..., self.rows]
         if ends:
             stretch, bias = (v if v is None else of_rows(v, *ends, len(x)) for v in (stretch, bias))
         plain = y if bias is None else y - bias
         stretched = stretch * (plain + added)
         return (stretched if bias is None else stretched + bias).to(y.dtype)
 
-    def stretch(self, base: nn.Module) -> Float[Tensor, "*experts part"]:
-        """What DoRA multiplies each row with, m / ‖W + s B A‖; no gradient flows through the norm (section 4.3).
+    def norm(
+        self, weight: Float[Tensor, "*experts outward inward"], expert: int | EllipsisType
+    ) -> Float[Tensor, "*experts part"]:
+        """‖W + s B A‖ of each row, of all experts or of the one whose matrix `weight` is.
 
-        ‖w + d‖² = ‖w‖² + 2 w·d + ‖d‖² with d = s B A, row by row, takes products as thin as the adapter. Where tokens
-        are written one by one it is computed once.
+        ‖w + d‖² = ‖w‖² + 2 w·d + ‖d‖² with d = s B A, row by row, takes products as thin as the adapter.
         """
-        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-            return self._stretch(base)
-        state = [(p._version, p.data_ptr()) for p in self.parameters()]
-        if self._kept is None or self._kept[0] != state:
-            self._kept = state, self._stretch(base)
-        return self._kept[1]
-
-    def _stretch(self, base: nn.Module) -> Float[Tensor, "*experts part"]:
-        with torch.no_grad():
-            weight, a, b = base.dense()[..., self.rows, :].to(self.a.dtype), self.a, self.b * self.scale
-            crossed = (weight @ a.mT * b).sum(-1)
-            own = (b @ (a @ a.mT) * b).sum(-1)
-            norm = (weight.square().sum(-1) + 2 * crossed + own).clamp(min=0).sqrt()
-        return self.magnitude / norm.clamp(min=TINY)
+        weight, a, b = weight[..., self.rows, :].to(self.a.dtype), self.a[expert], self.b[expert] * self.scale
+        crossed = (weight @ a.mT * b).sum(-1)
+        own = (b @ (a @ a.mT) * b).sum(-1)
+        return (weight.square().sum(-1) + 2 * crossed + own).clamp(min=0).sqrt()
 
     def dense(
-        self, weight: Float[Tensor, "*experts part inward"], base: nn.Module
+        self, weight: Float[Tensor, "*experts part inward"], stretch: Float[Tensor, "*experts part"] | None
     ) -> Float[Tensor, "*experts part inward"]:
         """These rows of the base's matrix with the adapter merged into them."""
         merged = weight + (self.b @ self.a * self.scale).to(weight.dtype)
-        return merged if self.magnitude is None else (self.stretch(base)[..., None] * merged).to(weight.dtype)
+        return merged if stretch is None else (stretch[..., None] * merged).to(weight.dtype)
 
 
 class LoRALinear(nn.Module):
@@ -169,6 +167,7 @@ class LoRALinear(nn.Module):
         self.base, self.switch = base, switch
         self.in_features, self.out_features = base.in_features, base.out_features
         self.adapters = nn.ModuleDict()
+        self._kept: dict[str, tuple[list[tuple[int, int]], list[Tensor]]] = {}  # of each adapter's parts
 
     def forward(self, x: Float[Tensor, "*rows inward"], *ends: Int[Tensor, " E"]) -> Float[Tensor, "*rows outward"]:
         if (loras := self.loras) is None:
@@ -178,7 +177,8 @@ class LoRALinear(nn.Module):
             plan = [(lora.rows, lora.scale) for lora in loras]
             own = self.base.weight if isinstance(self.base, nn.Linear) else None
             return _AsOne.apply(x, own, self.base.bias, self.base, plan, *tensors)
-        return self._each(loras, self.base(x, *ends), -1, lambda lora, piece: lora(x, piece, self.base, *ends))
+        found, stretch = self.base(x, *ends), self._stretches(loras)
+        return self._each(loras, found, -1, lambda lora, piece: lora(x, piece, self.base, stretch[lora], *ends))
 
     def _cheaper_as_one(self, x: Tensor, loras: "list[LoRA]") -> bool:
         """Whether to add the adapters to the matrix, which costs what the matrix is large, rather than to what comes
@@ -205,9 +205,10 @@ class LoRALinear(nn.Module):
     def dense(self) -> Float[Tensor, "*experts outward inward"]:
         """The matrix that x is multiplied with, the active adapter merged into it."""
         weight, loras = self.base.dense(), self.loras
-        return (
-            weight if loras is None else self._each(loras, weight, -2, lambda lora, piece: lora.dense(piece, self.base))
-        )
+        if loras is None:
+            return weight
+        stretch = self._stretches(loras)
+        return self._each(loras, weight, -2, lambda lora, piece: lora.dense(piece, stretch[lora]))
 
     @property
     def weight(self) -> Float[Tensor, "*experts outward inward"]:
@@ -217,6 +218,22 @@ class LoRALinear(nn.Module):
     @property
     def bias(self) -> Float[Tensor, "*experts outward"] | None:
         return self.base.bias
+
+    def forget(self) -> None:
+        """Let go of what was computed once: weights come anew, which neither version nor address may tell."""
+        self._kept.clear()
+
+    def _stretches(self, loras: list[LoRA]) -> dict[LoRA, Tensor | None]:
+        """What DoRA multiplies each row with, m / ‖W + s B A‖; while tokens are written one by one, computed once."""
+        if loras[0].magnitude is None:
+            return dict.fromkeys(loras)
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return dict(zip(loras, _stretches(self.base, loras), strict=True))
+        tensors = [*chain.from_iterable(lora.parameters() for lora in loras), *self.base.parameters(recurse=False)]
+        state = [(p._version, p.data_ptr()) for p in tensors]
+        if self._kept.get(self.switch.beside, (None,))[0] != state:
+            self._kept[self.switch.beside] = state, _stretches(self.base, loras)
+        return dict(zip(loras, self._kept[self.switch.beside][1], strict=True))
 
     def _each(self, loras: list[LoRA], whole: Tensor, dim: int, change: Callable[[LoRA, Tensor], Tensor]) -> Tensor:
         """`whole` with the rows of each LoRA changed by it."""
@@ -230,6 +247,22 @@ class LoRALinear(nn.Module):
             at = stop
         pieces = whole.split(sizes, dim)  # whose gradient is one matrix, where that of slices is a sum of as many
         return torch.cat([change(lora, p) if lora else p for lora, p in zip(changes, pieces, strict=True)], dim)
+
+
+def _stretches(base: nn.Module, loras: list[LoRA]) -> list[Tensor]:
+    """No gradient flows through the norm (section 4.3)."""
+    with torch.no_grad():
+        norms = [torch.empty_like(lora.magnitude) for lora in loras]
+        for e, weight in _plain(base):
+            for lora, norm in zip(loras, norms, strict=True):
+                norm[e] = lora.norm(weight, e)
+    return [lora.magnitude / norm.clamp(min=TINY) for lora, norm in zip(loras, norms, strict=True)]
+
+
+def _plain(base: nn.Module) -> Iterator[tuple[int | EllipsisType, Float[Tensor, "*experts outward inward"]]]:
+    """The matrix, or all experts'; where those have fewer bits one after the other, each with its number."""
+    layers = enumerate(base.each) if hasattr(base, "each") else ((..., base),)
+    return ((e, layer.dense()) for e, layer in layers)
 
 
 class _AsOne(torch.autograd.Function):

@@ -118,6 +118,10 @@ class Openings(nn.Module):
         layout.positions = layout.positions + length
         layout.memo[SEEN] = opening
 
+    def forget(self) -> None:
+        """Let go of what was read: weights come anew, which neither their version nor their address may tell."""
+        self._kept.clear()
+
     def opening(self, name: str) -> Opening:
         """Where nothing is trained, what was read once is kept."""
         (parameter,) = self.adapters[name].parameters()

@@ -142,6 +142,26 @@ def test_everything_in_blocks_means_experts_but_no_router():
         LoRAConfig(targets=("router",)).apply(mixture())
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_experts_of_fewer_bits_are_made_plain_one_at_a_time(monkeypatch, dora):
+    """Never all at once, and each at most twice in a pass: to multiply with, and for the norms of all its parts."""
+    model, plain = adapt(mixture(), (QuantizeConfig(targets=("experts.*",)),)), []
+    dense = QuantizedLinear.dense
+    monkeypatch.setattr(QuantizedLinear, "dense", lambda *given: plain.append(given[0]) or dense(*given))
+    monkeypatch.setattr(QuantizedGroupedLinear, "dense", lambda *_: pytest.fail("all experts at once"))
+    LoRAConfig(rank=2, dora=dora, targets=("experts.*",)).apply(model)
+    parts = {name.split(".adapters.adapter.")[1].split(".")[0] for name in trained(model)}
+    assert parts == {"gate", "up", "whole"}
+    rough(model)
+    plain.clear()
+    y = model(IDS)
+    assert max(map(plain.count, plain)) == 1 + dora
+    plain.clear()
+    y.square().mean().backward()
+    assert max(map(plain.count, plain)) == 1
+    assert all(p.grad.abs().max() > 0 for p in trained(model).values())
+
+
 def test_memory_is_planned_for_experts_of_fewer_bits():
     config, optimizer = mixture().config, MuonConfig()
     steps = (QuantizeConfig(scheme="int8"), LoRAConfig(rank=2))

@@ -9,6 +9,7 @@ from onefold.adapt.merge import is_adapted, merge
 from onefold.adapt.quantize import QuantizeConfig
 from onefold.adapt.surgery import matrices
 from onefold.core.errors import UserError
+from onefold.infer.generation.few_rows import for_decoding
 from onefold.models.families import gpt2, llama2
 from onefold.nn.linear import Linear
 from onefold.training.estimate import parameter_bytes
@@ -126,6 +127,20 @@ def _graph(node):
     for below, _ in node.next_functions:
         if below is not None:
             yield from _graph(below)
+
+
+def test_written_text_follows_every_change_of_weights():
+    """DoRA's norms are computed once while nothing changes, also for copies made for decoding."""
+    model = small(llama2("7b")).eval()
+    LoRAConfig(rank=2, dora=True, also=("*.base.weight",)).apply(model)
+    few = IDS[:1, :2]
+    for name in ("", *(n for n, p in model.named_parameters() if "blocks.0.mixer.qkv" in n)):
+        if name:
+            torch.nn.init.normal_(model.get_parameter(name), std=0.3)
+        with torch.inference_mode():
+            found = [model(few), for_decoding(model)(few), model(few)]
+        for logits in found:
+            torch.testing.assert_close(logits, model(few).detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_a_head_beside_which_an_adapter_stands_is_read_out_with_it():

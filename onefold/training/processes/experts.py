@@ -56,12 +56,21 @@ def laid(model: nn.Module) -> list[Experts]:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Every process has all experts, and needs no other to read its tokens."""
+    """Every process has all experts, and needs no other to read its tokens.
+
+    Modules forget what they computed once: gathered weights may lie where other ones did, and count no changes.
+    """
 
     def here(weights: dict[str, Tensor]):
         return lambda experts, rows, ends: functional_call(experts, weights, (rows, ends))
 
+    def forget():
+        for module in model.modules():
+            if hasattr(module, "forget"):
+                module.forget()
+
     layers = laid(model)
+    forget()
     for layer in layers:
         layer.exchange = here({name: p.detach().full_tensor() for name, p in layer.experts.named_parameters()})
     try:
@@ -69,6 +78,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.exchange = exchanged
+        forget()
 
 
 @torch.compiler.disable  # how many rows travel is known in Python only

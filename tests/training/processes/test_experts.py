@@ -17,11 +17,13 @@ CHILD = """
 import json, sys
 import torch
 from torch.utils.checkpoint import checkpoint
+from onefold.adapt.lora import LoRAConfig
+from onefold.adapt.prompts import PromptTuningConfig
 from onefold.core import dist
 from onefold.models.families import mixtral
 from onefold.nn.own_losses import listening
 from onefold.objectives.base import Loss, Term
-from onefold.training.processes import experts, parallel
+from onefold.training.processes import experts, parallel, shards
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -29,9 +31,10 @@ dist.init(CPU)
 SHAPE = {"vocab": 31, "width": 16, "depth": 2, "context": 16, "block.mixer": {"heads": 4, "kv_heads": 2}}
 FFN = {"experts": 4, "expert": {"kind": "gated", "width": 12}, "router": {"kind": "top_k", "k": 2, "balance": 0.1}}
 TOKENS = torch.randint(0, 31, (5, 12), generator=torch.Generator().manual_seed(1))
+LORA, DORA = LoRAConfig(rank=2), LoRAConfig(rank=2, dora=True)
 MINE = [slice(0, 4), slice(4, 5)]  # rows of each process
 
-def models(changes):
+def models(changes, *adapters):
     config = mixtral().but({**SHAPE, **{f"block.ffn.{name}": value for name, value in {**FFN, **changes}.items()}})
     torch.manual_seed(0)
     whole = config.build()
@@ -39,6 +42,12 @@ def models(changes):
         for layer in whole.blocks:
             layer.ffn.experts.out.bias.data.normal_()
     other = config.build()
+    for model in (whole, other):
+        for adapter in adapters:
+            adapter.apply(model)
+    for p in whole.parameters():
+        if adapters and p.requires_grad:
+            p.data.add_(torch.randn(p.shape), alpha=0.2)
     other.load_state_dict(whole.state_dict())
     parallel.place(other, parallel.UNITS, CPU, False)
     return whole, other
@@ -50,8 +59,8 @@ def loss(model, rows, again, bf16):
         found = Loss({"it": Term(y.sum(), torch.tensor(float(rows.numel())))}).heard(told)
     return sum(term.weight * term.sum for term in found.terms.values())
 
-def compared(changes, again=False, bf16=False, tokens=TOKENS, passes=1):
-    whole, spread = models(changes)
+def compared(changes, *adapters, again=False, bf16=False, tokens=TOKENS, passes=1):
+    whole, spread = models(changes, *adapters)
     total = sum(loss(whole, tokens[rows], again, bf16) for rows in MINE)
     (passes * total).backward()
     for i in range(passes):
@@ -61,9 +70,11 @@ def compared(changes, again=False, bf16=False, tokens=TOKENS, passes=1):
     errors = [float(dist.all_sum(own.detach().clone()) / total.detach() - 1)]
     for (name, p), q in zip(whole.named_parameters(), spread.parameters(), strict=True):
         assert p.shape == q.shape, name
-        errors.append(float((q.grad.full_tensor() - p.grad).abs().max() / p.grad.abs().max().clamp(min=1e-3)))
-    lies = {tuple(q.to_local().shape) for n, q in spread.named_parameters() if n.endswith("experts.out.weight")}
-    assert lies == {(2, 16, 12)}, lies
+        assert p.requires_grad == q.requires_grad == (q.grad is not None), name
+        if p.requires_grad:
+            errors.append(float((q.grad.full_tensor() - p.grad).abs().max() / p.grad.abs().max().clamp(min=1e-3)))
+    lies = {tuple(q.to_local().shape) for n, q in spread.named_parameters() if "experts.out" in n and q.ndim == 3}
+    assert lies == {(2, 16, 12)} | ({(2, 2, 12), (2, 16, 2)} if adapters else set()), lies
     return max(map(abs, errors))
 
 def written():
@@ -79,6 +90,23 @@ def written():
         errors.append(spread.head(spread.features(mine)) - whole(mine))
     return max(float(error.abs().max()) for error in errors)
 
+@torch.no_grad()
+def written_again(adapter):
+    # Between steps of training: what was computed once for one text is not what the next one needs.
+    torch.Tensor.data_ptr = lambda tensor: 0  # what is gathered may always lie where it did, as on a GPU
+    whole, spread = models({}, adapter)
+    whole.eval(), spread.eval()
+    errors = []
+    for step in range(4):
+        with parallel.whole(spread, parallel.UNITS), torch.inference_mode():
+            errors.append(spread.head(spread.features(TOKENS[:2])) - whole(TOKENS[:2]))
+        for p, q in zip(whole.parameters(), spread.parameters(), strict=True):
+            if p.requires_grad:
+                change = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+                p.add_(change, alpha=0.2)
+                shards.local([q])[0].add_(shards.shard(change, q), alpha=0.2)
+    return max(float(error.abs().max()) for error in errors)
+
 found = {
     "biased": compared({"expert": {"kind": "gated", "width": 12, "bias": True}}),
     "capacity": compared({"capacity": 0.6}, passes=2),
@@ -86,7 +114,11 @@ found = {
     "chosen": compared({"router": {"kind": "expert_choice"}}),
     "bf16": compared({}, bf16=True),
     "crowded": compared({"router": {"kind": "top_k", "k": 1, "normalise": False}}, tokens=TOKENS[:, :1] * 0),
+    "lora": compared({}, LORA),
+    "dora": compared({"expert": {"kind": "gated", "width": 12, "bias": True}}, DORA),
     "written": written(),
+    "written_with_dora": written_again(DORA),
+    "written_with_prompt": written_again(PromptTuningConfig(length=3)),
     "uneven": len(experts.laid(models({"experts": 3})[1])),
 }
 if dist.is_main():
@@ -101,7 +133,11 @@ BOUNDS = {
     "chosen": 1e-5,
     "bf16": 0.05,
     "crowded": 1e-5,  # one of two processes has nothing to read
+    "lora": 1e-5,  # on experts and all else
+    "dora": 1e-5,
     "written": 1e-5,  # by each process for itself
+    "written_with_dora": 1e-4,
+    "written_with_prompt": 1e-4,
 }
 
 
