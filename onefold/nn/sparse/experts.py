@@ -81,6 +81,7 @@ class GroupedLinear(nn.Module):
         self.experts, self.in_features, self.out_features = experts, inward, outward
         self.weight = nn.Parameter(torch.empty(experts, outward, inward).normal_(std=inward**-0.5))
         self.bias = nn.Parameter(torch.zeros(experts, outward)) if bias else None
+        self.packed = {"bias": ()}  # vectors, no matrix
 
     def forward(self, x: Float[Tensor, "M inward"], ends: Tensor) -> Float[Tensor, "M outward"]:
         return grouped_linear(x, self.weight, self.bias, ends)

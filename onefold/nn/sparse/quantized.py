@@ -28,7 +28,7 @@ class QuantizedGroupedLinear(nn.Module):
         )
         self.scheme, self.block, self.double = scheme, block, double
         self.each = nn.ModuleList(QuantizedLinear(_of(w), scheme, block, double) for w in original.weight)
-        self.bias = original.bias
+        self.bias, self.packed = original.bias, original.packed
 
     @torch.compiler.disable  # which rows are whose is known in Python only
     def forward(self, x: Float[Tensor, "M inward"], ends: Int[Tensor, " E"]) -> Float[Tensor, "M outward"]:

@@ -7,12 +7,13 @@ an m×n matrix m + n numbers. Learning rates are relative: a weight moves by a s
 import torch
 from torch import Tensor
 
+from onefold.training.optimizers.groups import is_vector
 from onefold.training.processes.shards import local, shard, whole
 
 
 def memory(parameter: Tensor, rows: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of what is kept for a parameter. rows: of each matrix that is packed in it; None: it is one."""
-    if parameter.ndim < 2:
+    """Shapes of what is kept for a parameter; rows: see is_vector."""
+    if is_vector(parameter, rows):
         return {"square": tuple(parameter.shape)}
     *front, last = parameter.shape
     return {"rows": tuple(front), "columns": (len(rows or (1,)), *front[:-1], last)}

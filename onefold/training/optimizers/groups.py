@@ -26,7 +26,7 @@ class Group(Config):
     """A row of the table. What it leaves None is said by a later row that fits."""
 
     pattern: str = "*"  # of the parameter's name, as in a shell: "*.norm*", "blocks.0.*"
-    matrices: bool = False  # fits tensors of two or more dimensions only
+    matrices: bool = False  # fits matrices and stacks of them only; vectors may be stacked, too
     rule: Rule | None = None
     lr: Multiplier | None = None  # times the config's
     decay: Multiplier | None = None  # times the config's
@@ -34,8 +34,8 @@ class Group(Config):
     schedule: Annotated[Schedule, Slot()] | None = None  # of its own, instead of the run's
     frozen_until: Annotated[int, Field(ge=0)] | None = None  # how many updates the others get before the first of these
 
-    def fits(self, name: str, parameter: Tensor) -> bool:
-        return fnmatchcase(name, self.pattern) and (parameter.ndim >= 2 or not self.matrices)
+    def fits(self, name: str, vector: bool) -> bool:
+        return fnmatchcase(name, self.pattern) and not (vector and self.matrices)
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,24 @@ MUON_IN_BLOCKS = (
 )
 
 
-def settings(name: str, parameter: Tensor, table: Iterable[Group]) -> Settings:
-    """The settings of a parameter: each from the first row that fits and says it.
+def is_vector(parameter: Tensor, rows: tuple[int, ...] | None) -> bool:
+    """rows: of each matrix that is packed in it; None: it is one; none: a stack of vectors, of experts' biases say."""
+    return parameter.ndim < 2 or rows == ()
+
+
+def settings(name: str, vector: bool, table: Iterable[Group]) -> Settings:
+    """The settings of a parameter, which may be a `vector`: each from the first row that fits and says it.
 
     Errors: UserError when a vector is given to Muon.
     """
-    rows = [row for row in (*table, *DEFAULTS) if row.fits(name, parameter)]
+    rows = [row for row in (*table, *DEFAULTS) if row.fits(name, vector)]
     found = Settings(
         **{
             setting: next((value for row in rows if (value := getattr(row, setting)) is not None), None)
             for setting in Settings.__dataclass_fields__
         }
     )
-    if found.rule == "muon" and parameter.ndim < 2:
+    if found.rule == "muon" and vector:
         raise UserError(f"optimizer.groups: {name} is no matrix and cannot follow muon; add matrices=true to its row")
     return found
 

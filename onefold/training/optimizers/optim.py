@@ -2,7 +2,7 @@
 
 A config's own `groups` stand before the default rows:
 
-    AdamW   every matrix decays; vectors (norms, biases) do not
+    AdamW   every matrix decays; vectors (norms, biases, those of each expert) do not
     Muon    the same, and matrices inside blocks follow Muon; embeddings, heads, norms and biases stay with AdamW
     SGD, Adafactor   every matrix decays; vectors do not
 
@@ -35,6 +35,7 @@ from onefold.training.optimizers.groups import (
     Group,
     Rule,
     check_frozen,
+    is_vector,
     layer_decay,
     settings,
 )
@@ -166,7 +167,7 @@ class Optimizer(torch.optim.Optimizer):
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            told = settings(name, parameter, table)
+            told = settings(name, is_vector(parameter, packed.get(name)), table)
             lr = told.lr * layer_decay(model, name, config.layer_decay)
             limit = (config.adaptive_clip or 0.0) * told.adaptive_clip
             key = (told.rule, lr, told.decay, limit, told.schedule, told.frozen_until)
@@ -292,7 +293,7 @@ def local_gradients(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _packed_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Parameter → the rows of each matrix packed in it, as modules say in their `packed`."""
+    """Parameter → the rows of each matrix packed in it, none in stacked vectors, as modules say in their `packed`."""
     return {
         f"{path}.{name}" if path else name: rows
         for path, module in model.named_modules()

@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from onefold.adapt.lora import LoRAConfig
 from onefold.core.errors import UserError
+from onefold.nn.feedforward import MLPConfig
+from onefold.nn.sparse.experts import ExpertsConfig
 from onefold.training.optimizers.muon import newton_schulz
 from onefold.training.optimizers.optim import AdafactorConfig, AdamWConfig, Group, MuonConfig, SGDConfig
 from onefold.training.optimizers.rules import memory_bytes
@@ -154,6 +157,34 @@ def test_frozen_parameters_and_those_without_gradient_stay():
 def test_a_vector_cannot_follow_muon():
     with pytest.raises(UserError, match=r"norm\.weight is no matrix"):
         MuonConfig(groups=(Group(pattern="*.norm.weight", rule="muon"),)).build(Tiny())
+
+
+@pytest.mark.parametrize("config", [AdamWConfig, MuonConfig, SGDConfig, AdafactorConfig])
+def test_a_vector_of_each_expert_is_no_matrix(config):
+    """Biases and DoRA's magnitudes: as long as no gradient moves them, they stay what they are."""
+    torch.manual_seed(0)
+    layer = ExpertsConfig(experts=3, expert=MLPConfig(width=8)).build(4)
+    model = nn.ModuleDict({"blocks": nn.ModuleList([layer])})
+    LoRAConfig(rank=2, dora=True, also=("*.bias",)).apply(model)
+    optimizer = config(weight_decay=0.5, lr=0.1).build(model)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, p in trained.items():
+        p.grad = torch.zeros_like(p)
+        if name.endswith("bias"):
+            p.data.fill_(1.0)
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    optimizer.step()
+    still = {name for name, p in trained.items() if p.ndim < 3}
+    assert {name.rpartition(".")[2] for name in still} == {"bias", "magnitude"}
+    for name in trained:
+        assert torch.equal(trained[name], before[name]) == (name in still or not before[name].any()), name
+    rules = {n: group["rule"] for group in optimizer.param_groups for n in group["names"]}
+    assert "muon" not in {rules[name] for name in still}
+    state = optimizer.named_state()
+    if config is AdafactorConfig:  # each number has a square of its own: nothing is factored across experts
+        assert all(state[f"{name}.square"].shape == trained[name].shape for name in still)
+    with pytest.raises(UserError, match="is no matrix and cannot follow muon"):
+        MuonConfig(groups=(Group(pattern="*.magnitude", rule="muon"),)).build(model)
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
