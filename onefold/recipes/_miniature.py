@@ -72,8 +72,9 @@ def _rough(config: DecoderConfig) -> torch.nn.Module:
     """A model whose weights are large enough that a wrong mask or position shows."""
     torch.manual_seed(0)
     model = config.build().eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.1)
+    for name, parameter in model.named_parameters():
+        grows = parameter.ndim == 1 and ".route." not in name  # what a router says multiplies what a block adds
+        torch.nn.init.normal_(parameter, mean=float(grows), std=0.1)
     return model
 
 

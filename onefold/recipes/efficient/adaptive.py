@@ -14,10 +14,8 @@ apart. The Universal Transformer is the authors' base as a language model; their
 running interpolation, ACT's paper by the mean that is used here. Neither data nor schedules are theirs.
 """
 
-import json
-import string
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -30,9 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from onefold.core.batch import TokenBatch
-from onefold.core.files import atomic_write
-from onefold.data.text.documents import LoadTokenizer, Source, TextData, TrainBPE
-from onefold.data.text.tokenizers.tokenizer import END_OF_TEXT
+from onefold.data.text.documents import LoadTokenizer, TextData, TrainBPE
 from onefold.infer.generation.engine import evaluating
 from onefold.infer.model import load
 from onefold.models import families
@@ -53,7 +49,8 @@ from onefold.training.run import Result, Run, train
 
 Kind = Literal["mixture_of_depths", "universal"]
 FOLDER = Path("runs/check/adaptive")
-STEPS, EVERY = 200, 20
+STEPS, EVERY = 160, 20
+LEARNING, BEGINNING = 200, 10  # steps in the world of easy and hard letters; letters of a text that nobody could know
 EVERY_OTHER = [{}, {"route": {}}]
 
 
@@ -76,9 +73,10 @@ def tiny(data: str = "stdlib", kind: Kind = "mixture_of_depths", start: str | No
 
 
 # Attention has positions of its own. Tokens' vectors are as large as the signal of a step, or it would drown them.
+# With a ponder weight of 0.01, hardly any token of real text saves a step of four; with 0.03, two, at the same loss.
 REPEATED: dict[str, Any] = {
     **{"model.depth": 1, "model.init": "fan_in", "model.embed.scaled": True},
-    "model.repeat": {"steps": 6, "positions": False, "halting": {"bias": -1.0, "ponder": 0.001}},
+    "model.repeat": {"steps": 6, "positions": False, "halting": {"bias": -1.0, "ponder": 0.03}},
 }
 
 
@@ -160,11 +158,15 @@ def check(report: Report) -> None:
 def against_flops() -> dict[str, Run]:
     """The same tokens for all but a mixture of depths, which reads more for the same operations."""
     small = {
-        **{"model.width": 64, "model.depth": 4, "model.context": 64, "data.context": 64, "data.tokenizer.vocab": 512},
+        **{"model.width": 64, "model.depth": 4, "model.context": 64, "data.context": 64},
+        **{"model.init": "fan_in", "model.embed.scaled": True},
         **{"model.vocab": 512, "model.block.ffn.width": 172, "trainer.batch": 16, "trainer.evaluate_every": EVERY},
         **{"trainer.steps": STEPS, "trainer.checkpoint_every": STEPS},
     }
-    plain = llama2.tiny().but(small)
+    store = FOLDER / "text"
+    if not store.exists():  # read once, not by every run
+        TextData(tokenizer=TrainBPE(vocab=512)).build(store)
+    plain = llama2.tiny(str(store)).but(small)
     mixture = plain.but({"model.pattern": EVERY_OTHER})
     longer = STEPS * flops(plain.model) / flops(mixture.model)
     repeated = plain.but(REPEATED).but({"model.repeat.steps": 4})
@@ -209,66 +211,39 @@ def cost(result: Result, loss: float, each: float) -> float | None:
     return next((step * each / STEPS for step, value in losses(result) if value <= loss), None)
 
 
-LETTERS, PIECE = string.ascii_lowercase, 10
-
-
-def spans(seed: int, pieces: int = 3) -> tuple[str, list[str]]:
-    """A text of 63 letters, and what each of its letters is: "order", as in the alphabet, "random", where nobody could
-    know, and "copy", which says the piece before once more."""
-    random, text, kinds = Random(seed), [], []
-    for _ in range(pieces):
-        if random.random() < 0.5:
-            begin = random.randrange(len(LETTERS))
-            text += [LETTERS[(begin + i) % len(LETTERS)] for i in range(2 * PIECE)]
-            kinds += ["first"] + ["order"] * (2 * PIECE - 1)
-        else:
-            piece = random.choices(LETTERS, k=PIECE)
-            text += piece * 2
-            kinds += ["random"] * PIECE + ["copy"] * PIECE
-        text, kinds = [*text, " "], [*kinds, "first"]
-    return "".join(text), kinds
-
-
 def easy_and_hard(report: Report) -> None:
-    """What a text's easy and hard passages cost a model that has learned to tell them apart."""
-    data = TextData(
-        sources=(Source(path=str(_written("spans", range(3000)))),),
-        validation=str(_written("spans-held-out", range(3000, 3100))),
-        context=64,
-        tokenizer=TrainBPE(vocab=257, special=(END_OF_TEXT,)),
-    )
-    changes = {"data": data.to_dict(), "model.vocab": 257, "trainer.steps": 300, "trainer.evaluate_every": 100}
-    runs = against_flops()
-    found = trained({f"spans, {kind}": runs[kind].but(changes) for kind in ("mixture of depths", "universal")})
-    for (kind, results), what in zip(found.items(), ("share of routed blocks", "steps"), strict=True):
-        spent = [by_part(result) for result in results]
-        for part in ("order", "copy", "random"):
-            report.note(
-                f"nats of a letter that is {part}, {kind.removeprefix('spans, ')}", [nats[part] for nats, _ in spent]
-            )
-            report.note(f"{what} spent to foretell it", [costs[part] for _, costs in spent])
+    """What easy and hard letters cost in a world of them (_early_exit.py) that a model has learned to tell apart."""
+    small = {"model.width": 64, "model.block.ffn.width": 128, "objective": NextToken(), "trainer.steps": LEARNING}
+    kinds = {
+        "mixture of depths": {"model.depth": 4, "model.pattern": [{}, {"route": {"capacity": 0.25}}]},
+        "universal": REPEATED | {"model.repeat.halting.ponder": 0.01},
+    }
+    for (kind, changes), what in zip(kinds.items(), ("share of routed blocks", "steps, of at most 6,"), strict=True):
+        folder = FOLDER / "letters" / kind.replace(" ", "-")
+        results = [whole(train(_early_exit.run(folder, seed).but(small | changes))) for seed in SEEDS]
+        spent = [by_letter(result) for result in results]
+        for part in ("easy", "hard"):
+            report.note(f"nats of {part} letters, {kind}", [nats[part] for nats, _ in spent])
+            report.note(f"{what} that the letter before {part} ones takes", [costs[part] for _, costs in spent])
+    easy, hard = ([costs[part] for _, costs in spent] for part in ("easy", "hard"))  # of the one that halts
+    report.less("steps before easy letters, against hard ones", easy, hard)
 
 
-def _written(name: str, seeds: Iterable[int]) -> Path:
-    file = FOLDER / f"{name}.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, "".join(json.dumps({"text": spans(seed)[0]}) + "\n" for seed in seeds))
-    return file
-
-
-def by_part(result: Result) -> tuple[dict[str, float], dict[str, float]]:
+@torch.no_grad()
+def by_letter(result: Result) -> tuple[dict[str, float], dict[str, float]]:
     """Of fresh texts, by what comes next: its nats, and what the letter before it cost."""
     model = load(result.out)
     nats, costs = defaultdict(list), defaultdict(list)
-    with evaluating(model.network):
-        for seed in range(4000, 4040):
-            text, parts = spans(seed)
-            ids = torch.tensor([model.tokenizer.encode(text)])
+    for seed in range(40):
+        text = _early_exit.text(Random(seed))
+        ids = torch.tensor([[model.tokenizer.start, *model.tokenizer.encode(text)]])
+        with evaluating(model.network):
             logits, cost = watched(model.network, ids)
-            loss = F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
-            for part, n, c in zip(parts[1:], loss.tolist(), cost.tolist()):
-                nats[part].append(n)
-                costs[part].append(c)
+        loss = F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+        for letter, n, c in list(zip(text, loss.tolist(), cost.tolist()))[BEGINNING:]:
+            part = "hard" if letter.isupper() else "easy"
+            nats[part].append(n)
+            costs[part].append(c)
     return {part: fmean(v) for part, v in nats.items()}, {part: fmean(v) for part, v in costs.items()}
 
 
