@@ -28,6 +28,7 @@ from onefold.interop.vision import s4
 
 CHECKPOINTS = "checkpoints"
 EARLY_EXIT = "early_exit.json"  # what was calibrated for the model in a folder, beside it
+EARLY_EXIT_BYTES = 2**24  # at most; a classifier of the widest models takes a megabyte
 
 
 def open_model(
@@ -83,7 +84,7 @@ def _open(
     if place.is_file():
         return _open_file(place, device, dtype, arrived)
     if place.is_dir():
-        loaded, found = _open_folder(place, device, dtype, arrived), _json(place / EARLY_EXIT)
+        loaded, found = _open_folder(place, device, dtype, arrived), _early_exit(place / EARLY_EXIT)
         return replace(loaded, card={**loaded.card, "early_exit": found}) if found else loaded
     if hub.looks_like_id(str(path)) and not place.parent.is_dir():  # in a folder that is here it is a mistyped path
         return _open_folder(hub.fetch(str(path)), device, dtype, arrived)
@@ -217,10 +218,20 @@ def _is_published(folder: Path) -> bool:
     return "model_type" in data or "architectures" in data or weights or (file.is_file() and not data)
 
 
+def _early_exit(file: Path) -> dict[str, Any]:
+    """What was calibrated; {} where nothing was, or it cannot be read, which is said: the model itself is whole."""
+    if not file.is_file():
+        return {}
+    found = _json(file) if file.stat().st_size <= EARLY_EXIT_BYTES else {}
+    if not found:
+        say(f"{file} is damaged, and left out: run onefold calibrate again")
+    return found
+
+
 def _json(file: Path) -> dict[str, Any]:
     """A JSON object; {} for a file that is missing, damaged or something else."""
     try:
         data = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

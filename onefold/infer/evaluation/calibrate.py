@@ -9,8 +9,10 @@ texts like those that were drawn; they must not be those that the model learned 
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from heapq import heappush, heapreplace
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -26,7 +28,7 @@ from torch import Tensor
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.core.files import atomic_write
-from onefold.core.progress import Progress
+from onefold.core.progress import Progress, say
 from onefold.data.sources import read
 from onefold.infer.generation.early_exit import ExitRule, Measure, fingerprint
 from onefold.infer.generation.engine import device_of
@@ -49,8 +51,8 @@ class Calibration(Config):
     epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.05  # ε: how often the whole procedure may be wrong about that
     consistency: Literal["textual", "risk"] = "textual"
     measure: Measure = "softmax"
-    texts: Annotated[int, Field(ge=1)] = 200  # pieces of the data, as many again to fit a classifier
-    prompt: Annotated[int, Field(ge=1)] = 32  # tokens of each that are given
+    texts: Annotated[int, Field(ge=1)] = 200  # documents of the data, as many again to fit a classifier
+    prompt: Annotated[int, Field(ge=1)] = 32  # tokens of a piece of each that are given
     tokens: Annotated[int, Field(ge=1)] = 32  # and that are written
     step: Annotated[float, Field(gt=0, le=1)] = 0.05  # between thresholds, from 1 down to 0
     temperature: Annotated[float, Field(ge=0)] = 4.0  # see ExitRule
@@ -81,16 +83,23 @@ class Calibrated:
         return next((t for t in self.tried if self.rule and t.threshold == self.rule.threshold), None)
 
 
-def calibrate(model: Model, folder: str | Path, data: str, **settings: Any) -> Calibrated:
+def calibrate(model: Model, folder: str | Path, /, data: str | Path, **settings: Any) -> Calibrated:
     """Find the threshold, print what was tried, and write it beside the model in `folder`.
 
     Settings are those of Calibration. Raises UserError where nothing can be written there, or no threshold holds.
     """
     config, folder = Calibration.from_dict(settings), Path(folder).expanduser()
+    if not isinstance(data, str | Path):
+        raise UserError(f"data is a folder or file with texts, not {data}: one of that name is data=./{data}")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder to write {EARLY_EXIT} into: onefold export {folder} FOLDER, first")
-    more = config.texts if config.measure == "classifier" else 0
-    drawn = list(windows(model, data, config.texts + more, config))
+    parts = 2 if config.measure == "classifier" else 1
+    drawn = windows(model, data, parts * config.texts, config)
+    more = len(drawn) // 2 if parts == 2 else 0
+    if len(drawn) < parts * config.texts:
+        config = config.but({"texts": len(drawn) - more})
+        fit = f", {more} fit the classifier" if more else ""
+        say(f"{data} has {len(drawn)} different texts of that length, each counts once: {config.texts} are tested{fit}")
     with Progress("calibrating", unit="thresholds") as bar:
         found = search(model, drawn[more:], config, drawn[:more], bar.update)
     print(f"{'threshold':>9}{'layers':>9}{'lost':>9}{'p':>11}")
@@ -197,33 +206,38 @@ def p_value(mean: float, count: int, delta: float) -> float:
     return float(min(1.0, math.exp(-count * entropy), math.e * tail))
 
 
-def windows(model: Model, data: str, count: int, config: Calibration) -> Iterator[Window]:
-    """Pieces of documents, drawn alike from all of them, one of each before there is a second of any."""
-    length, tokenizer, random = config.prompt + config.tokens, model.tokenizer, Random(config.seed)
+def windows(model: Model, data: str | Path, count: int, config: Calibration) -> list[Window]:
+    """A piece of each of `count` different documents, drawn alike from all that are long enough, in an order that means
+    nothing; fewer where there are fewer. A second piece of a document would show less than the bound counts on.
+
+    One pass; only documents that may stay are tokenised. Raises UserError where there is none, or the model reads less.
+    """
+    length, tokenizer = config.prompt + config.tokens, model.tokenizer
     if model.context is not None and length > model.context:
         raise UserError(f"prompt and tokens are {length}, the model's context is {model.context}: give less of them")
-    left = count
-    while left:
-        kept: list[Window] = []
-        seen = 0
-        for document in read(data):
-            ids = [tokenizer.start, *tokenizer.encode(document.text)]
-            if len(ids) < length:
-                continue
-            seen += 1
-            place = len(kept) if len(kept) < left else random.randrange(seen)  # every document is as likely to stay
-            if place >= left:
-                continue
-            start = random.randrange(len(ids) - length + 1)
-            window = ids[start : start + config.prompt], ids[start + config.prompt : start + length]
-            kept[place : place + 1] = [window]
-        if not kept:
-            raise UserError(
-                f"{data} has no text of {length} tokens (prompt + tokens): give longer ones, or less of them"
-            )
-        random.shuffle(kept)
-        yield from kept
-        left -= len(kept)
+    kept: list[tuple[int, Window]] = []  # those with the least hashes; a heap, the greatest first
+    inside: set[int] = set()
+    for document in read(data):
+        drawn = _hash(document.text, config.seed)  # a copy has the same, so it is none more
+        if drawn in inside or (len(kept) == count and drawn >= -kept[0][0]):
+            continue
+        ids = [tokenizer.start, *tokenizer.encode(document.text)]
+        if len(ids) < length:
+            continue
+        start = Random(drawn).randrange(len(ids) - length + 1)
+        window = ids[start : start + config.prompt], ids[start + config.prompt : start + length]
+        inside.add(drawn)
+        if len(kept) < count:
+            heappush(kept, (-drawn, window))
+        else:
+            inside.remove(-heapreplace(kept, (-drawn, window))[0])
+    if not kept:
+        raise UserError(f"{data} has no text of {length} tokens (prompt + tokens): give longer ones, or less of them")
+    return [window for _, window in sorted(kept)]
+
+
+def _hash(text: str, seed: int) -> int:
+    return int.from_bytes(blake2b(f"{seed} {text}".encode(errors="replace"), digest_size=8).digest())
 
 
 def fit_classifier(model: Model, texts: Sequence[Window], rows: int = 16) -> tuple[float, ...]:

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from onefold.adapt.surgery import switch_of
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.models.transformer import Decoder, DecoderState
@@ -83,18 +84,19 @@ class EarlyExit(nn.Module):
     def head(self, logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         return logits
 
-    def features(
+    def prompt(
         self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None = None, *, state: "ExitState"
     ) -> Float[Tensor, "B 1 V"]:
-        """Several columns are a prompt, read by all layers at once; a single one has been written, and may leave."""
-        network = self.network
-        if tokens.shape[1] > 1:
-            state.settle(network)
-            features = network.features(tokens, positions, state=state.inner)
-            state.read(tokens.shape[1])
-            return network.head(features[:, -1:])
-        threshold = self.rule.at(state.written)
-        layout = state.inner.layout(tokens, positions)
+        """All layers read the columns, at once; the logits of the last."""
+        state.settle(self.network)
+        features = self.network.features(tokens, positions, state=state.inner)
+        state.read(tokens.shape[1])
+        return self.network.head(features[:, -1:])
+
+    def features(self, tokens: Int[Tensor, "B 1"], *, state: "ExitState") -> Float[Tensor, "B 1 V"]:
+        """The logits behind a column that has been written, and may leave."""
+        network, threshold = self.network, self.rule.at(state.written)
+        layout = state.inner.layout(tokens, None)
         x, said, done = network.enter(tokens, layout), None, None
         going = rows = len(tokens)
         for i, block in enumerate(network.blocks):
@@ -202,9 +204,13 @@ def classified(features: Float[Tensor, "*N D"], classifier: Float[Tensor, " D+1"
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Tells weights from others by a few numbers of each, as bfloat16 has them, in which they may be stored."""
-    found = hashlib.sha256()
+    """Tells weights from others by a few numbers of each, as bfloat16 has them, in which they may be stored.
+
+    Weights that an adapter is merged into for now count as they are without it.
+    """
+    found, own = hashlib.sha256(), {id(weight): before for weight, before in switch_of(network).replaced}
     for name, parameter in sorted(network.named_parameters()):
-        few = parameter.detach().flatten()[:: max(1, parameter.numel() // 16)].to(torch.bfloat16)
+        weight = own.get(id(parameter), parameter).detach()
+        few = weight.flatten()[:: max(1, weight.numel() // 16)].to(torch.bfloat16)
         found.update(f"{name} {few.tolist()}".encode())
     return found.hexdigest()

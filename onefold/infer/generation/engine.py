@@ -67,13 +67,14 @@ def read(
 ) -> Float[Tensor, "B D"]:
     """Put the prompts into the state, a chunk of columns at a time; the features of the last column.
 
-    Prompts that are seen whole by each of their tokens are one chunk.
+    Prompts that are seen whole by each of their tokens are one chunk. A model for which they are something else than
+    what it has written has a method `prompt` beside its `features`.
     """
-    features = None
+    features, put = None, getattr(model, "prompt", model.features)
     chunk = tokens.shape[1] if getattr(state, "prefix", False) else chunk
     for start in range(0, tokens.shape[1], chunk):
         part = slice(start, start + chunk)
-        features = model.features(tokens[:, part], None if positions is None else positions[:, part], state=state)
+        features = put(tokens[:, part], None if positions is None else positions[:, part], state=state)
     return features[:, -1]
 
 

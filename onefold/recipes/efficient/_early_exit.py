@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from onefold.core.files import atomic_write
 from onefold.data.text.documents import Source, TextData, TrainBPE
 from onefold.data.text.tokenizers.tokenizer import END_OF_TEXT
-from onefold.infer.evaluation.calibrate import Calibrated, Calibration, Window, lost, search, windows, written
+from onefold.infer.evaluation.calibrate import Calibration, Window, lost, search, windows, written
 from onefold.infer.generation.early_exit import ExitRule
 from onefold.infer.generation.sampling import Sampling, probabilities
 from onefold.infer.generation.speculative import drawn, shallow, verify
@@ -51,8 +51,8 @@ FLAT = Sampling(temperature=2.0)  # or the model would be sure of most letters
 class Seen:
     """Of one seed."""
 
-    calibrated: Calibrated
-    lost: float  # on fresh texts, by the calibrated threshold
+    rule: ExitRule
+    lost: float  # on fresh texts, by the threshold that was found
     layers: float  # a token, there
     easy: float  # layers that small letters took…
     hard: float  # …and capital ones
@@ -61,13 +61,7 @@ class Seen:
 def rows(report: Report) -> None:
     """Early exit and drafts, over three seeds; resumable."""
     models = [load(whole(train(run(FOLDER, seed))).out) for seed in SEEDS]
-    seen = [_left_early(model) for model in models]
-    report.note("thresholds that early exit was calibrated to", [s.calibrated.chosen.threshold for s in seen])
-    report.note(f"layers a token of {DEPTH}, left early as calibrated", [s.layers for s in seen])
-    report.less("lost to leaving early on fresh texts, calibrated", [s.lost for s in seen], ASKED.delta)
-    report.note("lost to leaving early, worst seed", max(s.lost for s in seen))
-    report.less("layers that easy letters took, against hard ones", [s.easy for s in seen], [s.hard for s in seen])
-    report.note("layers that hard letters took", [s.hard for s in seen])
+    left_early(report, models)
     p = min(pairs_apart(model, 4000, seed) for seed, model in enumerate(models))
     report.less("pairs of letters with a draft, χ² test against the model's own: 1 - p, worst seed", 1 - p, 0.9999)
     found = {count: [proposals(model, count, seed) for seed, model in enumerate(models)] for count in DRAFTS}
@@ -77,8 +71,23 @@ def rows(report: Report) -> None:
         report.note(f"letters a pass at {count} proposed: measured, of expected", [
             tokens / wanted for (_, tokens), wanted in zip(some, expected, strict=True)
         ])  # fmt: skip
-    report.chart("layers a token against what is lost, leaving early", _tradeoff(models[0], seen[0]))
     report.chart("letters a pass against how many are proposed", _passes(found))
+
+
+def left_early(report: Report, models: list[Model]) -> None:
+    """What calibrated thresholds lose and save, of the models for which one was found."""
+    found = [_seen(model) for model in models]
+    seen = [one for one in found if one is not None]
+    if not report.equal("models for which a threshold was found, of all seeds", len(seen), len(models)) and not seen:
+        return
+    report.note("thresholds that early exit was calibrated to", [s.rule.threshold for s in seen])
+    report.note(f"layers a token of {DEPTH}, left early as calibrated", [s.layers for s in seen])
+    report.less("lost to leaving early on fresh texts, calibrated", [s.lost for s in seen], ASKED.delta)
+    report.note("lost to leaving early, worst seed", max(s.lost for s in seen))
+    report.less("layers that easy letters took, against hard ones", [s.easy for s in seen], [s.hard for s in seen])
+    report.note("layers that hard letters took", [s.hard for s in seen])
+    first = next(i for i, one in enumerate(found) if one is not None)
+    report.chart("layers a token against what is lost, leaving early", _tradeoff(models[first], seen[0]))
 
 
 def text(random: Random) -> str:
@@ -119,14 +128,13 @@ def run(folder: Path, seed: int) -> Run:
     )
 
 
-def _left_early(model: Model) -> Seen:
-    drawn = list(windows(model, str(_texts("calibration")), ASKED.texts, ASKED))
-    found = search(model, drawn, ASKED)
-    fresh = list(windows(model, str(_texts("fresh")), ASKED.texts, ASKED))
-    if found.rule is None:
-        return Seen(Calibrated(_rule(1.0), found.tried, found.depth), 0.0, DEPTH, *_by_letter(model, _rule(1.0), fresh))
-    loss, layers = _lost(model, found.rule, fresh)
-    return Seen(found, loss, layers, *_by_letter(model, found.rule, fresh))
+def _seen(model: Model) -> Seen | None:
+    """None: no threshold is certain to lose as little as is asked."""
+    rule = search(model, windows(model, _texts("calibration"), ASKED.texts, ASKED), ASKED).rule
+    if rule is None:
+        return None
+    fresh = windows(model, _texts("fresh"), ASKED.texts, ASKED)
+    return Seen(rule, *_lost(model, rule, fresh), *_by_letter(model, rule, fresh))
 
 
 def _rule(threshold: float) -> ExitRule:
@@ -196,7 +204,7 @@ def proposals(model: Model, count: int, seed: int, texts: int = 200) -> tuple[fl
     many, at places of fresh texts."""
     random = torch.Generator().manual_seed(seed)
     settings = ASKED.but({"texts": texts, "seed": seed})
-    ids = torch.tensor([given for given, _ in windows(model, str(_texts("fresh")), texts, settings)])
+    ids = torch.tensor([given for given, _ in windows(model, _texts("fresh"), texts, settings)])
     proposed, q = _proposed(shallow(model.network, 1), ids, count, random)
     p = _distributions(model.network, torch.cat((ids, proposed), 1), count + 1)
     kept, _ = verify(p, q, proposed, torch.rand(texts, count + 1, generator=random))
@@ -225,7 +233,7 @@ def _distributions(network: nn.Module, ids: Tensor, last: int) -> Float[Tensor, 
 
 
 def _tradeoff(model: Model, seen: Seen):
-    fresh = list(windows(model, str(_texts("fresh")), ASKED.texts, ASKED))
+    fresh = windows(model, _texts("fresh"), ASKED.texts, ASKED)
     points = [_lost(model, _rule(threshold), fresh)[::-1] for threshold in SHOWN]
     points = np.array(sorted([*points, (DEPTH, 0.0)]))  # all layers lose nothing
     curves = [

@@ -1,5 +1,7 @@
 """Leaving early against a loop that keeps what every layer read of every token, and computes all of it again."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,19 @@ def test_whoever_is_never_sure_uses_all_layers():
     assert leaving.mean_layers == leaving.depth == 5
 
 
+@pytest.mark.parametrize("columns", [1, 4, 5, 9])
+def test_prompts_are_read_by_all_layers_however_long_they_are(columns, monkeypatch):
+    monkeypatch.setattr(engine.read, "__defaults__", (4,))  # columns at once: of 5 and 9 one is left for the last
+    model, prompt = decoder(KINDS["gpt2"], scale=0.35), PROMPT[:columns]
+    rule = ExitRule(threshold=0.0, temperature=1e9)  # who may leave does, after one layer
+    leaving = EarlyExit(model, rule)
+    wanted, left = looped(model, rule, prompt, 6)
+    assert written(leaving, [prompt], Sampling(max_new_tokens=6)) == [wanted]
+    assert (leaving.tokens, leaving.layers) == (5, sum(left))
+    with torch.no_grad():
+        assert wanted[0] == int(model(torch.tensor([prompt]))[0, -1].argmax())
+
+
 def test_a_threshold_falls_over_a_text():
     rule = ExitRule(threshold=0.5, temperature=4.0, tokens=10)
     assert rule.at(0) == pytest.approx(0.55)
@@ -156,6 +171,21 @@ def test_a_model_writes_by_a_threshold_and_by_what_was_calibrated_for_it(opened,
         beside.network.blocks[0].mixer.out.weight += 1
     with pytest.raises(UserError, match="for other weights"):
         beside.leave_early()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{", '{"a":' * 100_000, "7", " " * 64])
+def test_a_damaged_calibration_is_told_and_the_model_opens_all_the_same(opened, tmp_path, content, monkeypatch, capsys):
+    file = tmp_path / "model" / "early_exit.json"
+    file.write_text(content)
+    model = load(tmp_path / "model")
+    assert f"{file} is damaged" in capsys.readouterr().err
+    assert model.generate("Leaving", max_new_tokens=3) == opened.generate("Leaving", max_new_tokens=3)
+    with pytest.raises(UserError, match="run onefold calibrate"):
+        model.leave_early()
+    file.write_text(json.dumps({"rule": {"threshold": 0.5}}))
+    assert "early_exit" in load(tmp_path / "model").card
+    monkeypatch.setattr("onefold.interop.open.EARLY_EXIT_BYTES", 20)
+    assert "early_exit" not in load(tmp_path / "model").card
 
 
 def test_models_that_cannot_be_left_early_say_so(opened):
