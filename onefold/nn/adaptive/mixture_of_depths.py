@@ -35,7 +35,7 @@ class MixtureOfDepthsConfig(Config):
 
     capacity: Annotated[float, Field(gt=0, le=1)] = 0.125
     predictor: Literal["router", "beside"] = "router"
-    weight: Annotated[float, Field(ge=0)] = 0.01
+    weight: Annotated[float, Field(ge=0)] = 0.1
 
     def build(self, width: int) -> "MixtureOfDepths":
         return MixtureOfDepths(self, width)
