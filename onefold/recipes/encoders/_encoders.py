@@ -230,9 +230,10 @@ def fine_tuning_saves_labels(report: Report) -> None:
         y = 100 * np.array(rows)  # [labels, seeds]
         band = (y.min(1), y.max(1))
         curves.append(Curve(x, y.mean(1), f"series-{i}", "dots", name, band))
+    axes = Axis("labels of each package", log=True), Axis("held-out accuracy, %")
     report.chart(
         "accuracy against labels",
-        draw(curves, Axis("labels of each package", log=True), Axis("held-out accuracy, %"), title="Accuracy", margin=210),
+        draw(curves, *axes, title="Accuracy", margin=210),
     )
     scratch, tuned, fresh, learned = (np.array(found[name]).mean(1) for name in ways)
     for what, gain in (("fine-tuning beat training from scratch", tuned - scratch), ("probes", learned - fresh)):
