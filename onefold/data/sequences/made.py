@@ -99,29 +99,47 @@ class ListOps(_Made):
 
 
 class Delay(_Made):
-    """What was said first is asked at the end: the class is the first symbol, which `length` - 1 others follow.
+    """What was said first is asked at the end: `kept` symbols, noise, and which one is the class ("?3": the fourth).
 
-    Those are drawn from `noise` symbols of their own, which say nothing. With the length grows what a
-    recurrence's gradient has to come through (Hochreiter and Schmidhuber 1997, experiment 2).
+    Of a single one it goes without saying. Noise is drawn from symbols of its own, which say nothing: with the length
+    grows what a recurrence's gradient has to come through (Hochreiter and Schmidhuber 1997, experiment 2). Of several,
+    this is the copying task of recurrent networks (there, and arXiv 1511.06464, section 5.1), a symbol at a time: any
+    may be asked for, so all have to be kept.
     """
 
     kind: Literal["delay"] = "delay"
     length: int = Field(default=1024, ge=1)
+    kept: int = Field(default=1, ge=1)
     symbols: int = Field(default=8, ge=2)
     noise: int = Field(default=8, ge=2)
 
+    @model_validator(mode="after")
+    def _has_room(self) -> "Delay":
+        if self.length < self.kept + (self.kept > 1):
+            raise ValueError(f"{self.kept} symbols and a question do not fit a length of {self.length}")
+        return self
+
     def rows(self) -> Iterator[Row]:
-        said, noise = self.classes(), self.words()[self.symbols :]
+        symbols, noise, questions = self.classes(), self._noise(), self._questions()
         for place in range(self.count):
             random = Random(f"{self.seed} {place}")
-            label = random.choice(said)
-            yield Row(f"delay:{place}", [label, *random.choices(noise, k=self.length - 1)], label)
+            said = random.choices(symbols, k=self.kept)
+            asked = random.choice(questions) if questions else []
+            between = random.choices(noise, k=self.length - self.kept - len(asked))
+            label = said[int(asked[0][1:])] if asked else said[0]
+            yield Row(f"delay:{place}", [*said, *between, *asked], label)
 
     def words(self) -> list[str]:
-        return [*self.classes(), *(f"n{i}" for i in range(self.noise))]
+        return [*self.classes(), *self._noise(), *(word for asked in self._questions() for word in asked)]
 
     def classes(self) -> list[str]:
         return [f"s{i}" for i in range(self.symbols)]
+
+    def _noise(self) -> list[str]:
+        return [f"n{i}" for i in range(self.noise)]
+
+    def _questions(self) -> list[list[str]]:
+        return [[f"?{i}"] for i in range(self.kept)] if self.kept > 1 else []
 
 
 def _median(values: list[int]) -> int:

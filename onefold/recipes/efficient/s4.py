@@ -3,6 +3,7 @@
     onefold train s4 --tiny                                    # nested lists: "[MAX 2 9 [MIN 4 7 ] 0 ]" is 9
     onefold train s4 task=pixels data=fashion-mnist/           # pictures, pixel by pixel; without data, bundled digits
     onefold train s4 task=waves data=speech_commands/          # sound by sample: a folder of .wav for each class
+    onefold train s4 --tiny task=copy                          # what was said first is asked at the end
     onefold train s4 --tiny task=delay data.source.length=4096 data.context=4096 model.context=4096
 
 Claim: a linear recurrence that begins as HiPPO has it remembers thousands of steps, where LSTMs forget and attention
@@ -70,6 +71,7 @@ TASKS = {
     "pixels": Setting(width=512, depth=6, context=1024, batch=50, steps=180_000, dropout=0.1),
     "waves": Setting(width=128, depth=6, context=16_000, batch=16, steps=210_000, residual="pre"),
     "delay": Setting(width=128, depth=4, context=4096, batch=50, steps=20_000, both=False),
+    "copy": Setting(width=128, depth=4, context=4096, batch=50, steps=20_000, both=False),
 }
 
 
@@ -110,7 +112,9 @@ def source(task: str, data: str | None) -> Config:
         return Pixels() if data is None else Pixels(path=data)
     if data is not None:
         raise UserError(f"task={task} makes its own sequences: leave data out")
-    return ListOps(count=100_000) if task == "listops" else Delay(count=100_000, length=4096)
+    if task == "listops":
+        return ListOps(count=100_000)
+    return Delay(count=100_000, length=4096, kept=10 if task == "copy" else 1)
 
 
 def tiny(task: str = "listops", data: str | None = None, mixer: Literal["s4d", "s4"] = "s4d") -> Run:
@@ -120,6 +124,7 @@ def tiny(task: str = "listops", data: str | None = None, mixer: Literal["s4d", "
         "pixels": {"held_out": 0.1},
         "waves": {"source": {"length": 2000}, "context": 2000, "held_out": 0.1},
         "delay": {"source": {"count": 10_000, "length": 64}, "context": 64},
+        "copy": {"source": {"count": 10_000, "length": 64, "kept": 4}, "context": 64},
     }
     return recipe(task, data, mixer).but(
         {

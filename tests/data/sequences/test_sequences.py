@@ -60,6 +60,18 @@ def test_the_class_of_a_delay_is_what_was_said_first():
     assert rows[7] == list(Delay(count=8, length=30, symbols=4).rows())[7]
 
 
+def test_of_several_symbols_any_may_be_asked_for():
+    source = Delay(count=60, length=20, kept=3, symbols=4)
+    rows = list(source.rows())
+    assert {row.symbols[-1] for row in rows} == {"?0", "?1", "?2"}
+    for row in rows:
+        assert len(row.symbols) == 20
+        assert row.label == row.symbols[int(row.symbols[-1][1:])]
+        assert set(row.symbols) <= set(source.words())
+    with pytest.raises(ValueError, match="do not fit a length of 3"):
+        Delay(length=3, kept=3)
+
+
 def test_pixels_are_read_row_by_row_with_the_digit_as_class():
     row, picture = next(iter(Pixels().rows())), next(iter(open_pictures("digits")))
     np.testing.assert_array_equal(np.array(row.symbols, int).reshape(8, 8), picture.pixels[..., 0])
