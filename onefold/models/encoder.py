@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from onefold.core.config import Config
 from onefold.core.errors import UserError
 from onefold.models.adopting import below, with_routes
+from onefold.models.embed import Embed, EmbedConfig, Norm
 from onefold.models.transformer import (
     Block,
     BlockConfig,
-    Embed,
-    EmbedConfig,
-    Norm,
     build_relative,
     check_repeat,
     is_trusted,

@@ -5,9 +5,10 @@ al. 2021, 2020.12.15.422761 for its contacts), each with the settings of the rel
 tested.
 """
 
+from onefold.models.embed import EmbedConfig, TokenDropoutConfig
 from onefold.models.encoder import EncoderConfig, MaskedHeadConfig
 from onefold.models.families import pick
-from onefold.models.transformer import BlockConfig, EmbedConfig, TokenDropoutConfig
+from onefold.models.transformer import BlockConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import MLPConfig
 from onefold.nn.norm import LayerNormConfig

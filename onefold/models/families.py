@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from onefold.core.config import unknown_name
 from onefold.core.errors import UserError
-from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
+from onefold.models.embed import EmbedConfig
+from onefold.models.transformer import BlockConfig, DecoderConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig

@@ -18,17 +18,10 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config
 from onefold.models.adopting import with_routes
+from onefold.models.embed import EmbedConfig, Norm
 from onefold.models.encoder import EncoderConfig
-from onefold.models.transformer import (
-    BlockConfig,
-    DecoderConfig,
-    DecoderState,
-    EmbedConfig,
-    Norm,
-    is_trusted,
-    patterned,
-    with_new_tokens,
-)
+from onefold.models.state import DecoderState
+from onefold.models.transformer import BlockConfig, DecoderConfig, is_trusted, patterned, with_new_tokens
 from onefold.models.vision.depths import depth_of
 from onefold.nn.adaptive.repeat import RepeatConfig
 from onefold.nn.attention import Attention

@@ -5,9 +5,10 @@ Sources: the Transformer (arXiv 1706.03762, table 3), T5 (1910.10683), T5 1.1 (2
 the released files. Exact parameter counts are tested.
 """
 
+from onefold.models.embed import EmbedConfig
 from onefold.models.families import pick
 from onefold.models.seq2seq import Seq2SeqConfig, StackConfig
-from onefold.models.transformer import BlockConfig, EmbedConfig
+from onefold.models.transformer import BlockConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import Activation, GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig

@@ -18,49 +18,25 @@ from torch import Tensor, nn
 from onefold.core.config import Config, Slot
 from onefold.core.errors import UserError
 from onefold.models.adopting import below, with_routes
+from onefold.models.embed import Embed, EmbedConfig, Norm
+from onefold.models.state import DecoderState
 from onefold.models.text_head import PREFIX, TextHeadConfig, adopt_head
 from onefold.nn.adaptive.mixture_of_depths import MixtureOfDepthsConfig, PassedCache
 from onefold.nn.adaptive.repeat import RepeatConfig
-from onefold.nn.attention import AttentionConfig, KVCache, Layout
+from onefold.nn.attention import AttentionConfig, Layout
 from onefold.nn.cross import CrossAttention, KeysValues
 from onefold.nn.drop_path import DropPath
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.linear import Linear
-from onefold.nn.norm import LayerNormConfig, RMSNormConfig
+from onefold.nn.norm import RMSNormConfig
 from onefold.nn.position import (
     LearnedPositionConfig,
     RelativeBias,
     RelativeBiasConfig,
     RotaryConfig,
-    SinusoidalPositionConfig,
 )
 from onefold.nn.sparse.experts import ExpertsConfig, upcycled
 from onefold.nn.states.ssm import S4Config, S4DConfig
-from onefold.nn.states.state_spaces import Recurrence
-
-Norm = Annotated[LayerNormConfig | RMSNormConfig, Slot()]
-
-
-class TokenDropoutConfig(Config):
-    """Masked tokens are zeros, and the others of their text larger, so that the mean stays that of training.
-
-    Vectors are scaled by (1 - rate) / (1 - share of the text that is masked), as ESM-1b does (Rives et al. 2021).
-    """
-
-    mask: int  # id of the mask token
-    rate: float = 0.12  # what is masked in training: 0.15, of which 0.8 become the mask token
-
-
-class EmbedConfig(Config):
-    """Token vectors, and what is added to them before the first block: (token + position + type), norm, projection."""
-
-    position: Annotated[LearnedPositionConfig | SinusoidalPositionConfig, Slot()] | None = None
-    types: int = 0  # kinds of tokens told apart (first and second sentence); 0: none
-    norm: Norm | None = None
-    width: int | None = None  # of the vectors before they are projected to the model's (ALBERT, arXiv 1909.11942)
-    scaled: bool = False  # token vectors times √width, before anything is added (arXiv 1706.03762, section 3.4)
-    token_dropout: TokenDropoutConfig | None = None
-    dropout: float = 0.0
 
 
 class BlockConfig(Config):
@@ -179,79 +155,6 @@ class DecoderConfig(Config):
         return Decoder(self)
 
 
-class DecoderState:
-    """What a decoder remembers of the columns it has read: a cache, or a recurrence's state, for each layer.
-
-    Of layers that are repeated, for each of each step.
-    """
-
-    def __init__(self, layers: list[KVCache | PassedCache | Recurrence], capacity: int, prefix: bool = False):
-        """prefix: what is read first is seen whole by each of its tokens, so it must be read at once."""
-        self.layers, self.capacity, self.prefix = layers, capacity, prefix
-        self.length = 0  # columns read, padding included
-        self.pad: Tensor | None = None  # Long[B]: leading columns that are padding
-        self.beams = 1  # rows that share a memory
-        self.memory: list[KeysValues | None] = [None] * len(layers)  # what cross-attention looks at
-        self.memory_seen: Tensor | None = None  # Bool[B / beams, 1, 1, S]
-
-    def bytes(self) -> int:
-        return sum(layer.bytes for layer in self.layers)
-
-    def reserve(self, columns: int) -> None:
-        """Before anything is read: make it possible to `forget` so many columns at a time.
-
-        Errors: UserError for a model whose layers cannot.
-        """
-        for layer in self.layers:
-            if not hasattr(layer, "reserve"):
-                raise UserError("this model remembers texts as a whole and cannot take tokens back, as drafts need it")
-            layer.reserve(columns)
-
-    def forget(self, columns: int) -> None:
-        """Take back the newest columns, as if they had never been read: no more than were reserved, counted from the
-        furthest that was ever read."""
-        self.length -= columns
-
-    def fork(self, beams: int) -> None:
-        """Every row becomes so many, one beside the other, which go on sharing what cross-attention looks at."""
-        rows = torch.arange(self.rows, device=self.layers[0].device).repeat_interleave(beams)
-        self._reorder(rows)
-        self.beams *= beams
-
-    def reorder(self, rows: Int[Tensor, " B"]) -> None:
-        """Row i becomes what row rows[i] was. After `fork`, the beams of a row stay together, in any order."""
-        before = self.rows // self.beams
-        self._reorder(rows)
-        if not any(self.memory):
-            return
-        sources = rows[:: self.beams] // self.beams
-        if len(sources) < before or not torch.equal(sources, torch.arange(before, device=rows.device)):
-            self.memory = [kv and (kv[0].mT[sources].mT, kv[1][sources]) for kv in self.memory]
-            self.memory_seen = None if self.memory_seen is None else self.memory_seen[sources]
-
-    @property
-    def rows(self) -> int:
-        return self.layers[0].rows
-
-    def _reorder(self, rows: Tensor) -> None:
-        for layer in self.layers:
-            layer.reorder(rows)
-        self.pad = None if self.pad is None else self.pad[rows]
-
-    def layout(self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None) -> Layout:
-        """Where the next tokens stand. Positions of -1 mark padding, which may only lead a row."""
-        T = tokens.shape[1]
-        if self.length + T > self.capacity:
-            raise UserError(f"{self.length + T} tokens do not fit a cache made for {self.capacity}")
-        if positions is not None and bool((positions < 0).any()):
-            pad = (positions < 0).sum(1)
-            self.pad = pad if self.pad is None else self.pad + pad
-        columns = torch.arange(self.length, self.length + T, device=tokens.device)[None]
-        truth = columns if self.pad is None else (columns - self.pad[:, None]).clamp(min=0)
-        prefix = torch.ones_like(tokens, dtype=torch.bool) if self.prefix and not self.length else None
-        return Layout(truth, start=self.length, pad=self.pad, prefix=prefix, memory_seen=self.memory_seen)
-
-
 class Block(nn.Module):
     def __init__(self, config: BlockConfig, width: int):
         super().__init__()
@@ -312,49 +215,6 @@ class Block(nn.Module):
         """What a branch adds."""
         y = self.dropout(y if scale is None else y * scale)
         return y if self.drop_path is None else self.drop_path(y)
-
-
-class Embed(nn.Module):
-    def __init__(self, config: EmbedConfig, vocab: int, width: int):
-        super().__init__()
-        inner = config.width or width
-        self.token_dropout = config.token_dropout
-        self.token = nn.Embedding(vocab, inner)
-        self.scale = math.sqrt(inner) if config.scaled else 1.0
-        self.position = config.position.build(inner) if config.position else None
-        self.token_type = nn.Embedding(config.types, inner) if config.types else None
-        self.norm = config.norm.build(inner) if config.norm else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.project = Linear(inner, width) if config.width else None
-
-    def forward(
-        self, tokens: Int[Tensor, "B T"], layout: Layout, types: Int[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """`types` None: every token is of the first type."""
-        x = self.token(tokens)
-        if self.scale != 1.0:
-            x = x * self.scale
-        if self.token_dropout is not None:
-            x = _without_masked(x, tokens == self.token_dropout.mask, self.token_dropout.rate, layout)
-        if self.position is not None:
-            x = x + self.position(layout.positions)
-        if self.token_type is not None:
-            x = x + (self.token_type.weight[0] if types is None else self.token_type(types))
-        if self.norm is not None:
-            x = self.norm(x)
-        x = self.dropout(x)
-        return x if self.project is None else self.project(x)
-
-
-def _without_masked(x: Tensor, masked: Tensor, rate: float, layout: Layout) -> Tensor:
-    """See TokenDropoutConfig; the share that is masked is that of each text of a row."""
-    if layout.segments is None:
-        share = masked.float().mean(1, keepdim=True)
-    else:
-        own = layout.mask(slice(0, layout.length), None, False)[:, 0].float()  # [B, T, T], which attention needs anyway
-        share = (own @ masked[..., None].float())[..., 0] / own.sum(-1)
-    scale = (1 - rate) / (1 - share).clamp(min=1 / layout.length)  # of a text that is all masked, nothing is left
-    return x.masked_fill(masked[..., None], 0) * scale[..., None].to(x.dtype)
 
 
 def relative_bias(block: BlockConfig) -> RelativeBiasConfig | None:

@@ -10,7 +10,8 @@ from onefold.infer.generation.continuation import Continuation
 from onefold.infer.generation.engine import generate
 from onefold.infer.generation.few_rows import for_decoding
 from onefold.infer.generation.sampling import Sampling
-from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
+from onefold.models.embed import EmbedConfig
+from onefold.models.transformer import BlockConfig, DecoderConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig
 from onefold.nn.position import AlibiConfig, LearnedPositionConfig, RotaryConfig

@@ -7,7 +7,8 @@ from onefold.adapt.lora import LoRAConfig
 from onefold.adapt.prompts import PrefixTuningConfig
 from onefold.infer.model import Model
 from onefold.interop.loaded import Loaded
-from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
+from onefold.models.embed import EmbedConfig
+from onefold.models.transformer import BlockConfig, DecoderConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig
 from onefold.nn.position import LearnedPositionConfig

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from onefold.adapt.surgery import switch_of
 from onefold.core.config import Config
 from onefold.core.errors import UserError
-from onefold.models.transformer import Decoder, DecoderState
+from onefold.models.state import DecoderState
+from onefold.models.transformer import Decoder
 from onefold.nn.attention import Layout
 
 OWED = 64  # columns that a layer may owe; then all layers make up for them

@@ -14,7 +14,8 @@ from onefold.interop.families.family import THEIR_ACTIVATION, Family, Keys, need
 from onefold.interop.families.rope import read_rope, write_rope
 from onefold.interop.families.seq2seq import SEQ2SEQ
 from onefold.interop.table import GateUp, HeadByHead, QueryKeyValue, Row, Stacked, Table, TableOf, Transposed
-from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig
+from onefold.models.embed import EmbedConfig
+from onefold.models.transformer import BlockConfig, DecoderConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig

@@ -16,8 +16,9 @@ from onefold.interop.families.family import THEIR_ACTIVATION, Family, Keys, labe
 from onefold.interop.families.rope import read_rope
 from onefold.interop.names import Joined, Names, Row
 from onefold.interop.table import Heads, Reading
+from onefold.models.embed import EmbedConfig, TokenDropoutConfig
 from onefold.models.encoder import EncoderConfig, MaskedHeadConfig
-from onefold.models.transformer import BlockConfig, EmbedConfig, TokenDropoutConfig
+from onefold.models.transformer import BlockConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import MLPConfig
 from onefold.nn.norm import LayerNormConfig

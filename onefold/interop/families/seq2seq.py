@@ -15,8 +15,9 @@ from onefold.interop.families.encoders import Rolled
 from onefold.interop.families.family import ACTIVATIONS, THEIR_ACTIVATION, Family, Keys, need
 from onefold.interop.names import Joined, Names, Row, Squeezed
 from onefold.interop.table import Reading, Stacked
+from onefold.models.embed import EmbedConfig
 from onefold.models.seq2seq import Seq2SeqConfig, StackConfig
-from onefold.models.transformer import BlockConfig, EmbedConfig
+from onefold.models.transformer import BlockConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import GatedMLPConfig, MLPConfig
 from onefold.nn.norm import LayerNormConfig, RMSNormConfig

@@ -20,8 +20,9 @@ from onefold.interop.loaded import Loaded, fill
 from onefold.interop.names import Joined, Names, Row
 from onefold.interop.table import own_weights
 from onefold.interop.tensors import read_pickled, read_settings
+from onefold.models.embed import EmbedConfig, TokenDropoutConfig
 from onefold.models.encoder import EncoderConfig, MaskedHeadConfig
-from onefold.models.transformer import BlockConfig, EmbedConfig, TokenDropoutConfig
+from onefold.models.transformer import BlockConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import MLPConfig
 from onefold.nn.norm import LayerNormConfig

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from onefold.core.config import Config
 from onefold.models.adopting import adopt
-from onefold.models.transformer import BlockConfig, Norm
+from onefold.models.embed import Norm
+from onefold.models.transformer import BlockConfig
 from onefold.models.vision.vit import ViTConfig
 from onefold.nn.attention import AttentionConfig, Layout
 from onefold.nn.linear import Linear

@@ -32,7 +32,8 @@ from onefold.data.text.documents import LoadTokenizer, TextData, TrainBPE
 from onefold.infer.generation.engine import evaluating
 from onefold.infer.model import load
 from onefold.models import families
-from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig, count_parameters
+from onefold.models.embed import EmbedConfig
+from onefold.models.transformer import BlockConfig, DecoderConfig, count_parameters
 from onefold.nn.adaptive.repeat import RepeatConfig
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import MLPConfig

@@ -31,9 +31,10 @@ from onefold.core.errors import UserError
 from onefold.data.sequences.made import Delay, ListOps
 from onefold.data.sequences.read import Pixels, Waves
 from onefold.data.sequences.sequences import SequenceData
+from onefold.models.embed import EmbedConfig
 from onefold.models.recurrent.language_model import RecurrentConfig
 from onefold.models.text_head import TextHeadConfig
-from onefold.models.transformer import BlockConfig, DecoderConfig, EmbedConfig, count_parameters
+from onefold.models.transformer import BlockConfig, DecoderConfig, count_parameters
 from onefold.nn.attention import AttentionConfig
 from onefold.nn.feedforward import MLPConfig
 from onefold.nn.norm import LayerNormConfig
